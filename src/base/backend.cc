@@ -1,0 +1,55 @@
+#include "base/backend.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace kvquant {
+namespace {
+
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+Backend choose_backend() {
+  const auto backends = available_backends();
+  const char* wanted = std::getenv("KVQUANT_BACKEND");
+  if (wanted == nullptr || *wanted == '\0') return backends.back();
+  for (Backend backend : backends) {
+    if (wanted == std::string(backend_name(backend))) return backend;
+  }
+  std::string names;
+  for (Backend backend : backends) names += std::string(" ") + backend_name(backend);
+  throw std::invalid_argument(std::string("KVQUANT_BACKEND=") + wanted +
+                              " is not available here; choose one of:" + names);
+}
+
+}  // namespace
+
+const char* backend_name(Backend backend) {
+  switch (backend) {
+    case Backend::kReference: return "reference";
+    case Backend::kSimd: return "simd";
+    case Backend::kAvx512Bf16: return "avx512bf16";
+  }
+  return "unknown";
+}
+
+std::vector<Backend> available_backends() {
+  std::vector<Backend> backends{Backend::kReference, Backend::kSimd};
+  if (has_avx512_bf16()) backends.push_back(Backend::kAvx512Bf16);
+  return backends;
+}
+
+Backend best_backend() {
+  static const Backend best = choose_backend();
+  return best;
+}
+
+}  // namespace kvquant

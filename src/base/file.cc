@@ -1,0 +1,118 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "kvquant/error.h"
+
+namespace kvquant {
+namespace {
+
+[[noreturn]] void throw_errno(const std::string& what, const std::string& path) {
+  const int code = errno;
+  const std::string message = what + " " + path + ": " + std::strerror(code);
+  if (code == ENOSPC || code == EDQUOT) throw OutOfMemory(message);
+  throw IoError(message);
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+// Removes the temporary file unless the rename took place.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(std::string path) : path_(std::move(path)) {}
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() {
+    if (!path_.empty()) ::unlink(path_.c_str());
+  }
+  const std::string& path() const { return path_; }
+  void keep() { path_.clear(); }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) throw_errno("can't open", path);
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) throw_errno("can't stat", path);
+  if (!S_ISREG(info.st_mode)) throw IoError("can't read " + path + ": not a regular file");
+  if (info.st_size == 0) return;
+  const auto size = static_cast<size_t>(info.st_size);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  if (data == MAP_FAILED) throw_errno("can't map", path);
+  bytes_ = {static_cast<const std::byte*>(data), size};
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)), bytes_(std::exchange(other.bytes_, {})) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+std::string read_text(const std::string& path, int64_t max_bytes) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  if (static_cast<int64_t>(bytes.size()) > max_bytes) {
+    throw FormatError(path + ": " + std::to_string(bytes.size()) + " bytes, at most " +
+                      std::to_string(max_bytes) + " are read");
+  }
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+void write_file_atomic(const std::string& path, const std::function<void(const ByteSink&)>& write) {
+  TemporaryFile temporary(path + ".tmp" + std::to_string(::getpid()));
+  Descriptor fd(
+      ::open(temporary.path().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  if (fd.get() < 0) throw_errno("can't write", path);
+  write([&](std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) throw_errno("can't write", path);
+      bytes = bytes.subspan(static_cast<size_t>(n));
+    }
+  });
+  if (::fsync(fd.get()) != 0 && errno != EINVAL) throw_errno("can't write", path);
+  if (::close(fd.release()) != 0) throw_errno("can't write", path);
+  if (::rename(temporary.path().c_str(), path.c_str()) != 0) throw_errno("can't write", path);
+  temporary.keep();
+}
+
+void write_file_atomic(const std::string& path, std::string_view content) {
+  write_file_atomic(path, [&](const ByteSink& sink) {
+    sink(std::as_bytes(std::span(content.data(), content.size())));
+  });
+}
+
+}  // namespace kvquant

@@ -1,0 +1,82 @@
+// KvCache: the keys and values of any number of sequences, stored as a CacheSpec says, and the
+// views of them that attention reads. A sequence is, per layer,
+//
+//   [ sinks fp16 | encoded tiles in blocks | exact tail fp16 ]
+//
+// for compressed codecs, and blocks of dense tiles for fp16 and bf16 (keys after RoPE). Compressed
+// codecs keep keys before RoPE, their sinks and tail too. Strict mode encodes every token as it
+// arrives and keeps the last `recent` exactly as well (SPEC "Modes": docs/formats.md).
+//
+// Not thread-safe: one thread calls, the pool does the work.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/threads.h"
+#include "kvquant/spec.h"
+#include "kvquant/tensor_view.h"
+#include "ops/attend.h"
+#include "ops/rope.h"
+
+namespace kvquant {
+
+struct KvShape {
+  int64_t num_layers = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+};
+
+enum class CacheMode {
+  kStrict,    // query i reads the codec's output for every token, itself included
+  kAsServed,  // the chunk's own tokens and the tail are exact, history is compressed
+};
+
+// Windows of kAsServed when the spec says nothing (kStrict: 0).
+inline constexpr int kServedSink = 4;
+inline constexpr int kServedRecent = 64;
+
+class KvCache {
+ public:
+  using SequenceId = int64_t;
+
+  // Throws std::invalid_argument when the spec doesn't fit the shape or isn't built. `rope` must
+  // outlive the cache.
+  KvCache(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
+          ThreadPool& pool);
+  ~KvCache();
+  KvCache(KvCache&&) noexcept;
+
+  SequenceId add_sequence();
+  void drop(SequenceId id);               // its blocks go back to the pool
+  int64_t length(SequenceId id) const;    // tokens appended to the last layer
+
+  // Appends num_new tokens to one layer: keys before RoPE and values, [num_new, num_kv_heads,
+  // head_dim]. Layers of a sequence are appended in step, one chunk at a time. Throws
+  // FormatError naming layer and head when a value is NaN or infinite, std::invalid_argument when
+  // positions pass the RoPE table.
+  void append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,
+              TensorView<const float, 3> values);
+
+  // What the queries of the last appended chunk read of one layer: runs per KV head. Valid until
+  // the next call on the cache.
+  std::span<const DenseRun> view(int64_t layer, SequenceId id, int64_t kv_head);
+  // Makes `view` valid for all heads of (layer, sequence): decodes compressed tiles to scratch.
+  void prepare_view(int64_t layer, SequenceId id);
+
+  // Allocated bytes of all sequences: codes, parameters, outliers, windows, half-empty blocks,
+  // codebooks once; without scratch.
+  int64_t memory_bytes() const;
+  int64_t scratch_bytes() const;
+  // Tokens of the sequence that attention reads in compressed form (0: a run that compressed
+  // nothing).
+  int64_t num_compressed_tokens(SequenceId id) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvquant

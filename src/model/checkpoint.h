@@ -1,0 +1,58 @@
+// A checkpoint on disk: hyperparameters and named weight matrices that can be read row by row as
+// floats, or, where the file is quantized, as 8-bit groups. GGUF files and Hugging Face directories
+// look the same from here: names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"),
+// query and key rows are in Hugging Face's order (two halves rotate together).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvquant/tensor_view.h"
+#include "model/config.h"
+#include "model/tokenizer_data.h"
+#include "ops/linear.h"
+
+namespace kvquant {
+
+struct WeightInfo {
+  std::vector<int64_t> shape;  // [num_out, num_in] or [size]
+  bool has_groups = false;     // read_row_groups works: Q8_0, Q4_1
+  bool is_16_bit = false;      // F16, BF16 or already fewer bits: bf16 storage is the natural choice
+  std::string type;            // the file's name of it: "Q4_1", "BF16"
+};
+
+class Checkpoint {
+ public:
+  virtual ~Checkpoint() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const TokenizerData& tokenizer() const = 0;
+
+  // Stop tokens of generation (generation_config.json, or eos of the metadata).
+  virtual std::vector<int32_t> eos_token_ids() const = 0;
+
+  virtual bool has(const std::string& name) const = 0;
+  // Throws FormatError naming the tensor when it is missing.
+  virtual WeightInfo info(const std::string& name) const = 0;
+
+  // Row `row` of the tensor (a vector is row 0). out has exactly num_in elements. noexcept on valid
+  // arguments: everything was checked when the file was opened. Thread-safe.
+  virtual void read_row(const std::string& name, int64_t row, std::span<float> out) const = 0;
+  virtual void read_row_groups(const std::string& name, int64_t row, QuantizedRow out) const = 0;
+
+  // Hash of architecture, shapes and a sample of the weights' bytes: 16 hex digits. The same for
+  // the same file wherever it lies.
+  virtual std::string fingerprint() const = 0;
+  virtual int64_t file_bytes() const = 0;
+  virtual int64_t num_parameters() const = 0;
+};
+
+// A GGUF file, or a Hugging Face directory (config.json, *.safetensors with optional index,
+// tokenizer.json, generation_config.json). Throws IoError, FormatError.
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& path);
+
+}  // namespace kvquant

@@ -1,0 +1,58 @@
+// Attention of new queries over cached keys and values held in dense tiles: prefill and decode
+// step. The baseline that compression is measured against, and what the plain compressed path uses
+// after decoding. Softmax is streamed over tiles (arXiv 1805.02867, 2205.14135).
+//
+//   attend.cc               checks, cutting into tasks, merging of partial results
+//   attend_ref.cc           plain loops, sums in double: the definition of correct
+//   attend_simd.cc          Highway, f32 arithmetic
+//   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "base/backend.h"
+#include "base/threads.h"
+#include "formats/dense_tile.h"
+#include "formats/precision.h"
+
+namespace kvquant {
+
+// A run of consecutive tokens of one (sequence, KV head). Query i sees key j of the run if
+// min_lag <= i - j < max_lag, i and j being absolute positions: causal is min_lag 0; a sliding
+// window of W is max_lag W; "all but the last R tokens" is min_lag R.
+struct DenseRun {
+  DenseType type = DenseType::kF16;
+  std::span<const void* const> key_tiles;    // [ceil(num_tokens / 64)], keys already rotated
+  std::span<const void* const> value_tiles;  // the same number
+  int64_t num_tokens = 0;
+  int64_t first_position = 0;  // of token 0 of tile 0
+  int64_t min_lag = 0;
+  int64_t max_lag = std::numeric_limits<int64_t>::max();
+};
+
+// The new queries of one sequence that read one KV head: `group` query heads.
+struct AttendJob {
+  const float* query = nullptr;  // [num_queries, group, head_dim], rotated, not scaled
+  float* out = nullptr;          // [num_queries, group, head_dim]
+  int64_t query_stride = 0;      // floats between tokens, for query and out alike
+  int64_t num_queries = 0;
+  int64_t first_position = 0;  // of query 0; query i is at first_position + i
+  std::span<const DenseRun> runs;
+};
+
+struct AttendShape {
+  int64_t head_dim = 0;  // multiple of 8
+  int64_t group = 0;     // query heads per KV head
+  float scale = 0;       // of the scores, 1 / sqrt(head_dim) as a rule
+};
+
+// out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
+// the same at any number of threads. With kBF16 the products are rounded to bf16 where the CPU has
+// bf16 dot products, and f32 otherwise.
+// Throws std::invalid_argument on bad shapes.
+void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision,
+            ThreadPool& pool, Backend backend = best_backend());
+
+}  // namespace kvquant

@@ -1,0 +1,96 @@
+// Linear layers: y = x W^T for weights W [num_out, num_in], packed once into panels that both the
+// matrix product of prefill (oneDNN, one single-threaded primitive per panel) and the
+// matrix-vector product of decoding read. Results are the same at any number of threads.
+//
+// A panel holds 64 outputs (rows of W), num_in padded with zeros to a multiple of 32:
+//
+//   kF32   [num_in][64]                 float
+//   kBF16  [num_in / 2][64][2]          BFloat16, two inputs side by side
+//   kInt8  [num_in][64]  uint8 codes, then [num_in / 32][64] Half scales and [num_in / 32][64] Half
+//          offsets: w = scale * code + offset. Q8_0 and Q4_1 blocks of GGUF files fit exactly.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/backend.h"
+#include "base/buffer.h"
+#include "base/half.h"
+#include "base/threads.h"
+#include "formats/precision.h"
+#include "kvquant/tensor_view.h"
+
+namespace kvquant {
+
+enum class WeightType { kF32, kBF16, kInt8 };
+
+inline constexpr int64_t kPanelOutputs = 64;
+inline constexpr int64_t kWeightGroup = 32;  // inputs that share a scale in kInt8
+
+// One row of a quantized weight matrix as 32-groups: num_in codes, num_in / 32 scales and offsets.
+struct QuantizedRow {
+  std::span<uint8_t> codes;
+  std::span<Half> scales;
+  std::span<Half> offsets;
+};
+
+class PackedMatrix {
+ public:
+  // Writes row `row` of W as floats, for kF32 and kBF16.
+  using RowReader = std::function<void(int64_t row, std::span<float> out)>;
+  // Writes row `row` of W as codes, for kInt8; num_in must be a multiple of 32.
+  using QuantizedRowReader = std::function<void(int64_t row, QuantizedRow out)>;
+
+  PackedMatrix() = default;
+  // Readers are called from several threads at once and must not throw.
+  static PackedMatrix pack(int64_t num_out, int64_t num_in, WeightType type,
+                           const RowReader& reader, ThreadPool& pool);
+  static PackedMatrix pack_int8(int64_t num_out, int64_t num_in, const QuantizedRowReader& reader,
+                                ThreadPool& pool);
+
+  int64_t num_out() const { return num_out_; }
+  int64_t num_in() const { return num_in_; }
+  int64_t padded_in() const { return (num_in_ + kWeightGroup - 1) / kWeightGroup * kWeightGroup; }
+  int64_t num_panels() const { return (num_out_ + kPanelOutputs - 1) / kPanelOutputs; }
+  WeightType type() const { return type_; }
+  int64_t num_bytes() const { return bytes_.num_bytes(); }
+  int64_t panel_bytes() const;
+  const std::byte* panel(int64_t index) const { return bytes_.data() + index * panel_bytes(); }
+
+  // Row `row` as floats: an embedding look-up in a tied matrix. out has num_in elements.
+  void read_row(int64_t row, std::span<float> out) const;
+
+ private:
+  int64_t num_out_ = 0;
+  int64_t num_in_ = 0;
+  WeightType type_ = WeightType::kF32;
+  Buffer<std::byte> bytes_;
+};
+
+// What becomes of a product.
+enum class Epilogue {
+  kStore,  // out = y
+  kAdd,    // out += y (residual)
+};
+
+// Scratch that linear layers reuse from call to call: grows to the largest need, never shrinks.
+struct LinearScratch {
+  Buffer<std::byte> input;                  // x as bf16, padded
+  std::vector<Buffer<std::byte>> per_worker;  // a panel of outputs, a dequantised panel
+};
+
+// x [num_rows, w.num_in()], out [num_rows, w.num_out()], both with innermost stride 1.
+// Precision of the products: kBF16 rounds x (and for kInt8 weights, w) to bf16 for matrix products
+// of several rows; matrix-vector products and kF32 weights keep x in f32.
+void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<float, 2> out,
+            Epilogue epilogue, Precision precision, LinearScratch& scratch, ThreadPool& pool,
+            Backend backend = best_backend());
+
+// The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel.
+void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
+                   TensorView<float, 2> out, Precision precision, LinearScratch& scratch,
+                   ThreadPool& pool, Backend backend = best_backend());
+
+}  // namespace kvquant
