@@ -1,0 +1,66 @@
+#include "formats/code_planes.h"
+
+#include <cassert>
+
+namespace kvquant {
+namespace {
+
+void add_nibbles(uint8_t* row, const uint8_t* codes) {
+  for (int i = 0; i < 32; ++i) row[i] |= static_cast<uint8_t>(codes[i] | codes[i + 32] << 4);
+}
+
+// The low two bits of every code.
+void add_pairs(uint8_t* row, const uint8_t* codes) {
+  for (int i = 0; i < 16; ++i) {
+    row[i] |= static_cast<uint8_t>((codes[i] & 3) | (codes[i + 16] & 3) << 2 |
+                                   (codes[i + 32] & 3) << 4 | (codes[i + 48] & 3) << 6);
+  }
+}
+
+void add_third_bits(uint8_t* row, const uint8_t* codes) {
+  for (int i = 0; i < 8; ++i) {
+    int byte = 0;
+    for (int b = 0; b < 8; ++b) byte |= (codes[8 * i + b] >> 2 & 1) << b;
+    row[i] |= static_cast<uint8_t>(byte);
+  }
+}
+
+void read_pairs(const uint8_t* row, uint8_t* codes) {
+  for (int part = 0; part < 4; ++part) {
+    for (int i = 0; i < 16; ++i) codes[16 * part + i] = row[i] >> (2 * part) & 3;
+  }
+}
+
+}  // namespace
+
+void add_code_row(uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
+                  const uint8_t* codes) noexcept {
+  assert(kMinCodeBits <= bits && bits <= kMaxCodeBits);
+  if (bits == 4) {
+    add_nibbles(tile + channel * 32, codes);
+    return;
+  }
+  add_pairs(tile + channel * 16, codes);
+  if (bits == 3) add_third_bits(tile + head_dim * 16 + channel * 8, codes);
+}
+
+void read_code_row(const uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
+                   uint8_t* codes) noexcept {
+  assert(kMinCodeBits <= bits && bits <= kMaxCodeBits);
+  if (bits == 4) {
+    const uint8_t* row = tile + channel * 32;
+    for (int i = 0; i < 32; ++i) codes[i] = row[i] & 15;
+    for (int i = 0; i < 32; ++i) codes[i + 32] = row[i] >> 4;
+    return;
+  }
+  read_pairs(tile + channel * 16, codes);
+  if (bits != 3) return;
+  const uint8_t* third = tile + head_dim * 16 + channel * 8;
+  for (int i = 0; i < 8; ++i) {
+    for (int b = 0; b < 8; ++b) {
+      codes[8 * i + b] = static_cast<uint8_t>(codes[8 * i + b] | (third[i] >> b & 1) << 2);
+    }
+  }
+}
+
+}  // namespace kvquant

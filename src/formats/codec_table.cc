@@ -1,0 +1,98 @@
+#include "formats/codec_table.h"
+
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include "formats/kv_block.h"
+#include "formats/outlier_page.h"
+
+namespace kvquant {
+namespace {
+
+constexpr double kOutlierBits = 8.0 * sizeof(OutlierPage) / kOutliersPerPage;
+
+bool is_built(const Codec& codec) {
+  CacheSpec spec;
+  spec.key = spec.value = codec;
+  try {
+    check_spec_built(spec);
+  } catch (const std::invalid_argument&) {
+    return false;
+  }
+  return true;
+}
+
+double count_bits(int64_t head_dim) {
+  return 8.0 * static_cast<double>(outlier_count_bytes(head_dim)) / static_cast<double>(head_dim);
+}
+
+}  // namespace
+
+int nuq_bits(Quantizer quantizer) {
+  switch (quantizer) {
+    case Quantizer::kNuq4: return 4;
+    case Quantizer::kNuq3: return 3;
+    case Quantizer::kNuq2: return 2;
+    default: return 0;
+  }
+}
+
+int64_t num_value_outliers(int64_t row_size, double percent) {
+  const int64_t millionths = std::llround(percent * 1e6);
+  constexpr int64_t kWhole = 200'000'000;
+  return (row_size * millionths + kWhole - 1) / kWhole;
+}
+
+double marginal_key_bits(const Codec& codec, int64_t head_dim) {
+  if (!is_built(codec)) return 0;
+  if (!is_compressed(codec)) return 16;
+  double bits = nuq_bits(codec.quantizer);
+  if (codec.outlier_percent > 0) {
+    bits += codec.outlier_percent / 100 * kOutlierBits + count_bits(head_dim);
+  }
+  return bits;
+}
+
+double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads) {
+  if (!is_built(codec)) return 0;
+  if (!is_compressed(codec)) return 16;
+  const int64_t row_size = head_dim * num_kv_heads;
+  const auto row = static_cast<double>(row_size);
+  double bits = nuq_bits(codec.quantizer) + 32 / row;  // an fp16 scale and zero point per token
+  if (codec.outlier_percent > 0) {
+    const auto outliers = 2 * num_value_outliers(row_size, codec.outlier_percent);
+    bits += static_cast<double>(outliers) / row * kOutlierBits + count_bits(head_dim);
+  }
+  return bits;
+}
+
+std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads) {
+  const std::pair<const char*, const char*> codecs[] = {
+      {"fp16", "half precision, keys after RoPE"},
+      {"bf16", "bfloat16, keys after RoPE"},
+      {"nuq4", "4-bit codebook indices; keys per channel before RoPE, values per token"},
+      {"nuq4-1%", "nuq4 with 1% of outliers kept exactly"},
+      {"nuq3", "3-bit codebook indices"},
+      {"nuq3-1%", "nuq3 with 1% of outliers kept exactly"},
+      {"nuq2", "2-bit codebook indices"},
+      {"nuq2-1%", "nuq2 with 1% of outliers kept exactly"},
+      {"int8", "uniform 8 bit, asymmetric"},
+      {"int4", "uniform 4 bit, asymmetric"},
+      {"pca96", "centred PCA of rank 96 per KV head"},
+      {"pcaw96", "PCA weighted by the output projection"},
+      {"pca96+wf4", "PCA latents at 4 bits on average, by reverse water-filling"},
+      {"lnns", "drops the direction (1, ..., 1) / sqrt(head_dim)"},
+      {"had+int4", "Hadamard rotation before the quantizer"},
+  };
+  std::vector<CodecRow> rows;
+  for (const auto& [name, description] : codecs) {
+    const Codec codec = parse_spec(name).key;
+    rows.push_back({name, marginal_key_bits(codec, head_dim),
+                    marginal_value_bits(codec, head_dim, num_kv_heads), is_built(codec),
+                    description});
+  }
+  return rows;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,36 @@
+// The table of codecs that `kvquant formats` prints: names, what they cost at the margin, whether
+// this version can run them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kvquant/spec.h"
+
+namespace kvquant {
+
+// Code bits of nuq4, nuq3, nuq2; 0 for every other quantizer.
+int nuq_bits(Quantizer quantizer);
+
+// Outliers on either end of a value row of `row_size` values: ceil(row_size * percent / 200), 0
+// when percent is 0. Exact: percent has at most six decimals.
+int64_t num_value_outliers(int64_t row_size, double percent);
+
+struct CodecRow {
+  std::string codec;      // "nuq3-1%"
+  double key_bits = 0;    // marginal bits per value: one more token, outliers at their nominal
+  double value_bits = 0;  // rate, without what is stored once per sequence or model
+  bool built = false;
+  std::string description;  // one line
+};
+
+// Marginal bits per value of a codec without transforms on either side; 0 for codecs that are not
+// built.
+double marginal_key_bits(const Codec& codec, int64_t head_dim);
+double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads);
+
+// One row per quantizer of the grammar, nuq with and without outliers.
+std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads);
+
+}  // namespace kvquant

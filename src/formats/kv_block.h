@@ -1,0 +1,59 @@
+// A block: `block` tokens (a multiple of 64) of one side of one layer of one sequence, all KV
+// heads, as tiles of 64 tokens. Byte layout of a compressed side, each part right behind the other,
+// the whole padded to a multiple of 64 bytes:
+//
+//   codes   [num_tiles][num_kv_heads][code_tile_bytes]     code_planes.h
+//   scales  [num_tiles][64] fp16                           values only: per token, over all heads
+//   zeros   [num_tiles][64] fp16                           values only
+//   starts  [num_tiles][num_kv_heads] u32                  with outliers: index of the tile's first
+//   counts  [num_tiles][num_kv_heads][64] u8               with outliers: per token; u16 when
+//                                                          head_dim > 255, so that none is lost
+//
+// A dense side has [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/code_planes.h"
+
+namespace kvquant {
+
+enum class KvSide { kKey, kValue };
+
+struct KvBlockShape {
+  KvSide side = KvSide::kKey;
+  int bits = 4;
+  bool has_outliers = false;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t num_tiles = 0;
+};
+
+constexpr int64_t outlier_count_bytes(int64_t head_dim) { return head_dim > 255 ? 2 : 1; }
+
+struct KvBlockLayout {
+  int64_t code_tile = 0;  // bytes
+  int64_t scales = 0;     // offsets in bytes from here on
+  int64_t zeros = 0;
+  int64_t starts = 0;
+  int64_t counts = 0;
+  int64_t num_bytes = 0;
+};
+
+constexpr KvBlockLayout kv_block_layout(const KvBlockShape& shape) {
+  const int64_t tiles = shape.num_tiles;
+  const int64_t token_params = shape.side == KvSide::kValue ? tiles * kTileTokens * 2 : 0;
+  const int64_t heads_with_outliers = shape.has_outliers ? tiles * shape.num_kv_heads : 0;
+  KvBlockLayout layout;
+  layout.code_tile = code_tile_bytes(shape.bits, shape.head_dim);
+  layout.scales = tiles * shape.num_kv_heads * layout.code_tile;
+  layout.zeros = layout.scales + token_params;
+  layout.starts = layout.zeros + token_params;
+  layout.counts = layout.starts + heads_with_outliers * 4;
+  const int64_t end =
+      layout.counts + heads_with_outliers * kTileTokens * outlier_count_bytes(shape.head_dim);
+  layout.num_bytes = (end + 63) / 64 * 64;
+  return layout;
+}
+
+}  // namespace kvquant
