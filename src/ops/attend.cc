@@ -1,0 +1,198 @@
+#include "ops/attend.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+
+#include "base/buffer.h"
+#include "base/check.h"
+#include "ops/attend_kernels.h"
+#include "ops/attend_plan.h"
+#include "ops/softmax_state.h"
+
+namespace kvquant {
+namespace {
+
+// With at most this many rows, tiles that are not bf16 are converted in registers by the f32 kernel
+// instead of being rounded to bf16 first (Zen 4: faster up to 2 rows, and exact).
+constexpr int64_t kConvertInRegistersRows = 2;
+
+void check_run(const DenseRun& run) {
+  check_arg(run.num_tokens >= 0, "attend: a run's num_tokens must not be negative");
+  const auto num_tiles = static_cast<size_t>((run.num_tokens + kTileTokens - 1) / kTileTokens);
+  check_arg(run.key_tiles.size() == num_tiles && run.value_tiles.size() == num_tiles,
+            "attend: a run must have a key tile and a value tile for each 64 tokens");
+  check_arg(run.first_position >= 0 && run.first_position <= kMaxPosition - run.num_tokens,
+            "attend: a run's positions must be in [0, 2^60]");
+}
+
+void check_job(const AttendShape& shape, const AttendJob& job) {
+  check_arg(job.num_queries >= 0, "attend: num_queries must not be negative");
+  check_arg(job.num_queries == 0 || (job.query != nullptr && job.out != nullptr),
+            "attend: query and out must not be null");
+  check_arg(job.num_queries <= 1 || job.query_stride >= shape.group * shape.head_dim,
+            "attend: query_stride must be at least group * head_dim");
+  check_arg(job.first_position >= 0 && job.first_position <= kMaxPosition - job.num_queries,
+            "attend: positions of queries must be in [0, 2^60]");
+  for (const DenseRun& run : job.runs) check_run(run);
+}
+
+void check_shape(const AttendShape& shape) {
+  check_arg(shape.head_dim > 0 && shape.head_dim % 8 == 0 && shape.head_dim <= (1 << 16),
+            "attend: head_dim must be a positive multiple of 8");
+  check_arg(shape.group > 0 && shape.group <= (1 << 16), "attend: group must be positive");
+  check_arg(std::isfinite(shape.scale) && shape.scale > 0, "attend: scale must be positive");
+}
+
+int64_t padded_dim(const AttendShape& shape) { return (shape.head_dim + 15) / 16 * 16; }
+
+// Memory that a calling thread keeps from call to call, so that a decode step allocates nothing.
+// It grows to the largest need. Workers use slices of it.
+struct AttendScratch {
+  AttendPlan plan;
+  Buffer<std::byte> workspaces;
+  Buffer<float> partial_acc;  // [num_partial_rows, padded_dim]
+  Buffer<SoftmaxState> partial_states;
+};
+
+// Takes consecutive 64-byte aligned arrays from a slice of memory, or counts what they need.
+class Slicer {
+ public:
+  explicit Slicer(std::byte* data) : data_(data) {}
+  template <class T>
+  T* take(int64_t size) {
+    auto* result = data_ == nullptr ? nullptr : reinterpret_cast<T*>(data_ + used_);
+    used_ += (size * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return result;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  std::byte* data_;
+  int64_t used_ = 0;
+};
+
+AttendWorkspace slice_workspace(Slicer& slicer, const AttendPlan& plan, int64_t dim) {
+  AttendWorkspace workspace;
+  workspace.tiles = slicer.take<TileWork>(plan.max_tiles);
+  workspace.query = slicer.take<float>(plan.max_rows * dim);
+  workspace.keys = slicer.take<float>(kTileTokens * dim);
+  workspace.values = slicer.take<float>(kTileTokens * dim);
+  workspace.sums = slicer.take<float>(plan.max_rows * 16);
+  workspace.pairs = slicer.take<float>(plan.max_rows * 2 * dim);
+  workspace.acc = slicer.take<float>(plan.max_rows * dim);
+  workspace.states = slicer.take<SoftmaxState>(plan.max_rows);
+  return workspace;
+}
+
+struct Call {
+  const AttendShape& shape;
+  std::span<const AttendJob> jobs;
+  bool has_bf16_dots;
+  AttendScratch& scratch;
+  int64_t workspace_bytes;
+
+  const AttendJob& job(int64_t index) const { return jobs[static_cast<size_t>(index)]; }
+};
+
+AttendKernel choose_kernel(const Call& call, const AttendJob& job, int64_t num_rows) {
+  if (!call.has_bf16_dots) return simd::attend_block;
+  const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const DenseRun& run) {
+    return run.type == DenseType::kBF16;
+  });
+  return all_bf16 || num_rows > kConvertInRegistersRows ? avx512bf16::attend_block
+                                                        : simd::attend_block;
+}
+
+void write_row(const float* acc, const SoftmaxState& state, int64_t head_dim, float* out) {
+  const float factor = normaliser(state);
+  for (int64_t c = 0; c < head_dim; ++c) out[c] = acc[c] * factor;
+}
+
+float* out_row(const AttendShape& shape, const AttendJob& job, int64_t first_query, int64_t row) {
+  return job.out + (first_query + row / shape.group) * job.query_stride +
+         row % shape.group * shape.head_dim;
+}
+
+void run_task(const Call& call, const AttendTask& task, int worker) {
+  const AttendShape& shape = call.shape;
+  const AttendJob& job = call.job(task.job);
+  AttendScratch& scratch = call.scratch;
+  Slicer slicer(scratch.workspaces.data() + worker * call.workspace_bytes);
+  AttendBlock block;
+  block.head_dim = shape.head_dim;
+  block.padded_dim = padded_dim(shape);
+  block.group = shape.group;
+  block.log2_scale = shape.scale * kLog2E;
+  block.query = job.query + task.first_query * job.query_stride;
+  block.query_stride = job.query_stride;
+  block.num_rows = task.num_queries * shape.group;
+  block.workspace = slice_workspace(slicer, scratch.plan, block.padded_dim);
+  block.tiles = block.workspace.tiles;
+  block.num_tiles = task.num_tiles;
+  const bool final = task.partial_row < 0;
+  block.states = final ? block.workspace.states : &scratch.partial_states[task.partial_row];
+  block.acc =
+      final ? block.workspace.acc : &scratch.partial_acc[task.partial_row * block.padded_dim];
+  list_tiles(job, task, block.workspace.tiles);
+  choose_kernel(call, job, block.num_rows)(block);
+  for (int64_t row = 0; final && row < block.num_rows; ++row) {
+    write_row(block.acc + row * block.padded_dim, block.states[row], shape.head_dim,
+              out_row(shape, job, task.first_query, row));
+  }
+}
+
+// Merges the parts of a block in their order.
+void run_merge(const Call& call, const AttendMerge& merged) {
+  const AttendShape& shape = call.shape;
+  const int64_t dim = padded_dim(shape);
+  const int64_t num_rows = merged.num_queries * shape.group;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    float* out = out_row(shape, call.job(merged.job), merged.first_query, row);
+    std::fill_n(out, shape.head_dim, 0.0f);
+    SoftmaxState state;
+    for (int64_t part = 0; part < merged.num_parts; ++part) {
+      const int64_t index = merged.first_partial_row + part * num_rows + row;
+      const float* acc = call.scratch.partial_acc.data() + index * dim;
+      const auto [keep, add] = merge(state, call.scratch.partial_states[index]);
+      for (int64_t c = 0; c < shape.head_dim; ++c) out[c] = out[c] * keep + acc[c] * add;
+    }
+    write_row(out, state, shape.head_dim, out);
+  }
+}
+
+void attend_reference(const AttendShape& shape, std::span<const AttendJob> jobs, ThreadPool& pool) {
+  for (const AttendJob& job : jobs) {
+    pool.parallel_for(job.num_queries, [&](int64_t query, int) {
+      ref::attend_queries(shape, job, query, query + 1);
+    });
+  }
+}
+
+}  // namespace
+
+void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision,
+            ThreadPool& pool, Backend backend) {
+  check_shape(shape);
+  for (const AttendJob& job : jobs) check_job(shape, job);
+  if (backend == Backend::kReference) return attend_reference(shape, jobs, pool);
+
+  static thread_local AttendScratch scratch;
+  plan_attend(shape.group, jobs, scratch.plan);
+  Slicer counter(nullptr);
+  slice_workspace(counter, scratch.plan, padded_dim(shape));
+  const Call call{shape, jobs, precision == Precision::kBF16 && backend == Backend::kAvx512Bf16,
+                  scratch, counter.used()};
+  scratch.workspaces.reserve_discarding(call.workspace_bytes * pool.num_threads());
+  scratch.partial_acc.reserve_discarding(scratch.plan.num_partial_rows * padded_dim(shape));
+  scratch.partial_states.reserve_discarding(scratch.plan.num_partial_rows);
+
+  const AttendPlan& plan = scratch.plan;
+  pool.parallel_for(static_cast<int64_t>(plan.tasks.size()), [&](int64_t i, int worker) {
+    run_task(call, plan.tasks[static_cast<size_t>(i)], worker);
+  });
+  pool.parallel_for(static_cast<int64_t>(plan.merges.size()),
+                    [&](int64_t i, int) { run_merge(call, plan.merges[static_cast<size_t>(i)]); });
+}
+
+}  // namespace kvquant

@@ -1,0 +1,301 @@
+// Attention with bf16 dot products (AVX-512 BF16): q, k, p and v are rounded to bf16, sums are in
+// f32. Rows are taken six at a time, so that 24 accumulators, four tile registers and a broadcast
+// fill the register file; the tile, converted once per block, stays in L2 and mostly in L1.
+#if defined(__GNUC__) && !defined(__clang__)
+// False alarm of GCC 12 about the "undefined" operands of its own intrinsics (GCC PR 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/attend_kernels.h"
+
+#if defined(__clang__)
+#define KVQUANT_UNROLL _Pragma("unroll")
+#else
+#define KVQUANT_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+namespace kvquant::avx512bf16 {
+namespace {
+
+constexpr int kRows = 6;         // rows of a register block
+constexpr int kTileVectors = 4;  // registers of 16 tokens in a tile
+constexpr int kMaxVectors = 4;   // registers of 16 channels in a block of weighted sums
+
+__m512bh load_pairs(const uint16_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+__m512bh broadcast_pair(const uint16_t* p) {
+  int pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+
+// exp2 for x <= 0, with a relative error below 3e-7; 0 for x <= -126.
+__m512 exp2_nonpositive(__m512 x) {
+  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_GT_OQ);
+  const __m512 shifter = _mm512_set1_ps(0x1.8p23f);  // its low mantissa bits become round(x)
+  const __m512 shifted = _mm512_add_ps(x, shifter);
+  const __m512 fraction = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shifter));
+  __m512 p = _mm512_set1_ps(1.326472717e-3f);  // minimax on [-1/2, 1/2] with exp2(0) = 1
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(9.671512669e-3f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(5.550733744e-2f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(2.402224208e-1f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(6.931469776e-1f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(1.0f));
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), exponent));
+}
+
+// `size` elements, a multiple of 16, to bf16.
+void convert(const void* from, DenseType type, int64_t size, uint16_t* to) {
+  for (int64_t i = 0; i < size; i += 16) {
+    const __m512 x = type == DenseType::kF32
+                         ? _mm512_loadu_ps(static_cast<const float*>(from) + i)
+                         : _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                               static_cast<const uint16_t*>(from) + i)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), (__m256i)_mm512_cvtneps_pbh(x));
+  }
+}
+
+void pack_queries(const AttendBlock& block, uint16_t* to) {
+  for (int64_t row = 0; row < block.num_rows; ++row) {
+    const float* q =
+        block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
+    for (int64_t c = 0; c < block.head_dim; c += 16) {
+      const __mmask16 mask = block.head_dim - c >= 16 ? 0xFFFF : 0xFF;
+      const __m512 x = _mm512_maskz_loadu_ps(mask, q + c);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * block.padded_dim + c),
+                          (__m256i)_mm512_cvtneps_pbh(x));
+    }
+  }
+}
+
+struct BFloatTile {
+  const uint16_t* keys;    // [head_dim / 2][64][2]
+  const uint16_t* values;  // [32][padded_dim][2]
+};
+
+// The tile itself where it can be read in place, else a converted copy.
+const uint16_t* bfloat_keys(const AttendBlock& block, const TileWork& tile) {
+  if (tile.type == DenseType::kBF16) return static_cast<const uint16_t*>(tile.keys);
+  auto* keys = static_cast<uint16_t*>(block.workspace.keys);
+  convert(tile.keys, tile.type, kTileTokens * block.head_dim, keys);
+  return keys;
+}
+
+// Padded with zero channels to whole registers.
+const uint16_t* bfloat_values(const AttendBlock& block, const TileWork& tile) {
+  const bool padded = block.padded_dim != block.head_dim;
+  if (tile.type == DenseType::kBF16 && !padded) return static_cast<const uint16_t*>(tile.values);
+  auto* values = static_cast<uint16_t*>(block.workspace.values);
+  if (!padded) {
+    convert(tile.values, tile.type, kTileTokens * block.head_dim, values);
+    return values;
+  }
+  const int64_t row_size = 2 * block.head_dim;
+  const int64_t row_bytes = row_size * element_bytes(tile.type);
+  for (int64_t pair = 0; pair < kTileTokens / 2; ++pair) {
+    const char* from = static_cast<const char*>(tile.values) + pair * row_bytes;
+    uint16_t* to = values + pair * 2 * block.padded_dim;
+    if (tile.type == DenseType::kBF16) {
+      __builtin_memcpy(to, from, static_cast<size_t>(row_bytes));
+    } else {
+      convert(from, tile.type, row_size, to);
+    }
+    __builtin_memset(to + row_size, 0, static_cast<size_t>(block.padded_dim * 2 - row_size) * 2);
+  }
+  return values;
+}
+
+// scores [R, 64] = q k^T for R rows and a tile.
+template <int R>
+void score_rows(const uint16_t* keys, const uint16_t* q, int64_t q_stride, int64_t num_pairs,
+                float* scores) {
+  // Few rows have too few chains to hide the latency of a dot product: two sums of each then.
+  constexpr int kSums = R <= 2 ? 2 : 1;
+  __m512 acc[kSums][R][kTileVectors];
+  KVQUANT_UNROLL for (int s = 0; s < kSums; ++s) {
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) acc[s][r][v] = _mm512_setzero_ps();
+    }
+  }
+  for (int64_t pair = 0; pair < num_pairs; pair += kSums) {
+    KVQUANT_UNROLL for (int s = 0; s < kSums; ++s) {
+      __m512bh k[kTileVectors];
+      KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+        k[v] = load_pairs(keys + ((pair + s) * kTileTokens + 16 * v) * 2);
+      }
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+        const __m512bh x = broadcast_pair(q + r * q_stride + 2 * (pair + s));
+        KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+          acc[s][r][v] = _mm512_dpbf16_ps(acc[s][r][v], k[v], x);
+        }
+      }
+    }
+  }
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+      const __m512 sum =
+          kSums == 1 ? acc[0][r][v] : _mm512_add_ps(acc[0][r][v], acc[kSums - 1][r][v]);
+      _mm512_storeu_ps(scores + r * kTileTokens + 16 * v, sum);
+    }
+  }
+}
+
+// acc [R, 16 V] += p v for the token pairs [pair, end_pair) of a tile.
+template <int R, int V>
+void add_values(const uint16_t* values, int64_t value_stride, const uint16_t* p, int64_t pair,
+                int64_t end_pair, float* acc, int64_t acc_stride) {
+  __m512 sum[R][V];
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+      sum[r][v] = _mm512_loadu_ps(acc + r * acc_stride + 16 * v);
+    }
+  }
+  for (; pair < end_pair; ++pair) {
+    __m512bh x[V];
+    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+      x[v] = load_pairs(values + pair * value_stride + 32 * v);
+    }
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      const __m512bh weight = broadcast_pair(p + r * kTileTokens + 2 * pair);
+      KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x[v], weight);
+      }
+    }
+  }
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+      _mm512_storeu_ps(acc + r * acc_stride + 16 * v, sum[r][v]);
+    }
+  }
+}
+
+void scale_row(float* acc, int64_t size, __m512 factor) {
+  for (int64_t c = 0; c < size; c += 16) {
+    _mm512_storeu_ps(acc + c, _mm512_mul_ps(_mm512_loadu_ps(acc + c), factor));
+  }
+}
+
+__mmask16 token_mask(TokenRange seen, int v) {
+  const uint64_t upto_end = seen.end >= 64 ? ~uint64_t{0} : (uint64_t{1} << seen.end) - 1;
+  const uint64_t upto_begin = (uint64_t{1} << seen.begin) - 1;  // begin < end <= 64
+  return static_cast<__mmask16>((upto_end & ~upto_begin) >> (16 * v));
+}
+
+// Turns the scores of one row into weights relative to its running max, as bf16, and rescales what
+// it has summed so far if the max has grown.
+void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, const float* scores,
+                uint16_t* p) {
+  const __m512 none = _mm512_set1_ps(-__builtin_inff());
+  if (seen.begin >= seen.end) {
+    KVQUANT_UNROLL for (int v = 0; v < 2; ++v) {
+      _mm512_storeu_si512(p + 32 * v, _mm512_setzero_si512());
+    }
+    return;
+  }
+  __m512 s[kTileVectors];
+  const __m512 scale = _mm512_set1_ps(block.log2_scale);
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    s[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), scale);
+  }
+  if (seen.begin > 0 || seen.end < kTileTokens) {
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+      s[v] = _mm512_mask_mov_ps(none, token_mask(seen, v), s[v]);
+    }
+  }
+  SoftmaxState& state = block.states[row];
+  float* sums = block.workspace.sums + row * 16;
+  const __m512 largest = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
+  __m512 max = _mm512_set1_ps(state.max);
+  if (_mm512_cmp_ps_mask(largest, max, _CMP_GT_OQ) != 0) {
+    const float new_max = _mm512_reduce_max_ps(largest);
+    const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
+    max = _mm512_set1_ps(new_max);
+    state.max = new_max;
+    scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
+    scale_row(sums, 16, factor);
+  }
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    s[v] = exp2_nonpositive(_mm512_sub_ps(s[v], max));
+  }
+  const __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
+  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), sum));
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(s[1], s[0]));
+  _mm512_storeu_si512(p + 32, (__m512i)_mm512_cvtne2ps_pbh(s[3], s[2]));
+}
+
+// R rows against one tile.
+template <int R>
+void attend_rows(const AttendBlock& block, const TileWork& work, const BFloatTile& tile,
+                 int64_t row) {
+  TokenRange seen[R];
+  TokenRange any{kTileTokens, 0};  // seen by at least one of the rows
+  for (int r = 0; r < R; ++r) {
+    seen[r] = visible_tokens(work, (row + r) / block.group);
+    if (seen[r].begin >= seen[r].end) continue;
+    if (seen[r].begin < any.begin) any.begin = seen[r].begin;
+    if (seen[r].end > any.end) any.end = seen[r].end;
+  }
+  if (any.begin >= any.end) return;
+
+  alignas(64) float scores[R * kTileTokens];
+  alignas(64) uint16_t p[R * kTileTokens];
+  const int64_t dim = block.padded_dim;
+  const auto* q = static_cast<const uint16_t*>(block.workspace.query) + row * dim;
+  score_rows<R>(tile.keys, q, dim, block.head_dim / 2, scores);
+  for (int r = 0; r < R; ++r) {
+    soften_row(block, row + r, seen[r], scores + r * kTileTokens, p + r * kTileTokens);
+  }
+  float* acc = block.acc + row * dim;
+  const int64_t pair = any.begin / 2;
+  const int64_t end_pair = (any.end + 1) / 2;
+  int64_t c = 0;
+  for (; c + 16 * kMaxVectors <= dim; c += 16 * kMaxVectors) {
+    add_values<R, kMaxVectors>(tile.values + 2 * c, 2 * dim, p, pair, end_pair, acc + c, dim);
+  }
+  if (dim - c >= 32) {
+    add_values<R, 2>(tile.values + 2 * c, 2 * dim, p, pair, end_pair, acc + c, dim);
+    c += 32;
+  }
+  if (dim - c > 0) {
+    add_values<R, 1>(tile.values + 2 * c, 2 * dim, p, pair, end_pair, acc + c, dim);
+  }
+}
+
+void attend_tile(const AttendBlock& block, const TileWork& work) {
+  const BFloatTile tile{bfloat_keys(block, work), bfloat_values(block, work)};
+  const int64_t num_blocks = (block.num_rows + kRows - 1) / kRows;
+  for (int64_t i = 0; i < num_blocks; ++i) {  // of even size: 8 rows are 4 + 4, not 6 + 2
+    const int64_t row = i * block.num_rows / num_blocks;
+    switch ((i + 1) * block.num_rows / num_blocks - row) {
+      case 1: attend_rows<1>(block, work, tile, row); break;
+      case 2: attend_rows<2>(block, work, tile, row); break;
+      case 3: attend_rows<3>(block, work, tile, row); break;
+      case 4: attend_rows<4>(block, work, tile, row); break;
+      case 5: attend_rows<5>(block, work, tile, row); break;
+      default: attend_rows<6>(block, work, tile, row); break;
+    }
+  }
+}
+
+}  // namespace
+
+void attend_block(const AttendBlock& block) noexcept {
+  pack_queries(block, static_cast<uint16_t*>(block.workspace.query));
+  const size_t acc_bytes = static_cast<size_t>(block.num_rows * block.padded_dim) * sizeof(float);
+  __builtin_memset(block.acc, 0, acc_bytes);
+  __builtin_memset(block.workspace.sums, 0, static_cast<size_t>(block.num_rows) * 64);
+  for (int64_t row = 0; row < block.num_rows; ++row) {
+    block.states[row].max = -__builtin_inff();
+  }
+  for (int64_t i = 0; i < block.num_tiles; ++i) attend_tile(block, block.tiles[i]);
+  for (int64_t row = 0; row < block.num_rows; ++row) {
+    block.states[row].sum = _mm512_reduce_add_ps(_mm512_loadu_ps(block.workspace.sums + row * 16));
+  }
+}
+
+}  // namespace kvquant::avx512bf16

@@ -1,0 +1,86 @@
+// What the attention kernels compute, as plain data: a block of query rows against a list of tiles,
+// giving unnormalised weighted sums. Internal to attend. Kernels see no std types, since some are
+// compiled for instruction sets that other code must not inherit.
+//
+// A row is one query head of one token: row r is head r % group of query r / group of the block.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/dense_tile.h"
+#include "ops/attend.h"
+#include "ops/softmax_state.h"
+
+namespace kvquant {
+
+// One tile and who sees it: query q of the block (not row) sees tokens
+// [max(0, first_token + q), min(num_tokens, end_token + q)) of the tile.
+struct TileWork {
+  const void* keys;
+  const void* values;
+  DenseType type;
+  int32_t num_tokens;
+  int32_t first_token;  // may be negative
+  int32_t end_token;    // may be negative, or beyond the tile
+};
+
+struct TokenRange {
+  int32_t begin;
+  int32_t end;  // begin >= end: sees nothing
+};
+
+// `static`: each kernel file has its own copy, compiled for its instruction set.
+static inline TokenRange visible_tokens(const TileWork& tile, int64_t query) {
+  const int64_t begin = tile.first_token + query;
+  const int64_t end = tile.end_token + query;
+  return {static_cast<int32_t>(begin < 0             ? 0
+                               : begin > kTileTokens ? kTileTokens
+                                                     : begin),
+          static_cast<int32_t>(end < 0                 ? 0
+                               : end > tile.num_tokens ? tile.num_tokens
+                                                       : end)};
+}
+
+// Scratch of one worker, see attend.cc. Rows are those of the largest block.
+struct AttendWorkspace {
+  TileWork* tiles;
+  void* query;           // [rows, padded_dim], room for floats
+  void* keys;            // [64 * padded_dim], a converted tile, likewise
+  void* values;          // [64 * padded_dim]
+  float* sums;           // [rows, 16], the lanes of running sums
+  float* pairs;          // [rows, padded_dim, 2], weighted sums of even and odd tokens
+  float* acc;            // [rows, padded_dim], for blocks whose result is final
+  SoftmaxState* states;  // [rows], likewise
+};
+
+struct AttendBlock {
+  int64_t head_dim = 0;
+  int64_t padded_dim = 0;  // head_dim rounded up to 16: the stride of acc
+  int64_t group = 0;
+  float log2_scale = 0;          // scale * log2(e)
+  const float* query = nullptr;  // row 0
+  int64_t query_stride = 0;      // floats between tokens
+  int64_t num_rows = 0;
+  const TileWork* tiles = nullptr;
+  int64_t num_tiles = 0;
+  // Results: the state of each row and sum_t exp2(score_t - max) * value_t.
+  SoftmaxState* states = nullptr;  // [num_rows]
+  float* acc = nullptr;            // [num_rows, padded_dim], 64-byte aligned
+  AttendWorkspace workspace;
+};
+
+using AttendKernel = void (*)(const AttendBlock&) noexcept;
+
+namespace simd {
+void attend_block(const AttendBlock& block) noexcept;
+}
+namespace avx512bf16 {
+void attend_block(const AttendBlock& block) noexcept;
+}
+namespace ref {
+// Whole jobs rather than blocks: queries [first_query, end_query) of the job, normalised into out.
+void attend_queries(const AttendShape& shape, const AttendJob& job, int64_t first_query,
+                    int64_t end_query) noexcept;
+}  // namespace ref
+
+}  // namespace kvquant

@@ -1,0 +1,107 @@
+#include "ops/attend_plan.h"
+
+#include <algorithm>
+
+namespace kvquant {
+namespace {
+
+int64_t clamp_lag(int64_t lag) { return std::clamp(lag, -2 * kMaxPosition, 2 * kMaxPosition); }
+
+int64_t floor_tile(int64_t token) { return token < 0 ? 0 : token / kTileTokens; }
+
+int64_t ceil_tile(int64_t token) {
+  return token <= 0 ? 0 : (token + kTileTokens - 1) / kTileTokens;
+}
+
+int64_t num_visible_tiles(const AttendJob& job, int64_t first_query, int64_t num_queries) {
+  int64_t count = 0;
+  for (const DenseRun& run : job.runs) {
+    const auto [begin, end] = visible_tiles(run, job.first_position + first_query, num_queries);
+    count += end - begin;
+  }
+  return count;
+}
+
+// A shift from token index to tile index that fits TileWork: beyond a tile all values are alike,
+// as long as adding the number of a query (below 2^30 in a block) changes nothing about that.
+int32_t clamp_token(int64_t token) {
+  constexpr int64_t kFar = int64_t{1} << 30;
+  return static_cast<int32_t>(std::clamp(token, -kFar, kFar));
+}
+
+void add_block(const AttendTask& block, int64_t rows, int64_t span_tiles, AttendPlan& plan) {
+  const int64_t num_parts = (block.num_tiles + span_tiles - 1) / span_tiles;
+  if (num_parts != 1) {
+    plan.merges.push_back(
+        {block.job, block.first_query, block.num_queries, plan.num_partial_rows, num_parts});
+  }
+  for (int64_t part = 0; part < num_parts; ++part) {
+    AttendTask task = block;
+    task.first_tile = part * span_tiles;
+    task.num_tiles = std::min(span_tiles, block.num_tiles - task.first_tile);
+    task.partial_row = num_parts == 1 ? -1 : plan.num_partial_rows + part * rows;
+    plan.tasks.push_back(task);
+    plan.max_rows = std::max(plan.max_rows, rows);
+    plan.max_tiles = std::max(plan.max_tiles, task.num_tiles);
+  }
+  if (num_parts > 1) plan.num_partial_rows += num_parts * rows;
+}
+
+}  // namespace
+
+TileRange visible_tiles(const DenseRun& run, int64_t first_position, int64_t num_queries) {
+  const int64_t last_position = first_position + num_queries - 1;
+  const int64_t min_lag = clamp_lag(run.min_lag);
+  const int64_t max_lag = clamp_lag(run.max_lag);
+  // Tokens the first query no longer sees, and one past the last token the last query sees.
+  const int64_t first = first_position - max_lag + 1 - run.first_position;
+  const int64_t end = std::min(run.num_tokens, last_position - min_lag + 1 - run.first_position);
+  const int64_t begin_tile = floor_tile(first);
+  const bool none = min_lag >= max_lag || num_queries <= 0;
+  return {begin_tile, none ? begin_tile : std::max(begin_tile, ceil_tile(end))};
+}
+
+void plan_attend(int64_t group, std::span<const AttendJob> jobs, AttendPlan& plan) {
+  plan.tasks.clear();
+  plan.merges.clear();
+  plan.num_partial_rows = plan.max_rows = plan.max_tiles = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const AttendJob& job = jobs[i];
+    const bool split = job.num_queries <= kSplitRows / group;
+    const int64_t step = std::max<int64_t>(1, (split ? kSplitRows : kBlockRows) / group);
+    for (int64_t query = 0; query < job.num_queries; query += step) {
+      AttendTask block{};
+      block.job = static_cast<int64_t>(i);
+      block.first_query = query;
+      block.num_queries = std::min(step, job.num_queries - query);
+      block.num_tiles = num_visible_tiles(job, query, block.num_queries);
+      const int64_t span = split ? kSpanTiles : std::max<int64_t>(1, block.num_tiles);
+      add_block(block, block.num_queries * group, span, plan);
+    }
+  }
+}
+
+void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept {
+  const int64_t position = job.first_position + task.first_query;
+  int64_t skip = task.first_tile;
+  int64_t left = task.num_tiles;
+  for (const DenseRun& run : job.runs) {
+    const auto [begin, end] = visible_tiles(run, position, task.num_queries);
+    const int64_t first = std::min(end, begin + skip);
+    skip -= first - begin;
+    const int64_t last = std::min(end, first + left);
+    left -= last - first;
+    for (int64_t tile = first; tile < last; ++tile) {
+      const int64_t offset = position - run.first_position - tile * kTileTokens;
+      *out++ = {
+          run.key_tiles[tile],
+          run.value_tiles[tile],
+          run.type,
+          static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens)),
+          clamp_token(offset - clamp_lag(run.max_lag) + 1),
+          clamp_token(offset - clamp_lag(run.min_lag) + 1)};
+    }
+  }
+}
+
+}  // namespace kvquant

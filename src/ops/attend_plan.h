@@ -1,0 +1,68 @@
+// How attention is cut into tasks: a pure function of the shapes, never of the number of threads,
+// so that results are the same at any number of them.
+//
+// A block is some consecutive queries of a job with all heads of the group; it reads the tiles that
+// at least one of its queries sees. Small blocks (decode steps) are cut into spans of tiles that
+// run in parallel and are merged in order; large ones (prefill) are one task each.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "ops/attend.h"
+#include "ops/attend_kernels.h"
+
+namespace kvquant {
+
+// Rows (queries times group) of a block. A tile is converted once per block, so more rows amortise
+// more: converting f16 to bf16 costs as much as the products of 12 rows (Zen 4, head_dim 128).
+inline constexpr int64_t kBlockRows = 128;
+// A job of at most this many rows is one block, cut into spans of tiles.
+inline constexpr int64_t kSplitRows = 64;
+inline constexpr int64_t kSpanTiles = 16;
+
+// Positions and lags are limited so that their differences can't overflow.
+inline constexpr int64_t kMaxPosition = int64_t{1} << 60;
+
+struct AttendTask {
+  int64_t job;
+  int64_t first_query;
+  int64_t num_queries;
+  int64_t first_tile;  // of the tiles the block sees, in the order of the runs
+  int64_t num_tiles;
+  int64_t partial_row;  // where its rows of partial results are; -1: its result is final
+};
+
+// A block whose result is put together from num_parts tasks; zeros if there are none.
+struct AttendMerge {
+  int64_t job;
+  int64_t first_query;
+  int64_t num_queries;
+  int64_t first_partial_row;  // part p, row r is at first_partial_row + p * rows + r
+  int64_t num_parts;
+};
+
+struct AttendPlan {
+  std::vector<AttendTask> tasks;
+  std::vector<AttendMerge> merges;
+  int64_t num_partial_rows = 0;
+  int64_t max_rows = 0;   // of a task
+  int64_t max_tiles = 0;  // of a task
+};
+
+// Fills `plan`, whose memory is reused.
+void plan_attend(int64_t group, std::span<const AttendJob> jobs, AttendPlan& plan);
+
+// Tiles [begin, end) of a run that a query among [first_position, first_position + num_queries)
+// may see.
+struct TileRange {
+  int64_t begin;
+  int64_t end;
+};
+TileRange visible_tiles(const DenseRun& run, int64_t first_position, int64_t num_queries);
+
+// Writes the tiles of a task to `out`, which has room for task.num_tiles.
+void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept;
+
+}  // namespace kvquant

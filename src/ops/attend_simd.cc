@@ -1,0 +1,322 @@
+// Attention in f32 with Highway, for the best instruction set of the CPU. Tiles keep channels
+// (keys) and tokens (values) in pairs, so a register holds half as many tokens or channels as it
+// has lanes, and even and odd lanes are added once at the end of a sum. Tiles of f16 and bf16 are
+// converted in registers; for more than a few rows, once into scratch.
+#include <cstring>
+
+// GCC 12.2 can miscompile some 16-bit operations of this fallback for CPUs without SSSE3, so
+// Highway takes one-lane registers instead, which hold no pair. The operations used here are not
+// among them: the tests run every target.
+#define HWY_BROKEN_EMU128 0
+
+#include "ops/attend_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/attend_simd.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+
+#if defined(__clang__)
+#define KVQUANT_UNROLL _Pragma("unroll")
+#else
+#define KVQUANT_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace kvquant::simd::HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using D = hn::CappedTag<float, 16>;
+using V = hn::Vec<D>;
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+static_assert(kLanes >= 2, "a register must hold a pair");
+
+constexpr int kRows = 4;  // rows of a register block
+// With more rows than this, tiles are converted into scratch first.
+constexpr int64_t kConvertInRegistersRows = 2 * kRows;
+
+// Registers of a tile or of a row of values that a block of rows multiplies at a time: as many as
+// leave the accumulators, the broadcast pairs and one loaded register in the register file.
+constexpr int num_vectors(int num_rows) {
+  const int registers = kLanes == 16 ? 32 : 16;
+  int vectors = 8;
+  while (num_rows * vectors + num_rows + 2 > registers) vectors /= 2;
+  return vectors;
+}
+
+V load(const float* p) { return hn::LoadU(D(), p); }
+V load(const hwy::float16_t* p) {
+  return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<hwy::float16_t, D>(), p));
+}
+V load(const hwy::bfloat16_t* p) {
+  return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<hwy::bfloat16_t, D>(), p));
+}
+
+// p[0] in even lanes, p[1] in odd ones.
+V broadcast_pair(const float* p) {
+  uint64_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return hn::BitCast(D(), hn::Set(hn::Repartition<uint64_t, D>(), pair));
+}
+
+// Sums of neighbouring lanes: those of `low`, then those of `high`.
+V add_pairs(V low, V high) {
+  const D d;
+  return hn::Add(hn::ConcatEven(d, high, low), hn::ConcatOdd(d, high, low));
+}
+
+// exp2 for x <= 0, with a relative error below 2e-7; 0 for x <= -126.
+V exp2_nonpositive(V x) {
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const auto normal = hn::Gt(x, hn::Set(d, -126.0f));
+  const V clamped = hn::Max(x, hn::Set(d, -126.0f));
+  const V whole = hn::Round(clamped);
+  const V fraction = hn::Sub(clamped, whole);
+  V p = hn::Set(d, 1.534581185e-4f);  // minimax on [-1/2, 1/2] with exp2(0) = 1
+  p = hn::MulAdd(p, fraction, hn::Set(d, 1.339993125e-3f));
+  p = hn::MulAdd(p, fraction, hn::Set(d, 9.618488958e-3f));
+  p = hn::MulAdd(p, fraction, hn::Set(d, 5.550328777e-2f));
+  p = hn::MulAdd(p, fraction, hn::Set(d, 2.402264689e-1f));
+  p = hn::MulAdd(p, fraction, hn::Set(d, 6.931472057e-1f));
+  p = hn::MulAdd(p, fraction, hn::Set(d, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, whole));
+  return hn::IfThenElseZero(normal, hn::BitCast(d, hn::Add(hn::BitCast(di, p), exponent)));
+}
+
+const float* query_row(const AttendBlock& block, int64_t row) {
+  return block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
+}
+
+// scores [R, 64] = q k^T for R rows and a tile.
+template <int R, class T>
+void score_rows(const T* keys, const float* const* q, int64_t num_pairs, float* scores) {
+  constexpr int kVectors = num_vectors(R);
+  const D d;
+  for (int64_t first = 0; first < 2 * kTileTokens; first += kVectors * kLanes) {
+    V acc[R][kVectors];
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
+    }
+    for (int64_t pair = 0; pair < num_pairs; ++pair) {
+      V x[R];
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r) x[r] = broadcast_pair(q[r] + 2 * pair);
+      KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const V k = load(keys + pair * 2 * kTileTokens + first + v * kLanes);
+        KVQUANT_UNROLL for (int r = 0; r < R; ++r) acc[r][v] = hn::MulAdd(k, x[r], acc[r][v]);
+      }
+    }
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      KVQUANT_UNROLL for (int v = 0; v < kVectors; v += 2) {
+        hn::StoreU(add_pairs(acc[r][v], acc[r][v + 1]), d,
+                   scores + r * kTileTokens + first / 2 + v / 2 * kLanes);
+      }
+    }
+  }
+}
+
+// Token pairs [begin, end) of a tile.
+struct PairRange {
+  int64_t begin;
+  int64_t end;
+};
+
+// sums [R][kVectors * kLanes] += p v, even and odd tokens apart.
+template <int R, int kVectors, class T>
+void add_values(const T* values, int64_t value_stride, const float* p, PairRange pairs, float* sums,
+                int64_t sums_stride) {
+  const D d;
+  V acc[R][kVectors];
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) {
+      acc[r][v] = hn::LoadU(d, sums + r * sums_stride + v * kLanes);
+    }
+  }
+  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+    V weight[R];
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      weight[r] = broadcast_pair(p + r * kTileTokens + 2 * pair);
+    }
+    KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const V x = load(values + pair * value_stride + v * kLanes);
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r) acc[r][v] = hn::MulAdd(x, weight[r], acc[r][v]);
+    }
+  }
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) {
+      hn::StoreU(acc[r][v], d, sums + r * sums_stride + v * kLanes);
+    }
+  }
+}
+
+// All channels of R rows, widest blocks first.
+template <int R, int kVectors, class T>
+void add_all_values(const T* values, int64_t row_size, int64_t first, const float* p,
+                    PairRange pairs, float* sums, int64_t sums_stride) {
+  for (; first + kVectors * kLanes <= row_size; first += kVectors * kLanes) {
+    add_values<R, kVectors>(values + first, row_size, p, pairs, sums + first, sums_stride);
+  }
+  if constexpr (kVectors > 1) {
+    add_all_values<R, kVectors / 2>(values, row_size, first, p, pairs, sums, sums_stride);
+  }
+}
+
+void scale_row(float* row, int64_t size, V factor) {
+  const D d;
+  for (int64_t i = 0; i < size; i += kLanes) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, row + i), factor), d, row + i);
+  }
+}
+
+// Scores in units of log2, with -infinity for tokens not seen. Returns their lane-wise maximum.
+V mask_scores(const AttendBlock& block, TokenRange seen, float* scores) {
+  const D d;
+  const V scale = hn::Set(d, block.log2_scale);
+  const V none = hn::Set(d, -hwy::HighestValue<float>() * 2);
+  const V begin = hn::Set(d, static_cast<float>(seen.begin));
+  const V end = hn::Set(d, static_cast<float>(seen.end));
+  V largest = none;
+  for (int i = 0; i < kTileTokens; i += kLanes) {
+    const V token = hn::Iota(d, static_cast<float>(i));
+    const auto is_seen = hn::And(hn::Ge(token, begin), hn::Lt(token, end));
+    const V s = hn::IfThenElse(is_seen, hn::Mul(hn::LoadU(d, scores + i), scale), none);
+    hn::StoreU(s, d, scores + i);
+    largest = hn::Max(largest, s);
+  }
+  return largest;
+}
+
+// Turns the scores of one row into weights relative to its running max, and rescales what it has
+// summed so far if the max has grown.
+void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float* scores) {
+  const D d;
+  if (seen.begin >= seen.end) {
+    std::memset(scores, 0, kTileTokens * sizeof(float));
+    return;
+  }
+  SoftmaxState& state = block.states[row];
+  float* sums = block.workspace.sums + row * 16;
+  const V largest = mask_scores(block, seen, scores);
+  if (!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, state.max)))) {
+    const float max = hn::GetLane(hn::MaxOfLanes(d, largest));
+    const V factor = exp2_nonpositive(hn::Set(d, state.max - max));
+    state.max = max;
+    scale_row(block.workspace.pairs + row * 2 * block.padded_dim, 2 * block.padded_dim, factor);
+    scale_row(sums, kLanes, factor);
+  }
+  const V max = hn::Set(d, state.max);
+  V sum = hn::LoadU(d, sums);
+  for (int i = 0; i < kTileTokens; i += kLanes) {
+    const V p = exp2_nonpositive(hn::Sub(hn::LoadU(d, scores + i), max));
+    hn::StoreU(p, d, scores + i);
+    sum = hn::Add(sum, p);
+  }
+  hn::StoreU(sum, d, sums);
+}
+
+template <class T>
+struct Tile {
+  const T* keys;
+  const T* values;
+};
+
+// R rows against one tile.
+template <int R, class T>
+void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, int64_t row) {
+  TokenRange seen[R];
+  const float* q[R];
+  TokenRange any{kTileTokens, 0};  // seen by at least one of the rows
+  for (int r = 0; r < R; ++r) {
+    q[r] = query_row(block, row + r);
+    seen[r] = visible_tokens(work, (row + r) / block.group);
+    if (seen[r].begin >= seen[r].end) continue;
+    any.begin = HWY_MIN(any.begin, seen[r].begin);
+    any.end = HWY_MAX(any.end, seen[r].end);
+  }
+  if (any.begin >= any.end) return;
+
+  HWY_ALIGN float scores[R * kTileTokens];
+  score_rows<R>(tile.keys, q, block.head_dim / 2, scores);
+  for (int r = 0; r < R; ++r) soften_row(block, row + r, seen[r], scores + r * kTileTokens);
+  const int64_t stride = 2 * block.padded_dim;
+  add_all_values<R, num_vectors(R)>(tile.values, 2 * block.head_dim, 0, scores,
+                                    {any.begin / 2, (any.end + 1) / 2},
+                                    block.workspace.pairs + row * stride, stride);
+}
+
+template <class T>
+void attend_all_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile) {
+  int64_t row = 0;
+  for (; row + kRows <= block.num_rows; row += kRows) attend_rows<kRows>(block, work, tile, row);
+  switch (block.num_rows - row) {
+    case 1: attend_rows<1>(block, work, tile, row); break;
+    case 2: attend_rows<2>(block, work, tile, row); break;
+    case 3: attend_rows<3>(block, work, tile, row); break;
+    default: break;
+  }
+}
+
+template <class T>
+void convert(const T* from, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += kLanes) hn::StoreU(load(from + i), D(), to + i);
+}
+
+template <class T>
+void attend_tile(const AttendBlock& block, const TileWork& work) {
+  const Tile<T> tile{static_cast<const T*>(work.keys), static_cast<const T*>(work.values)};
+  if (block.num_rows <= kConvertInRegistersRows) return attend_all_rows(block, work, tile);
+  auto* keys = static_cast<float*>(block.workspace.keys);
+  auto* values = static_cast<float*>(block.workspace.values);
+  convert(tile.keys, kTileTokens * block.head_dim, keys);
+  convert(tile.values, kTileTokens * block.head_dim, values);
+  attend_all_rows<float>(block, work, {keys, values});
+}
+
+// Adds even and odd lanes of what attend_tile summed.
+void finish_row(const AttendBlock& block, int64_t row) {
+  const D d;
+  const float* pairs = block.workspace.pairs + row * 2 * block.padded_dim;
+  float* acc = block.acc + row * block.padded_dim;
+  for (int64_t c = 0; c < block.padded_dim; c += kLanes) {
+    hn::StoreU(add_pairs(hn::LoadU(d, pairs + 2 * c), hn::LoadU(d, pairs + 2 * c + kLanes)), d,
+               acc + c);
+  }
+  const V sums = hn::LoadU(d, block.workspace.sums + row * 16);
+  block.states[row].sum = hn::GetLane(hn::SumOfLanes(d, sums));
+}
+
+}  // namespace
+
+void attend_block(const AttendBlock& block) {
+  const size_t row_bytes = 2 * static_cast<size_t>(block.padded_dim) * sizeof(float);
+  std::memset(block.workspace.pairs, 0, static_cast<size_t>(block.num_rows) * row_bytes);
+  std::memset(block.workspace.sums, 0, static_cast<size_t>(block.num_rows) * 64);
+  for (int64_t row = 0; row < block.num_rows; ++row) block.states[row] = SoftmaxState{};
+  for (int64_t i = 0; i < block.num_tiles; ++i) {
+    switch (block.tiles[i].type) {
+      case DenseType::kF16: attend_tile<hwy::float16_t>(block, block.tiles[i]); break;
+      case DenseType::kBF16: attend_tile<hwy::bfloat16_t>(block, block.tiles[i]); break;
+      case DenseType::kF32:
+        attend_all_rows<float>(block, block.tiles[i],
+                               {static_cast<const float*>(block.tiles[i].keys),
+                                static_cast<const float*>(block.tiles[i].values)});
+        break;
+    }
+  }
+  for (int64_t row = 0; row < block.num_rows; ++row) finish_row(block, row);
+}
+
+}  // namespace kvquant::simd::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvquant::simd {
+
+HWY_EXPORT(attend_block);
+
+void attend_block(const AttendBlock& block) noexcept { HWY_DYNAMIC_DISPATCH(attend_block)(block); }
+
+}  // namespace kvquant::simd
+#endif
