@@ -1,5 +1,6 @@
-// Byte-level byte-pair tokenizer: text to token ids and back (GPT-2, arXiv 1508.07909 for the
-// merges). Pre-tokenizer patterns run through PCRE2. Thread-safe after construction.
+// Byte-pair tokenizer: text to token ids and back (arXiv 1508.07909 for the merges). Byte-level as
+// in GPT-2, or over characters for converted sentencepiece models (PreTokenizer::kMetaspace).
+// Pre-tokenizer patterns run through PCRE2. Thread-safe after construction.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace kvquant {
 class Tokenizer {
  public:
   // Throws FormatError when the data can't be a tokenizer (a merge of unknown tokens is ignored, as
-  // in other engines; two tokens of the same text are not).
+  // in other engines; two tokens of the same text or ids out of range are not).
   explicit Tokenizer(TokenizerData data);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
@@ -24,12 +25,21 @@ class Tokenizer {
   enum class Special { kParse, kAsText };  // is "<|im_end|>" in the text a token or ten letters?
   enum class Bos { kAsConfigured, kNever };
 
-  // Throws std::invalid_argument naming the byte offset when the text is not UTF-8.
+  // kAsText concerns data().special only: added tokens are always found. What the vocabulary has no
+  // token for (SmolLM2: some control characters) becomes data().unk, or is left out when that is
+  // -1. Throws std::invalid_argument naming the byte offset when the text is not UTF-8.
   std::vector<int32_t> encode(std::string_view text, Special special = Special::kParse,
                               Bos bos = Bos::kAsConfigured) const;
 
   // Raw bytes of the tokens, special ones left out unless asked for. May end inside a character.
+  // kMetaspace: less the space that encode() put in front. Throws std::invalid_argument for an id
+  // that is no token.
   std::string decode(std::span<const int32_t> ids, bool with_special = false) const;
+
+  // Raw bytes of one token, also of a special one. Lives as long as the tokenizer. Throws
+  // std::invalid_argument for an id that is no token.
+  std::string_view token_bytes(int32_t id) const;
+  bool is_special(int32_t id) const;
 
   int32_t vocab_size() const;
   const TokenizerData& data() const;
@@ -40,7 +50,8 @@ class Tokenizer {
 };
 
 // Tokens to text as they come: never returns half a UTF-8 character. Bytes that can't become a
-// character are returned as U+FFFD.
+// character are returned as U+FFFD, special tokens as nothing. The text continues a prompt, so a
+// space in front of it is kept. Requires: the tokenizer outlives it.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {}

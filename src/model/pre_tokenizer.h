@@ -1,0 +1,30 @@
+// Cuts a text into the words that byte-pair merges never cross, with the pattern of the model
+// family. Patterns are those of the models' publishers; whitespace is spelled out because PCRE2's
+// \s differs from Unicode's White_Space in U+180E.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "model/tokenizer_data.h"
+
+namespace kvquant {
+
+// Thread-safe after construction.
+class WordSplitter {
+ public:
+  explicit WordSplitter(PreTokenizer pre_tokenizer);
+  ~WordSplitter();
+  WordSplitter(WordSplitter&&) noexcept;
+
+  // Calls `word` with every word from left to right; together they are the text. Requires: valid
+  // UTF-8.
+  void split(std::string_view text, const std::function<void(std::string_view)>& word) const;
+
+ private:
+  struct Pattern;
+  std::unique_ptr<Pattern> pattern_;  // null: the text is one word
+};
+
+}  // namespace kvquant
