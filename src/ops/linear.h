@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -44,7 +45,9 @@ class PackedMatrix {
   using QuantizedRowReader = std::function<void(int64_t row, QuantizedRow out)>;
 
   PackedMatrix() = default;
-  // Readers are called from several threads at once and must not throw.
+  // Readers are called from several threads at once and must not throw. Throws
+  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_int8) and
+  // OutOfMemory.
   static PackedMatrix pack(int64_t num_out, int64_t num_in, WeightType type,
                            const RowReader& reader, ThreadPool& pool);
   static PackedMatrix pack_int8(int64_t num_out, int64_t num_in, const QuantizedRowReader& reader,
@@ -75,10 +78,19 @@ enum class Epilogue {
   kAdd,    // out += y (residual)
 };
 
-// Scratch that linear layers reuse from call to call: grows to the largest need, never shrinks.
+class PanelGemm;
+
+// Scratch that linear layers reuse from call to call: grows to the largest need, never shrinks. One
+// caller at a time; matrices of any shape and type may share it.
 struct LinearScratch {
-  Buffer<std::byte> input;                  // x as bf16, padded
-  std::vector<Buffer<std::byte>> per_worker;  // a panel of outputs, a dequantised panel
+  LinearScratch();
+  ~LinearScratch();
+  LinearScratch(LinearScratch&&) noexcept;
+  LinearScratch& operator=(LinearScratch&&) noexcept;
+
+  Buffer<std::byte> input;                    // x as f32 or bf16, padded
+  std::vector<Buffer<std::byte>> per_worker;  // panels of outputs, an unpacked panel
+  std::unique_ptr<PanelGemm> gemm;            // oneDNN primitives by shape
 };
 
 // x [num_rows, w.num_in()], out [num_rows, w.num_out()], both with innermost stride 1.
@@ -88,7 +100,8 @@ void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<floa
             Epilogue epilogue, Precision precision, LinearScratch& scratch, ThreadPool& pool,
             Backend backend = best_backend());
 
-// The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel.
+// The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel. The two matrices
+// have one shape; their types may differ, and one of kF32 keeps both products in f32.
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
                    TensorView<float, 2> out, Precision precision, LinearScratch& scratch,
                    ThreadPool& pool, Backend backend = best_backend());

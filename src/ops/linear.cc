@@ -1,0 +1,284 @@
+#include "ops/linear.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+
+#include "base/check.h"
+#include "kvquant/error.h"
+#include "ops/linear_panel.h"
+#include "ops/panel_gemm.h"
+
+namespace kvquant {
+namespace {
+
+// Which kernels multiply.
+enum class Path { kReference, kVector, kVectorBf16, kMatrix, kMatrixBf16 };
+
+// Up to so many rows the vector kernels beat oneDNN's matrix product (measured on Zen 4).
+constexpr int64_t kMostVectorRows = 4;
+// Rows of a task of the matrix product.
+constexpr int64_t kRowBlock = 256;
+// Rows are padded to multiples of this for oneDNN, which makes a kernel for each number of rows.
+constexpr int64_t kRowMultiple = 16;
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// One call of linear() or linear_swiglu(), where weights[0] is the gate and weights[1] is up.
+struct Job {
+  const PackedMatrix* weights[2];
+  int num_weights;
+  TensorView<const float, 2> x;
+  TensorView<float, 2> out;
+  Epilogue epilogue;
+  Path path;
+
+  int64_t num_rows() const { return x.shape[0]; }
+  int64_t num_in() const { return weights[0]->num_in(); }
+  int64_t padded_in() const { return weights[0]->padded_in(); }
+  bool is_matrix() const { return path == Path::kMatrix || path == Path::kMatrixBf16; }
+  bool is_bf16() const { return path == Path::kVectorBf16 || path == Path::kMatrixBf16; }
+  int64_t input_bytes() const { return is_bf16() ? sizeof(BFloat16) : sizeof(float); }
+  int64_t block_rows() const { return is_matrix() ? std::min(num_rows(), kRowBlock) : num_rows(); }
+  int64_t padded_block_rows() const {
+    return is_matrix() ? round_up(block_rows(), kRowMultiple) : block_rows();
+  }
+  int64_t num_blocks() const { return (num_rows() + block_rows() - 1) / block_rows(); }
+  bool must_unpack(const PackedMatrix& w) const {
+    return is_matrix() && w.type() != (is_bf16() ? WeightType::kBF16 : WeightType::kF32);
+  }
+};
+
+Path choose_path(const Job& job, Precision precision, Backend backend) {
+  if (backend == Backend::kReference) return Path::kReference;
+  bool bf16 = backend == Backend::kAvx512Bf16 && precision == Precision::kBF16;
+  for (int i = 0; i < job.num_weights; ++i) {
+    bf16 = bf16 && job.weights[i]->type() != WeightType::kF32;
+  }
+  if (job.num_rows() == 1) return Path::kVector;
+  if (job.num_rows() <= kMostVectorRows) return bf16 ? Path::kVectorBf16 : Path::kVector;
+  return bf16 ? Path::kMatrixBf16 : Path::kMatrix;
+}
+
+void check_shapes(const char* op, const Job& job) {
+  const auto& x = job.x;
+  const auto& out = job.out;
+  const PackedMatrix& w = *job.weights[0];
+  if (x.shape[0] < 0 || x.shape[1] != w.num_in()) {
+    throw std::invalid_argument(fmt::format("{}: x must be [num_rows, {}], it is [{}, {}]", op,
+                                            w.num_in(), x.shape[0], x.shape[1]));
+  }
+  if (out.shape[0] != x.shape[0] || out.shape[1] != w.num_out()) {
+    throw std::invalid_argument(fmt::format("{}: out must be [{}, {}], it is [{}, {}]", op,
+                                            x.shape[0], w.num_out(), out.shape[0], out.shape[1]));
+  }
+  if (x.stride[1] != 1 || out.stride[1] != 1) {
+    throw std::invalid_argument(
+        fmt::format("{}: the innermost strides of x and out must be 1, they are {} and {}", op,
+                    x.stride[1], out.stride[1]));
+  }
+}
+
+// The job's rows as its kernels read them. `data` may be x itself.
+struct PackedInput {
+  const std::byte* data;
+  int64_t stride;  // elements
+};
+
+void pack_rows(const Job& job, int64_t first, int64_t end, std::byte* out) {
+  const int64_t row_bytes = job.padded_in() * job.input_bytes();
+  for (int64_t row = first; row < end; ++row) {
+    std::byte* target = out + row * row_bytes;
+    if (row >= job.num_rows()) {
+      std::memset(target, 0, static_cast<size_t>(row_bytes));
+      continue;
+    }
+    const float* source = job.x.data + row * job.x.stride[0];
+    if (job.is_bf16()) {
+      avx512bf16::round_to_bfloat16(source, job.num_in(), reinterpret_cast<BFloat16*>(target),
+                                    job.padded_in());
+    } else {
+      const auto used = static_cast<size_t>(job.num_in()) * sizeof(float);
+      std::memcpy(target, source, used);
+      std::memset(target + used, 0, static_cast<size_t>(row_bytes) - used);
+    }
+  }
+}
+
+PackedInput pack_input(const Job& job, LinearScratch& scratch, ThreadPool& pool) {
+  if (!job.is_matrix() && !job.is_bf16() && job.num_in() == job.padded_in()) {
+    return {reinterpret_cast<const std::byte*>(job.x.data), job.x.stride[0]};
+  }
+  const int64_t rows = (job.num_blocks() - 1) * job.block_rows() + job.padded_block_rows();
+  scratch.input.reserve_discarding(rows * job.padded_in() * job.input_bytes());
+  std::byte* out = scratch.input.data();
+  if (job.is_matrix()) {
+    pool.parallel_for((rows + kRowMultiple - 1) / kRowMultiple, [&](int64_t task, int) {
+      pack_rows(job, task * kRowMultiple, std::min(rows, (task + 1) * kRowMultiple), out);
+    });
+  } else {
+    pack_rows(job, 0, rows, out);
+  }
+  return {out, job.padded_in()};
+}
+
+// A worker's part of the scratch.
+struct Workspace {
+  float* products[2];   // [padded_block_rows][64] each
+  std::byte* unpacked;  // a panel as the matrix product reads it
+};
+
+int64_t products_bytes(const Job& job) {
+  return job.padded_block_rows() * kPanelOutputs * static_cast<int64_t>(sizeof(float));
+}
+
+void reserve_workspaces(const Job& job, LinearScratch& scratch, ThreadPool& pool) {
+  const auto num_workers = static_cast<size_t>(pool.num_threads());
+  if (scratch.per_worker.size() < num_workers) scratch.per_worker.resize(num_workers);
+  bool unpacks = false;
+  for (int i = 0; i < job.num_weights; ++i) unpacks |= job.must_unpack(*job.weights[i]);
+  const int64_t panel = unpacks ? job.padded_in() * kPanelOutputs * job.input_bytes() : 0;
+  const int64_t bytes = job.num_weights * products_bytes(job) + panel;
+  for (size_t i = 0; i < num_workers; ++i) scratch.per_worker[i].reserve_discarding(bytes);
+}
+
+Workspace workspace_of(const Job& job, Buffer<std::byte>& buffer) {
+  std::byte* data = buffer.data();
+  std::byte* second = data + (job.num_weights - 1) * products_bytes(job);
+  return {{reinterpret_cast<float*>(data), reinterpret_cast<float*>(second)},
+          second + products_bytes(job)};
+}
+
+// oneDNN's primitives for whole blocks of rows and for the last one.
+struct Plans {
+  PanelGemm::Plan* block = nullptr;
+  PanelGemm::Plan* last = nullptr;
+};
+
+Plans make_plans(const Job& job, LinearScratch& scratch, int num_workers) {
+  if (!job.is_matrix()) return {};
+  if (scratch.gemm == nullptr) scratch.gemm = std::make_unique<PanelGemm>();
+  const auto type = job.is_bf16() ? PanelGemm::Type::kBF16 : PanelGemm::Type::kF32;
+  const int64_t last = job.num_rows() - (job.num_blocks() - 1) * job.block_rows();
+  return {&scratch.gemm->plan(type, job.padded_block_rows(), job.padded_in(), num_workers),
+          &scratch.gemm->plan(type, round_up(last, kRowMultiple), job.padded_in(), num_workers)};
+}
+
+// A panel times a block of rows.
+struct Task {
+  PanelView panel;
+  const std::byte* x;
+  int64_t x_stride;  // elements
+  int64_t num_rows;
+  PanelGemm::Plan* plan;
+  int worker;
+};
+
+// Returns whether oneDNN succeeded.
+bool multiply(const Job& job, const Task& task, bool unpack, std::byte* unpacked, float* y) {
+  const PanelInput<float> x{reinterpret_cast<const float*>(task.x), task.x_stride, task.num_rows};
+  const PanelInput<BFloat16> x_bf16{reinterpret_cast<const BFloat16*>(task.x), task.x_stride,
+                                    task.num_rows};
+  switch (job.path) {
+    case Path::kReference: ref::panel_product(task.panel, x, y); return true;
+    case Path::kVector: simd::panel_product(task.panel, x, y); return true;
+    case Path::kVectorBf16: avx512bf16::panel_product(task.panel, x_bf16, y); return true;
+    case Path::kMatrix:
+      if (unpack) simd::unpack_panel(task.panel, reinterpret_cast<float*>(unpacked));
+      break;
+    case Path::kMatrixBf16:
+      if (unpack) avx512bf16::unpack_panel(task.panel, reinterpret_cast<BFloat16*>(unpacked));
+      break;
+  }
+  return PanelGemm::multiply(*task.plan, task.worker, task.x, unpack ? unpacked : task.panel.data,
+                             y);
+}
+
+void store(const Job& job, const Workspace& workspace, const PanelOutput& out) {
+  const float* first = workspace.products[0];
+  const float* second = workspace.products[1];
+  if (job.path == Path::kReference) {
+    if (job.num_weights == 2) return ref::store_swiglu(first, second, out);
+    return ref::store_panel(first, out, job.epilogue);
+  }
+  if (job.num_weights == 2) return simd::store_swiglu(first, second, out);
+  simd::store_panel(first, out, job.epilogue);
+}
+
+void run(const Job& job, LinearScratch& scratch, ThreadPool& pool) {
+  if (job.num_rows() == 0) return;
+  const Plans plans = make_plans(job, scratch, pool.num_threads());
+  reserve_workspaces(job, scratch, pool);
+  const PackedInput input = pack_input(job, scratch, pool);
+  const int64_t num_panels = job.weights[0]->num_panels();
+  std::atomic<bool> failed{false};
+
+  pool.parallel_for(num_panels * job.num_blocks(), [&](int64_t index, int worker) {
+    const int64_t panel = index / job.num_blocks(), block = index % job.num_blocks();
+    const int64_t first_row = block * job.block_rows();
+    const int64_t num_rows = std::min(job.block_rows(), job.num_rows() - first_row);
+    const Workspace workspace = workspace_of(job, scratch.per_worker[static_cast<size_t>(worker)]);
+    for (int i = 0; i < job.num_weights; ++i) {
+      const PackedMatrix& w = *job.weights[i];
+      const Task task{.panel = {w.panel(panel), w.padded_in(), w.type()},
+                      .x = input.data + first_row * input.stride * job.input_bytes(),
+                      .x_stride = input.stride,
+                      .num_rows = num_rows,
+                      .plan = num_rows < job.block_rows() ? plans.last : plans.block,
+                      .worker = worker};
+      if (!multiply(job, task, job.must_unpack(w), workspace.unpacked, workspace.products[i])) {
+        failed.store(true, std::memory_order_relaxed);
+        return;
+      }
+    }
+    const int64_t first_column = panel * kPanelOutputs;
+    store(job, workspace,
+          {.data = job.out.data + first_row * job.out.stride[0] + first_column,
+           .stride = job.out.stride[0],
+           .num_rows = num_rows,
+           .num_columns = std::min(kPanelOutputs, job.weights[0]->num_out() - first_column)});
+  });
+  if (failed.load()) throw DeviceError("linear: oneDNN failed to run a matrix product");
+}
+
+}  // namespace
+
+LinearScratch::LinearScratch() = default;
+LinearScratch::~LinearScratch() = default;
+LinearScratch::LinearScratch(LinearScratch&&) noexcept = default;
+LinearScratch& LinearScratch::operator=(LinearScratch&&) noexcept = default;
+
+void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<float, 2> out,
+            Epilogue epilogue, Precision precision, LinearScratch& scratch, ThreadPool& pool,
+            Backend backend) {
+  Job job{.weights = {&w, nullptr},
+          .num_weights = 1,
+          .x = x,
+          .out = out,
+          .epilogue = epilogue,
+          .path = Path::kReference};
+  check_shapes("linear", job);
+  job.path = choose_path(job, precision, backend);
+  run(job, scratch, pool);
+}
+
+void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
+                   TensorView<float, 2> out, Precision precision, LinearScratch& scratch,
+                   ThreadPool& pool, Backend backend) {
+  Job job{.weights = {&gate, &up},
+          .num_weights = 2,
+          .x = x,
+          .out = out,
+          .epilogue = Epilogue::kStore,
+          .path = Path::kReference};
+  check_shapes("linear_swiglu", job);
+  check_arg(gate.num_in() == up.num_in() && gate.num_out() == up.num_out(),
+            "linear_swiglu: gate and up must have one shape");
+  job.path = choose_path(job, precision, backend);
+  run(job, scratch, pool);
+}
+
+}  // namespace kvquant

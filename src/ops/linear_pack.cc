@@ -1,0 +1,184 @@
+// Packing of weight matrices into the panels of linear.h.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <type_traits>
+
+#include "base/check.h"
+#include "kvquant/error.h"
+#include "ops/linear.h"
+
+namespace kvquant {
+namespace {
+
+// Rows that are read before they are written side by side: a cache line of f32 outputs.
+constexpr int64_t kStripRows = 16;
+
+int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
+  constexpr int64_t kWeights = kWeightGroup * kPanelOutputs;
+  switch (type) {
+    case WeightType::kF32: return kWeights * sizeof(float);
+    case WeightType::kBF16: return kWeights * sizeof(BFloat16);
+    case WeightType::kInt8: return kWeights + 2 * kPanelOutputs * sizeof(Half);
+  }
+  return 0;
+}
+
+// Checks the sizes and returns the bytes of all panels.
+int64_t checked_bytes(int64_t num_out, int64_t num_in, WeightType type) {
+  check_arg(num_out >= 1 && num_in >= 1,
+            fmt::format("linear: a weight matrix must have a row and a column, not {} x {}",
+                        num_out, num_in));
+  const int64_t groups = num_in / kWeightGroup + (num_in % kWeightGroup != 0);
+  const int64_t panels = num_out / kPanelOutputs + (num_out % kPanelOutputs != 0);
+  int64_t bytes = 0;
+  if (__builtin_mul_overflow(groups, bytes_per_group(type), &bytes) ||
+      __builtin_mul_overflow(bytes, panels, &bytes)) {
+    throw OutOfMemory(fmt::format("out of memory: a weight matrix of {} x {}", num_out, num_in));
+  }
+  return bytes;
+}
+
+// out[i][row] for the rows of a strip, out's rows being 64 elements long.
+template <class T>
+void write_strip(const T* strip, int64_t length, int64_t num_rows, T* out) {
+  for (int64_t i = 0; i < length; ++i) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      out[i * kPanelOutputs + row] = strip[row * length + i];
+    }
+  }
+}
+
+void write_strip_bf16(const float* strip, int64_t length, int64_t num_rows, BFloat16* out) {
+  for (int64_t in = 0; in < length; ++in) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      out[(in / 2 * kPanelOutputs + row) * 2 + in % 2] = to_bfloat16(strip[row * length + in]);
+    }
+  }
+}
+
+// The three arrays of a kInt8 panel.
+template <class Byte>
+struct Int8Panel {
+  template <class T>
+  using Pointer = std::conditional_t<std::is_const_v<Byte>, const T*, T*>;
+  Pointer<uint8_t> codes;
+  Pointer<Half> scales, offsets;
+
+  Int8Panel(Byte* panel, int64_t num_in)
+      : codes(reinterpret_cast<Pointer<uint8_t>>(panel)),
+        scales(reinterpret_cast<Pointer<Half>>(panel + num_in * kPanelOutputs)),
+        offsets(scales + num_in / kWeightGroup * kPanelOutputs) {}
+};
+
+struct QuantizedStrip {
+  Buffer<uint8_t> codes;
+  Buffer<Half> scales, offsets;
+};
+
+}  // namespace
+
+int64_t PackedMatrix::panel_bytes() const {
+  return padded_in() / kWeightGroup * bytes_per_group(type_);
+}
+
+PackedMatrix PackedMatrix::pack(int64_t num_out, int64_t num_in, WeightType type,
+                                const RowReader& reader, ThreadPool& pool) {
+  check_arg(type != WeightType::kInt8, "linear: int8 weights are packed by pack_int8");
+  PackedMatrix packed;
+  packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, type));
+  packed.num_out_ = num_out;
+  packed.num_in_ = num_in;
+  packed.type_ = type;
+  std::vector<Buffer<float>> strips;
+  for (int i = 0; i < pool.num_threads(); ++i) strips.emplace_back(kStripRows * num_in);
+
+  pool.parallel_for(packed.num_panels(), [&](int64_t index, int worker) {
+    Buffer<float>& strip = strips[static_cast<size_t>(worker)];
+    std::byte* panel = packed.bytes_.data() + index * packed.panel_bytes();
+    const int64_t first = index * kPanelOutputs;
+    const int64_t end = std::min(first + kPanelOutputs, num_out);
+    for (int64_t row = first; row < end; row += kStripRows) {
+      const int64_t num_rows = std::min(kStripRows, end - row);
+      for (int64_t i = 0; i < num_rows; ++i) {
+        reader(row + i,
+               strip.span().subspan(static_cast<size_t>(i * num_in), static_cast<size_t>(num_in)));
+      }
+      if (type == WeightType::kF32) {
+        write_strip(strip.data(), num_in, num_rows, reinterpret_cast<float*>(panel) + row - first);
+      } else {
+        write_strip_bf16(strip.data(), num_in, num_rows,
+                         reinterpret_cast<BFloat16*>(panel) + 2 * (row - first));
+      }
+    }
+  });
+  return packed;
+}
+
+PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
+                                     const QuantizedRowReader& reader, ThreadPool& pool) {
+  check_arg(num_in % kWeightGroup == 0,
+            fmt::format("linear: num_in of int8 weights must be a multiple of 32, not {}", num_in));
+  PackedMatrix packed;
+  packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, WeightType::kInt8));
+  packed.num_out_ = num_out;
+  packed.num_in_ = num_in;
+  packed.type_ = WeightType::kInt8;
+  const int64_t num_groups = num_in / kWeightGroup;
+  std::vector<QuantizedStrip> strips(static_cast<size_t>(pool.num_threads()));
+  for (auto& strip : strips) {
+    strip.codes = Buffer<uint8_t>(kStripRows * num_in);
+    strip.scales = Buffer<Half>(kStripRows * num_groups);
+    strip.offsets = Buffer<Half>(kStripRows * num_groups);
+  }
+
+  pool.parallel_for(packed.num_panels(), [&](int64_t index, int worker) {
+    QuantizedStrip& strip = strips[static_cast<size_t>(worker)];
+    Int8Panel<std::byte> panel(packed.bytes_.data() + index * packed.panel_bytes(), num_in);
+    const int64_t first = index * kPanelOutputs;
+    const int64_t end = std::min(first + kPanelOutputs, num_out);
+    for (int64_t row = first; row < end; row += kStripRows) {
+      const int64_t num_rows = std::min(kStripRows, end - row);
+      for (int64_t i = 0; i < num_rows; ++i) {
+        const auto codes = static_cast<size_t>(num_in);
+        const auto groups = static_cast<size_t>(num_groups);
+        reader(row + i, {{strip.codes.data() + i * num_in, codes},
+                         {strip.scales.data() + i * num_groups, groups},
+                         {strip.offsets.data() + i * num_groups, groups}});
+      }
+      const int64_t column = row - first;
+      write_strip(strip.codes.data(), num_in, num_rows, panel.codes + column);
+      write_strip(strip.scales.data(), num_groups, num_rows, panel.scales + column);
+      write_strip(strip.offsets.data(), num_groups, num_rows, panel.offsets + column);
+    }
+  });
+  return packed;
+}
+
+void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
+  if (row < 0 || row >= num_out_ || static_cast<int64_t>(out.size()) != num_in_) {
+    throw std::invalid_argument(
+        fmt::format("linear: row {} with {} elements of a weight matrix of {} x {}", row,
+                    out.size(), num_out_, num_in_));
+  }
+  const std::byte* data = panel(row / kPanelOutputs);
+  const int64_t column = row % kPanelOutputs;
+  const auto* f32 = reinterpret_cast<const float*>(data) + column;
+  const auto* bf16 = reinterpret_cast<const BFloat16*>(data) + 2 * column;
+  const Int8Panel<const std::byte> int8(data, padded_in());
+  for (int64_t in = 0; in < num_in_; ++in) {
+    float& value = out[static_cast<size_t>(in)];
+    const int64_t group = in / kWeightGroup * kPanelOutputs + column;
+    switch (type_) {
+      case WeightType::kF32: value = f32[in * kPanelOutputs]; break;
+      case WeightType::kBF16: value = to_float(bf16[in / 2 * kPanelOutputs * 2 + in % 2]); break;
+      case WeightType::kInt8:
+        value = to_float(int8.scales[group]) * int8.codes[in * kPanelOutputs + column] +
+                to_float(int8.offsets[group]);
+        break;
+    }
+  }
+}
+
+}  // namespace kvquant

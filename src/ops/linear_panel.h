@@ -1,0 +1,65 @@
+// The kernels behind linear(): products of a few rows of x with one panel of 64 outputs, and what
+// is done to a panel of results. Internal to ops. Plain structs and functions only, because
+// implementations are compiled for different instruction sets. All are noexcept and allocate
+// nothing.
+//
+// Products y are [num_rows][64] without gaps. Inputs x are padded with zeros to padded_in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/linear.h"
+
+namespace kvquant {
+
+// One panel of a PackedMatrix, in the layout of linear.h.
+struct PanelView {
+  const std::byte* data;
+  int64_t padded_in;
+  WeightType type;
+};
+
+// Rows of x, `stride` elements apart, each with padded_in elements.
+template <class T>
+struct PanelInput {
+  const T* data;
+  int64_t stride;
+  int64_t num_rows;
+};
+
+// Where a panel's results go: num_columns <= 64 columns of rows that are `stride` floats apart.
+struct PanelOutput {
+  float* data;
+  int64_t stride;
+  int64_t num_rows;
+  int64_t num_columns;
+};
+
+namespace ref {
+// Sums in double; the definition of correct.
+void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) noexcept;
+void store_panel(const float* y, const PanelOutput& out, Epilogue epilogue) noexcept;
+void store_swiglu(const float* gate, const float* up, const PanelOutput& out) noexcept;
+}  // namespace ref
+
+namespace simd {
+// One fused multiply-add per input and output, in the order of the inputs.
+void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) noexcept;
+// The weights as floats, [padded_in][64].
+void unpack_panel(const PanelView& w, float* out) noexcept;
+void store_panel(const float* y, const PanelOutput& out, Epilogue epilogue) noexcept;
+void store_swiglu(const float* gate, const float* up, const PanelOutput& out) noexcept;
+}  // namespace simd
+
+// Requires the CPU features of Backend::kAvx512Bf16, and weights of type kBF16 or kInt8.
+namespace avx512bf16 {
+// Inputs and weights rounded to bf16, two products added to the f32 sum at a time.
+void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept;
+// The weights rounded to bf16, in the layout of kBF16.
+void unpack_panel(const PanelView& w, BFloat16* out) noexcept;
+// out[i] = x[i] rounded to nearest even, subnormals to zero; then zeros up to padded_size.
+void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept;
+}  // namespace avx512bf16
+
+}  // namespace kvquant

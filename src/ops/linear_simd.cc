@@ -1,0 +1,234 @@
+// Panel kernels in Google Highway: weights are widened to f32 in registers, two inputs at a time,
+// and multiplied with broadcast inputs. A lane is an output, so there are no horizontal sums.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/linear_simd.cc"
+// Arrays of vectors need a size known to the compiler, which these don't have.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+// after highway.h
+#include <hwy/contrib/math/math-inl.h>
+
+#include "ops/linear_panel.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvquant {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F32 = hn::CappedTag<float, 16>;
+using Vec = hn::Vec<F32>;
+
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(F32()));
+constexpr int kVectors = static_cast<int>(kPanelOutputs) / kLanes;  // to a panel's outputs
+
+struct Pair {
+  Vec even, odd;  // weights of inputs 2i and 2i + 1
+};
+
+// Scales and offsets of one 32-group of kInt8; nothing for the other types.
+struct Group {
+  Vec scale, offset;
+};
+
+template <WeightType kType>
+HWY_INLINE Group load_group(const PanelView& w, int64_t group, int column) {
+  if constexpr (kType != WeightType::kInt8) return {hn::Zero(F32()), hn::Zero(F32())};
+  const hn::Rebind<hwy::float16_t, F32> f16;
+  const auto* scales =
+      reinterpret_cast<const hwy::float16_t*>(w.data + w.padded_in * kPanelOutputs);
+  const auto* offsets = scales + w.padded_in / kWeightGroup * kPanelOutputs;
+  const int64_t at = group * kPanelOutputs + column;
+  return {hn::PromoteTo(F32(), hn::Load(f16, scales + at)),
+          hn::PromoteTo(F32(), hn::Load(f16, offsets + at))};
+}
+
+HWY_INLINE Vec decode(const uint8_t* codes, const Group& group) {
+  const hn::Rebind<uint8_t, F32> u8;
+  const hn::Rebind<int32_t, F32> i32;
+  const Vec code = hn::ConvertTo(F32(), hn::PromoteTo(i32, hn::Load(u8, codes)));
+  return hn::MulAdd(code, group.scale, group.offset);
+}
+
+// Weights of inputs `in` (even) and in + 1, kLanes outputs from `column` on.
+template <WeightType kType>
+HWY_INLINE Pair load_pair(const PanelView& w, int64_t in, int column, const Group& group) {
+  if constexpr (kType == WeightType::kF32) {
+    const float* at = reinterpret_cast<const float*>(w.data) + in * kPanelOutputs + column;
+    return {hn::Load(F32(), at), hn::Load(F32(), at + kPanelOutputs)};
+  } else if constexpr (kType == WeightType::kBF16) {
+    const hn::RebindToUnsigned<F32> u32;
+    const auto* at = reinterpret_cast<const uint32_t*>(w.data) + in / 2 * kPanelOutputs + column;
+    const auto both = hn::Load(u32, at);
+    return {hn::BitCast(F32(), hn::ShiftLeft<16>(both)),
+            hn::BitCast(F32(), hn::And(both, hn::Set(u32, 0xFFFF0000u)))};
+  } else {
+    const auto* at = reinterpret_cast<const uint8_t*>(w.data) + in * kPanelOutputs + column;
+    return {decode(at, group), decode(at + kPanelOutputs, group)};
+  }
+}
+
+// As many vectors of outputs as have room for kRows sums each in half the registers.
+constexpr int block_vectors(int num_rows) {
+  const int room = (HWY_TARGET <= HWY_AVX3 ? 16 : 8) / num_rows;
+  int vectors = kVectors;
+  while (vectors > 1 && vectors > room) vectors /= 2;
+  return vectors;
+}
+
+template <WeightType kType, int kRows>
+HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, int column,
+                              float* HWY_RESTRICT y) {
+  constexpr int kWidth = block_vectors(kRows);
+  Vec sum[kRows][kWidth];
+  for (auto& row : sum) {
+    for (Vec& v : row) v = hn::Zero(F32());
+  }
+  Group groups[kWidth];
+  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+    for (int i = 0; i < kWidth; ++i) {
+      groups[i] = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
+    }
+    for (int64_t in = first; in < first + kWeightGroup; in += 2) {
+      for (int i = 0; i < kWidth; ++i) {
+        const Pair weights = load_pair<kType>(w, in, column + i * kLanes, groups[i]);
+        for (int row = 0; row < kRows; ++row) {
+          const float* at = x.data + row * x.stride + in;
+          sum[row][i] = hn::MulAdd(weights.even, hn::Set(F32(), at[0]), sum[row][i]);
+          sum[row][i] = hn::MulAdd(weights.odd, hn::Set(F32(), at[1]), sum[row][i]);
+        }
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kWidth; ++i) {
+      hn::StoreU(sum[row][i], F32(), y + row * kPanelOutputs + column + i * kLanes);
+    }
+  }
+}
+
+template <WeightType kType, int kRows>
+void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
+  for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
+    block_product<kType, kRows>(w, x, i * kLanes, y);
+  }
+}
+
+template <WeightType kType>
+void typed_product(const PanelView& w, PanelInput<float> x, float* y) {
+  while (x.num_rows > 0) {
+    const int64_t num_rows = x.num_rows < 4 ? x.num_rows : 4;
+    switch (num_rows) {
+      case 1: rows_product<kType, 1>(w, x, y); break;
+      case 2: rows_product<kType, 2>(w, x, y); break;
+      case 3: rows_product<kType, 3>(w, x, y); break;
+      default: rows_product<kType, 4>(w, x, y); break;
+    }
+    x.num_rows -= num_rows;
+    x.data += num_rows * x.stride;
+    y += num_rows * kPanelOutputs;
+  }
+}
+
+void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) {
+  switch (w.type) {
+    case WeightType::kF32: return typed_product<WeightType::kF32>(w, x, y);
+    case WeightType::kBF16: return typed_product<WeightType::kBF16>(w, x, y);
+    case WeightType::kInt8: return typed_product<WeightType::kInt8>(w, x, y);
+  }
+}
+
+template <WeightType kType>
+void typed_unpack(const PanelView& w, float* HWY_RESTRICT out) {
+  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+    for (int column = 0; column < kPanelOutputs; column += kLanes) {
+      const Group group = load_group<kType>(w, first / kWeightGroup, column);
+      for (int64_t in = first; in < first + kWeightGroup; in += 2) {
+        const Pair weights = load_pair<kType>(w, in, column, group);
+        hn::Store(weights.even, F32(), out + in * kPanelOutputs + column);
+        hn::Store(weights.odd, F32(), out + (in + 1) * kPanelOutputs + column);
+      }
+    }
+  }
+}
+
+void unpack_panel(const PanelView& w, float* out) {
+  switch (w.type) {
+    case WeightType::kF32: return typed_unpack<WeightType::kF32>(w, out);
+    case WeightType::kBF16: return typed_unpack<WeightType::kBF16>(w, out);
+    case WeightType::kInt8: return typed_unpack<WeightType::kInt8>(w, out);
+  }
+}
+
+// Stores fn(index into a panel of results, where it goes) for all columns, whole vectors first.
+template <class Fn>
+HWY_INLINE void store_columns(const PanelOutput& out, Fn fn) {
+  HWY_ALIGN float last[kLanes];
+  for (int64_t row = 0; row < out.num_rows; ++row) {
+    float* target = out.data + row * out.stride;
+    int64_t i = 0;
+    for (; i + kLanes <= out.num_columns; i += kLanes) {
+      hn::StoreU(fn(row * kPanelOutputs + i, target + i), F32(), target + i);
+    }
+    const int64_t rest = out.num_columns - i;
+    if (rest == 0) continue;
+    for (int64_t j = 0; j < rest; ++j) last[j] = target[i + j];
+    for (int64_t j = rest; j < kLanes; ++j) last[j] = 0;
+    hn::Store(fn(row * kPanelOutputs + i, last), F32(), last);
+    for (int64_t j = 0; j < rest; ++j) target[i + j] = last[j];
+  }
+}
+
+void store_panel(const float* y, const PanelOutput& out, Epilogue epilogue) {
+  if (epilogue == Epilogue::kAdd) {
+    store_columns(out, [y](int64_t i, const float* old) {
+      return hn::Add(hn::LoadU(F32(), old), hn::LoadU(F32(), y + i));
+    });
+  } else {
+    store_columns(out, [y](int64_t i, const float*) { return hn::LoadU(F32(), y + i); });
+  }
+}
+
+void store_swiglu(const float* gate, const float* up, const PanelOutput& out) {
+  store_columns(out, [gate, up](int64_t i, const float*) {
+    const Vec g = hn::LoadU(F32(), gate + i);
+    // Beyond 88 exp overflows; there silu is zero to f32's precision anyway.
+    const Vec e = hn::Exp(F32(), hn::Min(hn::Neg(g), hn::Set(F32(), 88.0f)));
+    const Vec silu = hn::Div(g, hn::Add(hn::Set(F32(), 1.0f), e));
+    return hn::Mul(silu, hn::LoadU(F32(), up + i));
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvquant
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvquant {
+
+HWY_EXPORT(panel_product);
+HWY_EXPORT(unpack_panel);
+HWY_EXPORT(store_panel);
+HWY_EXPORT(store_swiglu);
+
+namespace simd {
+
+void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) noexcept {
+  HWY_DYNAMIC_DISPATCH(panel_product)(w, x, y);
+}
+
+void unpack_panel(const PanelView& w, float* out) noexcept {
+  HWY_DYNAMIC_DISPATCH(unpack_panel)(w, out);
+}
+
+void store_panel(const float* y, const PanelOutput& out, Epilogue epilogue) noexcept {
+  HWY_DYNAMIC_DISPATCH(store_panel)(y, out, epilogue);
+}
+
+void store_swiglu(const float* gate, const float* up, const PanelOutput& out) noexcept {
+  HWY_DYNAMIC_DISPATCH(store_swiglu)(gate, up, out);
+}
+
+}  // namespace simd
+}  // namespace kvquant
+#endif  // HWY_ONCE

@@ -1,0 +1,105 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/rope.cc"
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <stdexcept>
+
+#include "base/check.h"
+#include "ops/rope.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvquant {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+void rotate_row(float* HWY_RESTRICT x, const float* cos, const float* sin, int64_t head_dim) {
+  const hn::CappedTag<float, 16> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t half = head_dim / 2;
+  float* HWY_RESTRICT y = x + half;
+  int64_t i = 0;
+  for (; i + lanes <= half; i += lanes) {
+    const auto a = hn::LoadU(d, x + i), b = hn::LoadU(d, y + i);
+    const auto c = hn::LoadU(d, cos + i), s = hn::LoadU(d, sin + i);
+    hn::StoreU(hn::MulSub(a, c, hn::Mul(b, s)), d, x + i);
+    hn::StoreU(hn::MulAdd(b, c, hn::Mul(a, s)), d, y + i);
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = y[i];
+    x[i] = a * cos[i] - b * sin[i];
+    y[i] = b * cos[i] + a * sin[i];
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvquant
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvquant {
+
+HWY_EXPORT(rotate_row);
+
+namespace {
+
+int64_t table_size(int64_t head_dim, int64_t num_positions) {
+  check_arg(head_dim > 0 && head_dim % 2 == 0,
+            fmt::format("rope: head_dim must be even and positive, not {}", head_dim));
+  check_arg(num_positions >= 0 && num_positions <= INT64_MAX / head_dim,
+            fmt::format("rope: {} positions of {} channels", num_positions, head_dim));
+  return num_positions * (head_dim / 2);
+}
+
+}  // namespace
+
+RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
+    : head_dim_(head_dim),
+      num_positions_(num_positions),
+      cos_(table_size(head_dim, num_positions)),
+      sin_(table_size(head_dim, num_positions)) {
+  check_arg(theta > 0 && std::isfinite(theta),
+            fmt::format("rope: theta must be positive, not {}", theta));
+  const int64_t half = head_dim / 2;
+  for (int64_t c = 0; c < half; ++c) {
+    const double frequency =
+        std::pow(theta, -2.0 * static_cast<double>(c) / static_cast<double>(head_dim));
+    for (int64_t position = 0; position < num_positions; ++position) {
+      const double angle = static_cast<double>(position) * frequency;
+      cos_[position * half + c] = static_cast<float>(std::cos(angle));
+      sin_[position * half + c] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void rope(TensorView<float, 3> x, int64_t first_position, const RopeTable& table) {
+  const int64_t num_tokens = x.shape[0];
+  if (x.shape[2] != table.head_dim()) {
+    throw std::invalid_argument(
+        fmt::format("rope: x has head_dim {}, the table {}", x.shape[2], table.head_dim()));
+  }
+  check_arg(x.stride[2] == 1, "rope: the innermost stride of x must be 1");
+  if (first_position < 0 || num_tokens < 0 || num_tokens > table.num_positions() ||
+      first_position > table.num_positions() - num_tokens) {
+    throw std::invalid_argument(
+        fmt::format("rope: positions [{}, {} + {}) are outside a table of {}", first_position,
+                    first_position, num_tokens, table.num_positions()));
+  }
+  for (int64_t token = 0; token < num_tokens; ++token) {
+    const float* cos = table.cos(first_position + token);
+    const float* sin = table.sin(first_position + token);
+    for (int64_t head = 0; head < x.shape[1]; ++head) {
+      rope_row(x.data + token * x.stride[0] + head * x.stride[1], cos, sin, table.head_dim());
+    }
+  }
+}
+
+void rope_row(float* x, const float* cos, const float* sin, int64_t head_dim) noexcept {
+  HWY_DYNAMIC_DISPATCH(rotate_row)(x, cos, sin, head_dim);
+}
+
+}  // namespace kvquant
+#endif  // HWY_ONCE
