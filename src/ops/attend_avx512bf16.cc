@@ -23,7 +23,10 @@ namespace {
 
 constexpr int kRows = 6;         // rows of a register block
 constexpr int kTileVectors = 4;  // registers of 16 tokens in a tile
-constexpr int kMaxVectors = 4;   // registers of 16 channels in a block of weighted sums
+
+// Registers of 16 channels in a block of weighted sums. Few rows can have more of them, and then
+// read values of head_dim 128 from memory in one sweep.
+constexpr int num_value_vectors(int num_rows) { return num_rows <= 2 ? 8 : 4; }
 
 __m512bh load_pairs(const uint16_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -145,17 +148,23 @@ void score_rows(const uint16_t* keys, const uint16_t* q, int64_t q_stride, int64
   }
 }
 
-// acc [R, 16 V] += p v for the token pairs [pair, end_pair) of a tile.
+// Token pairs [begin, end) of a tile.
+struct PairRange {
+  int64_t begin;
+  int64_t end;
+};
+
+// acc [R, 16 V] += p v for some token pairs of a tile.
 template <int R, int V>
-void add_values(const uint16_t* values, int64_t value_stride, const uint16_t* p, int64_t pair,
-                int64_t end_pair, float* acc, int64_t acc_stride) {
+void add_values(const uint16_t* values, int64_t value_stride, const uint16_t* p, PairRange pairs,
+                float* acc, int64_t acc_stride) {
   __m512 sum[R][V];
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
       sum[r][v] = _mm512_loadu_ps(acc + r * acc_stride + 16 * v);
     }
   }
-  for (; pair < end_pair; ++pair) {
+  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
     __m512bh x[V];
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
       x[v] = load_pairs(values + pair * value_stride + 32 * v);
@@ -172,6 +181,16 @@ void add_values(const uint16_t* values, int64_t value_stride, const uint16_t* p,
       _mm512_storeu_ps(acc + r * acc_stride + 16 * v, sum[r][v]);
     }
   }
+}
+
+// All channels from `first` on, widest blocks first.
+template <int R, int V>
+void add_all_values(const uint16_t* values, int64_t dim, int64_t first, const uint16_t* p,
+                    PairRange pairs, float* acc) {
+  for (; first + 16 * V <= dim; first += 16 * V) {
+    add_values<R, V>(values + 2 * first, 2 * dim, p, pairs, acc + first, dim);
+  }
+  if constexpr (V > 1) add_all_values<R, V / 2>(values, dim, first, p, pairs, acc);
 }
 
 void scale_row(float* acc, int64_t size, __m512 factor) {
@@ -250,20 +269,8 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const BFloatTil
   for (int r = 0; r < R; ++r) {
     soften_row(block, row + r, seen[r], scores + r * kTileTokens, p + r * kTileTokens);
   }
-  float* acc = block.acc + row * dim;
-  const int64_t pair = any.begin / 2;
-  const int64_t end_pair = (any.end + 1) / 2;
-  int64_t c = 0;
-  for (; c + 16 * kMaxVectors <= dim; c += 16 * kMaxVectors) {
-    add_values<R, kMaxVectors>(tile.values + 2 * c, 2 * dim, p, pair, end_pair, acc + c, dim);
-  }
-  if (dim - c >= 32) {
-    add_values<R, 2>(tile.values + 2 * c, 2 * dim, p, pair, end_pair, acc + c, dim);
-    c += 32;
-  }
-  if (dim - c > 0) {
-    add_values<R, 1>(tile.values + 2 * c, 2 * dim, p, pair, end_pair, acc + c, dim);
-  }
+  add_all_values<R, num_value_vectors(R)>(
+      tile.values, dim, 0, p, {any.begin / 2, (any.end + 1) / 2}, block.acc + row * dim);
 }
 
 void attend_tile(const AttendBlock& block, const TileWork& work) {

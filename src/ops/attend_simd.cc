@@ -37,11 +37,11 @@ constexpr int kRows = 4;  // rows of a register block
 // With more rows than this, tiles are converted into scratch first.
 constexpr int64_t kConvertInRegistersRows = 2 * kRows;
 
-// Registers of a tile or of a row of values that a block of rows multiplies at a time: as many as
-// leave the accumulators, the broadcast pairs and one loaded register in the register file.
-constexpr int num_vectors(int num_rows) {
+// Registers of a tile that a block of rows multiplies at a time: as many as leave the accumulators,
+// the broadcast pairs and one loaded register in the register file, and at most `most`.
+constexpr int num_vectors(int num_rows, int most) {
   const int registers = kLanes == 16 ? 32 : 16;
-  int vectors = 8;
+  int vectors = most;
   while (num_rows * vectors + num_rows + 2 > registers) vectors /= 2;
   return vectors;
 }
@@ -93,7 +93,7 @@ const float* query_row(const AttendBlock& block, int64_t row) {
 // scores [R, 64] = q k^T for R rows and a tile.
 template <int R, class T>
 void score_rows(const T* keys, const float* const* q, int64_t num_pairs, float* scores) {
-  constexpr int kVectors = num_vectors(R);
+  constexpr int kVectors = num_vectors(R, 8);
   const D d;
   for (int64_t first = 0; first < 2 * kTileTokens; first += kVectors * kLanes) {
     V acc[R][kVectors];
@@ -241,9 +241,9 @@ void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, i
   score_rows<R>(tile.keys, q, block.head_dim / 2, scores);
   for (int r = 0; r < R; ++r) soften_row(block, row + r, seen[r], scores + r * kTileTokens);
   const int64_t stride = 2 * block.padded_dim;
-  add_all_values<R, num_vectors(R)>(tile.values, 2 * block.head_dim, 0, scores,
-                                    {any.begin / 2, (any.end + 1) / 2},
-                                    block.workspace.pairs + row * stride, stride);
+  add_all_values<R, num_vectors(R, 16)>(tile.values, 2 * block.head_dim, 0, scores,
+                                        {any.begin / 2, (any.end + 1) / 2},
+                                        block.workspace.pairs + row * stride, stride);
 }
 
 template <class T>
