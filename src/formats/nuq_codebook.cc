@@ -1,0 +1,29 @@
+#include "formats/nuq_codebook.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace kvquant {
+
+NuqCodebook make_codebook(std::span<const float> levels) {
+  NuqCodebook book;
+  for (int bits = kMinCodeBits; bits <= kMaxCodeBits; ++bits) {
+    if (levels.size() == size_t{1} << bits) book.bits = bits;
+  }
+  check_arg(book.bits != 0, fmt::format("codebook: {} levels are not 4, 8 or 16", levels.size()));
+  book.num_levels = static_cast<int>(levels.size());
+  for (size_t i = 0; i < levels.size(); ++i) {
+    check_arg(levels[i] >= -1 && levels[i] <= 1,
+              fmt::format("codebook: level {} is {}, not in [-1, 1]", i, levels[i]));
+    check_arg(i == 0 || levels[i - 1] < levels[i],
+              fmt::format("codebook: level {} does not ascend", i));
+    book.levels[i] = levels[i];
+    if (i > 0) book.midpoints[i - 1] = 0.5f * (levels[i - 1] + levels[i]);
+  }
+  return book;
+}
+
+}  // namespace kvquant
