@@ -4,6 +4,7 @@
 #define HWY_TARGET_INCLUDE "ops/linear_simd.cc"
 // Arrays of vectors need a size known to the compiler, which these don't have.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 // after highway.h
@@ -68,6 +69,14 @@ HWY_INLINE Pair load_pair(const PanelView& w, int64_t in, int column, const Grou
   }
 }
 
+// Asks for the codes of two inputs, 64 inputs ahead. Decoding them keeps the core too busy for the
+// hardware to run far enough ahead by itself (17 -> 21 GB/s on one core of Zen 4); the other types
+// gain nothing.
+HWY_INLINE void prefetch_codes(const uint8_t* codes) {
+  hwy::Prefetch(codes + 64 * kPanelOutputs);
+  hwy::Prefetch(codes + 65 * kPanelOutputs);
+}
+
 // As many vectors of outputs as have room for kRows sums each in half the registers.
 constexpr int block_vectors(int num_rows) {
   const int room = (HWY_TARGET <= HWY_AVX3 ? 16 : 8) / num_rows;
@@ -90,6 +99,9 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
       groups[i] = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
     }
     for (int64_t in = first; in < first + kWeightGroup; in += 2) {
+      if constexpr (kType == WeightType::kInt8) {
+        prefetch_codes(reinterpret_cast<const uint8_t*>(w.data) + in * kPanelOutputs);
+      }
       for (int i = 0; i < kWidth; ++i) {
         const Pair weights = load_pair<kType>(w, in, column + i * kLanes, groups[i]);
         for (int row = 0; row < kRows; ++row) {
@@ -107,10 +119,51 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   }
 }
 
+// As block_product for one row of a kInt8 panel, with scale and offset applied to a group's sums:
+// an operation less for each weight, which is what bounds this kernel.
+HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
+                                   float* HWY_RESTRICT y) {
+  constexpr int kWidth = block_vectors(2);
+  const hn::Rebind<uint8_t, F32> u8;
+  const hn::Rebind<int32_t, F32> i32;
+  const auto* codes = reinterpret_cast<const uint8_t*>(w.data) + column;
+  Vec sum[kWidth];
+  for (Vec& v : sum) v = hn::Zero(F32());
+  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+    Vec group_sum[kWidth];
+    for (Vec& v : group_sum) v = hn::Zero(F32());
+    for (int64_t in = first; in < first + kWeightGroup; ++in, codes += kPanelOutputs) {
+      if (in % 2 == 0) prefetch_codes(codes);
+      const Vec input = hn::Set(F32(), x[in]);
+      for (int i = 0; i < kWidth; ++i) {
+        const auto code = hn::PromoteTo(i32, hn::Load(u8, codes + i * kLanes));
+        group_sum[i] = hn::MulAdd(hn::ConvertTo(F32(), code), input, group_sum[i]);
+      }
+    }
+    Vec inputs = hn::Zero(F32());
+    for (int i = 0; i < kWeightGroup; i += kLanes) {
+      inputs = hn::Add(inputs, hn::LoadU(F32(), x + first + i));
+    }
+    inputs = hn::SumOfLanes(F32(), inputs);
+    for (int i = 0; i < kWidth; ++i) {
+      const Group group =
+          load_group<WeightType::kInt8>(w, first / kWeightGroup, column + i * kLanes);
+      sum[i] = hn::MulAdd(group.offset, inputs, hn::MulAdd(group.scale, group_sum[i], sum[i]));
+    }
+  }
+  for (int i = 0; i < kWidth; ++i) hn::StoreU(sum[i], F32(), y + column + i * kLanes);
+}
+
 template <WeightType kType, int kRows>
 void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
-  for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
-    block_product<kType, kRows>(w, x, i * kLanes, y);
+  if constexpr (kType == WeightType::kInt8 && kRows == 1) {
+    for (int i = 0; i < kVectors; i += block_vectors(2)) {
+      block_product_int8(w, x.data, i * kLanes, y);
+    }
+  } else {
+    for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
+      block_product<kType, kRows>(w, x, i * kLanes, y);
+    }
   }
 }
 

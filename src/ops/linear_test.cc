@@ -179,7 +179,7 @@ class Linear : public testing::TestWithParam<std::tuple<Backend, WeightType>> {
 TEST_P(Linear, IsAsCloseToTheExactProductAsPlainLoops) {
   for (const Shape shape : shapes()) {
     const auto w = make_matrix(shape.num_out, shape.num_in, type(), pool_);
-    for (const int64_t rows : {1, 2, 3, 4, 5, 7, 16, 17, 64, 65, 300}) {
+    for (const int64_t rows : {0, 1, 2, 3, 4, 5, 7, 12, 13, 16, 17, 64, 65, 300}) {
       if (rows > 65 && shape.num_in * shape.num_out > 20000) continue;
       for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
         const Matrix x = random_input(rows, shape.num_in);
