@@ -14,8 +14,8 @@ namespace kvquant {
 namespace {
 
 // With at most this many rows, tiles that are not bf16 are converted in registers by the f32 kernel
-// instead of being rounded to bf16 first (Zen 4: faster up to 2 rows, and exact).
-constexpr int64_t kConvertInRegistersRows = 2;
+// instead of being rounded to bf16 first (Zen 4: faster up to 3 rows, and exact).
+constexpr int64_t kConvertInRegistersRows = 3;
 
 void check_run(const DenseRun& run) {
   check_arg(run.num_tokens >= 0, "attend: a run's num_tokens must not be negative");
