@@ -40,7 +40,7 @@ constexpr int64_t kConvertInRegistersRows = 2 * kRows;
 
 // Up to this many rows values are read in wide sweeps, which the hardware prefetcher follows; up to
 // the next number, blocks wait for memory more than they compute.
-constexpr int64_t kSweepRows = 2;
+constexpr int64_t kSweepRows = 1;
 constexpr int64_t kPrefetchRows = 16;
 
 // Registers of a tile that a block of rows multiplies at a time: as many as leave the accumulators,
