@@ -2,7 +2,8 @@
 // step. The baseline that compression is measured against, and what the plain compressed path uses
 // after decoding. Softmax is streamed over tiles (arXiv 1805.02867, 2205.14135).
 //
-//   attend.cc               checks, cutting into tasks, merging of partial results
+//   attend.cc               checks, running the plan, merging of partial results
+//   attend_plan.cc          cutting into tasks, a pure function of the shapes
 //   attend_ref.cc           plain loops, sums in double: the definition of correct
 //   attend_simd.cc          Highway, f32 arithmetic
 //   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
@@ -49,8 +50,10 @@ struct AttendShape {
 };
 
 // out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
-// the same at any number of threads. With kBF16 the products are rounded to bf16 where the CPU has
-// bf16 dot products, and f32 otherwise.
+// the same at any number of threads. With kBF16 the factors of products are rounded to bf16 where
+// the CPU has bf16 dot products and that is faster, else they are f32.
+// Requires: tiles are 64-byte aligned; scale > 0; positions are in [0, 2^60]; queries are finite.
+// Scratch is kept by the calling thread from call to call and grows to the largest need.
 // Throws std::invalid_argument on bad shapes.
 void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision,
             ThreadPool& pool, Backend backend = best_backend());

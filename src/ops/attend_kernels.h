@@ -41,6 +41,38 @@ static inline TokenRange visible_tokens(const TileWork& tile, int64_t query) {
                                                        : end)};
 }
 
+// Asks for the next tile, from memory to L2, a few cache lines at each step of the loops over the
+// current one: in step with the arithmetic, since bursts stall it. For blocks whose loads don't
+// sweep through tiles in order, where the hardware prefetcher fails.
+struct Prefetcher {
+  const char* line = nullptr;
+  const char* end = nullptr;
+  const char* then = nullptr;  // a second piece of as many bytes
+  int64_t bytes = 0;
+  int64_t step_bytes = 0;
+
+  __attribute__((always_inline)) void start(const TileWork& tile, int64_t head_dim,
+                                            int64_t num_steps) {
+    bytes = kTileTokens * head_dim * (tile.type == DenseType::kF32 ? 4 : 2);
+    line = static_cast<const char*>(tile.keys);
+    end = line + bytes;
+    then = static_cast<const char*>(tile.values);
+    step_bytes = (2 * bytes / num_steps + 63) / 64 * 64;
+  }
+  __attribute__((always_inline)) void step() {
+    if (line == end) return;
+    const char* stop = end - line < step_bytes ? end : line + step_bytes;
+    for (; line < stop; line += 64) __builtin_prefetch(line, 0, 2);
+    if (stop != end) return;
+    line = end = nullptr;
+    if (then != nullptr) {
+      line = then;
+      end = then + bytes;
+      then = nullptr;
+    }
+  }
+};
+
 // Scratch of one worker, see attend.cc. Rows are those of the largest block.
 struct AttendWorkspace {
   TileWork* tiles;

@@ -3,6 +3,7 @@
 // has lanes, and even and odd lanes are added once at the end of a sum. Tiles of f16 and bf16 are
 // converted in registers; for more than a few rows, once into scratch.
 #include <cstring>
+#include <type_traits>
 
 // GCC 12.2 can miscompile some 16-bit operations of this fallback for CPUs without SSSE3, so
 // Highway takes one-lane registers instead, which hold no pair. The operations used here are not
@@ -36,6 +37,11 @@ static_assert(kLanes >= 2, "a register must hold a pair");
 constexpr int kRows = 4;  // rows of a register block
 // With more rows than this, tiles are converted into scratch first.
 constexpr int64_t kConvertInRegistersRows = 2 * kRows;
+
+// Up to this many rows values are read in wide sweeps, which the hardware prefetcher follows; up to
+// the next number, blocks wait for memory more than they compute.
+constexpr int64_t kSweepRows = 1;
+constexpr int64_t kPrefetchRows = 16;
 
 // Registers of a tile that a block of rows multiplies at a time: as many as leave the accumulators,
 // the broadcast pairs and one loaded register in the register file, and at most `most`.
@@ -92,7 +98,8 @@ const float* query_row(const AttendBlock& block, int64_t row) {
 
 // scores [R, 64] = q k^T for R rows and a tile.
 template <int R, class T>
-void score_rows(const T* keys, const float* const* q, int64_t num_pairs, float* scores) {
+void score_rows(const T* keys, const float* const* q, int64_t num_pairs, Prefetcher& ahead,
+                float* scores) {
   constexpr int kVectors = num_vectors(R, 8);
   const D d;
   for (int64_t first = 0; first < 2 * kTileTokens; first += kVectors * kLanes) {
@@ -101,6 +108,7 @@ void score_rows(const T* keys, const float* const* q, int64_t num_pairs, float* 
       KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
     }
     for (int64_t pair = 0; pair < num_pairs; ++pair) {
+      ahead.step();
       V x[R];
       KVQUANT_UNROLL for (int r = 0; r < R; ++r) x[r] = broadcast_pair(q[r] + 2 * pair);
       KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -125,8 +133,8 @@ struct PairRange {
 
 // sums [R][kVectors * kLanes] += p v, even and odd tokens apart.
 template <int R, int kVectors, class T>
-void add_values(const T* values, int64_t value_stride, const float* p, PairRange pairs, float* sums,
-                int64_t sums_stride) {
+void add_values(const T* values, int64_t value_stride, const float* p, PairRange pairs,
+                Prefetcher& ahead, float* sums, int64_t sums_stride) {
   const D d;
   V acc[R][kVectors];
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
@@ -135,6 +143,7 @@ void add_values(const T* values, int64_t value_stride, const float* p, PairRange
     }
   }
   for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+    ahead.step();
     V weight[R];
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
       weight[r] = broadcast_pair(p + r * kTileTokens + 2 * pair);
@@ -154,12 +163,12 @@ void add_values(const T* values, int64_t value_stride, const float* p, PairRange
 // All channels of R rows, widest blocks first.
 template <int R, int kVectors, class T>
 void add_all_values(const T* values, int64_t row_size, int64_t first, const float* p,
-                    PairRange pairs, float* sums, int64_t sums_stride) {
+                    PairRange pairs, Prefetcher& ahead, float* sums, int64_t sums_stride) {
   for (; first + kVectors * kLanes <= row_size; first += kVectors * kLanes) {
-    add_values<R, kVectors>(values + first, row_size, p, pairs, sums + first, sums_stride);
+    add_values<R, kVectors>(values + first, row_size, p, pairs, ahead, sums + first, sums_stride);
   }
   if constexpr (kVectors > 1) {
-    add_all_values<R, kVectors / 2>(values, row_size, first, p, pairs, sums, sums_stride);
+    add_all_values<R, kVectors / 2>(values, row_size, first, p, pairs, ahead, sums, sums_stride);
   }
 }
 
@@ -224,7 +233,8 @@ struct Tile {
 
 // R rows against one tile.
 template <int R, class T>
-void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, int64_t row) {
+void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, int64_t row,
+                 Prefetcher& ahead) {
   TokenRange seen[R];
   const float* q[R];
   TokenRange any{kTileTokens, 0};  // seen by at least one of the rows
@@ -238,22 +248,24 @@ void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, i
   if (any.begin >= any.end) return;
 
   HWY_ALIGN float scores[R * kTileTokens];
-  score_rows<R>(tile.keys, q, block.head_dim / 2, scores);
+  score_rows<R>(tile.keys, q, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) soften_row(block, row + r, seen[r], scores + r * kTileTokens);
   const int64_t stride = 2 * block.padded_dim;
   add_all_values<R, num_vectors(R, 16)>(tile.values, 2 * block.head_dim, 0, scores,
-                                        {any.begin / 2, (any.end + 1) / 2},
+                                        {any.begin / 2, (any.end + 1) / 2}, ahead,
                                         block.workspace.pairs + row * stride, stride);
 }
 
 template <class T>
-void attend_all_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile) {
+void attend_all_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile,
+                     Prefetcher& ahead) {
   int64_t row = 0;
-  for (; row + kRows <= block.num_rows; row += kRows) attend_rows<kRows>(block, work, tile, row);
+  for (; row + kRows <= block.num_rows; row += kRows)
+    attend_rows<kRows>(block, work, tile, row, ahead);
   switch (block.num_rows - row) {
-    case 1: attend_rows<1>(block, work, tile, row); break;
-    case 2: attend_rows<2>(block, work, tile, row); break;
-    case 3: attend_rows<3>(block, work, tile, row); break;
+    case 1: attend_rows<1>(block, work, tile, row, ahead); break;
+    case 2: attend_rows<2>(block, work, tile, row, ahead); break;
+    case 3: attend_rows<3>(block, work, tile, row, ahead); break;
     default: break;
   }
 }
@@ -264,14 +276,16 @@ void convert(const T* from, int64_t size, float* to) {
 }
 
 template <class T>
-void attend_tile(const AttendBlock& block, const TileWork& work) {
+void attend_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahead) {
   const Tile<T> tile{static_cast<const T*>(work.keys), static_cast<const T*>(work.values)};
-  if (block.num_rows <= kConvertInRegistersRows) return attend_all_rows(block, work, tile);
+  if (std::is_same_v<T, float> || block.num_rows <= kConvertInRegistersRows) {
+    return attend_all_rows(block, work, tile, ahead);
+  }
   auto* keys = static_cast<float*>(block.workspace.keys);
   auto* values = static_cast<float*>(block.workspace.values);
   convert(tile.keys, kTileTokens * block.head_dim, keys);
   convert(tile.values, kTileTokens * block.head_dim, values);
-  attend_all_rows<float>(block, work, {keys, values});
+  attend_all_rows<float>(block, work, {keys, values}, ahead);
 }
 
 // Adds even and odd lanes of what attend_tile summed.
@@ -294,15 +308,18 @@ void attend_block(const AttendBlock& block) {
   std::memset(block.workspace.pairs, 0, static_cast<size_t>(block.num_rows) * row_bytes);
   std::memset(block.workspace.sums, 0, static_cast<size_t>(block.num_rows) * 64);
   for (int64_t row = 0; row < block.num_rows; ++row) block.states[row] = SoftmaxState{};
+  const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
+  const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim;
   for (int64_t i = 0; i < block.num_tiles; ++i) {
-    switch (block.tiles[i].type) {
-      case DenseType::kF16: attend_tile<hwy::float16_t>(block, block.tiles[i]); break;
-      case DenseType::kBF16: attend_tile<hwy::bfloat16_t>(block, block.tiles[i]); break;
-      case DenseType::kF32:
-        attend_all_rows<float>(block, block.tiles[i],
-                               {static_cast<const float*>(block.tiles[i].keys),
-                                static_cast<const float*>(block.tiles[i].values)});
-        break;
+    const TileWork& tile = block.tiles[i];
+    Prefetcher ahead;
+    if (prefetches && i + 1 < block.num_tiles) {
+      ahead.start(block.tiles[i + 1], block.head_dim, num_steps);
+    }
+    switch (tile.type) {
+      case DenseType::kF16: attend_tile<hwy::float16_t>(block, tile, ahead); break;
+      case DenseType::kBF16: attend_tile<hwy::bfloat16_t>(block, tile, ahead); break;
+      case DenseType::kF32: attend_tile<float>(block, tile, ahead); break;
     }
   }
   for (int64_t row = 0; row < block.num_rows; ++row) finish_row(block, row);
