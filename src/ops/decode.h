@@ -25,7 +25,7 @@ namespace kvquant {
 struct OutlierList {
   const uint8_t* counts = nullptr;  // per token, u8, or u16 when head_dim > 255
   int64_t first = 0;                // entry of the list where the tile begins
-  std::span<const OutlierPage* const> pages;
+  std::span<const OutlierPage* const> pages{};
 };
 
 struct DecodeJob {
@@ -36,7 +36,7 @@ struct DecodeJob {
   ScaleAxis axis = ScaleAxis::kChannel;
   int64_t head_dim = 0;
   int64_t num_tokens = 0;  // in use; planar columns of the others become zero
-  OutlierList outliers;
+  OutlierList outliers{};
 };
 
 // planar [head_dim][64]. All backends write the same bits.
