@@ -5,7 +5,12 @@
 //
 // for compressed codecs, and blocks of dense tiles for fp16 and bf16 (keys after RoPE). Compressed
 // codecs keep keys before RoPE, their sinks and tail too. Strict mode encodes every token as it
-// arrives and keeps the last `recent` exactly as well (SPEC "Modes": docs/formats.md).
+// arrives and keeps the last `recent` exactly as well (docs/formats.md has the modes). A layer may
+// have one side of each kind; both are then read through the same runs.
+//
+// As served, a chunk stays exact in a staging buffer of its sequence until the next append to any
+// layer of that sequence; then whole tiles are encoded while at least recent + 64 tokens are exact,
+// so between two layers the exact tail holds at most recent + 63 tokens.
 //
 // Not thread-safe: one thread calls, the pool does the work.
 #pragma once
@@ -38,6 +43,10 @@ enum class CacheMode {
 inline constexpr int kServedSink = 4;
 inline constexpr int kServedRecent = 64;
 
+// The spec with the windows that `mode` implies where it says nothing: what results report as
+// spec_resolved.
+CacheSpec with_windows(const CacheSpec& spec, CacheMode mode);
+
 class KvCache {
  public:
   using SequenceId = int64_t;
@@ -50,13 +59,15 @@ class KvCache {
   KvCache(KvCache&&) noexcept;
 
   SequenceId add_sequence();
-  void drop(SequenceId id);               // its blocks go back to the pool
-  int64_t length(SequenceId id) const;    // tokens appended to the last layer
+  void drop(SequenceId id);             // its blocks go back to the pool
+  int64_t length(SequenceId id) const;  // tokens appended to the last layer
 
   // Appends num_new tokens to one layer: keys before RoPE and values, [num_new, num_kv_heads,
-  // head_dim]. Layers of a sequence are appended in step, one chunk at a time. Throws
-  // FormatError naming layer and head when a value is NaN or infinite, std::invalid_argument when
-  // positions pass the RoPE table.
+  // head_dim], num_new >= 1, innermost stride 1. Layers of a sequence are appended in step, one
+  // chunk at a time: layer 0 first, the next layer with the same number of tokens. Nothing is
+  // changed when it throws: FormatError naming layer and head when a value is NaN, infinite or too
+  // large for its format; std::invalid_argument for shapes, order, or positions past the RoPE
+  // table.
   void append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,
               TensorView<const float, 3> values);
 
@@ -64,14 +75,17 @@ class KvCache {
   // the next call on the cache.
   std::span<const DenseRun> view(int64_t layer, SequenceId id, int64_t kv_head);
   // Makes `view` valid for all heads of (layer, sequence): decodes compressed tiles to scratch.
+  // Throws std::invalid_argument when it comes so late that tokens the queries must see exactly are
+  // encoded already: prepare the view of a layer before the next layer is appended.
   void prepare_view(int64_t layer, SequenceId id);
 
-  // Allocated bytes of all sequences: codes, parameters, outliers, windows, half-empty blocks,
-  // codebooks once; without scratch.
+  // Allocated bytes of all sequences: codes, parameters, outliers, windows, staging, half-empty
+  // blocks, 8 bytes of bookkeeping per block and page, codebooks once; without scratch and what the
+  // pools hold for later.
   int64_t memory_bytes() const;
   int64_t scratch_bytes() const;
-  // Tokens of the sequence that attention reads in compressed form (0: a run that compressed
-  // nothing).
+  // Tokens of the sequence that its last query reads in compressed form, in the layer with most (0:
+  // a run that compressed nothing).
   int64_t num_compressed_tokens(SequenceId id) const;
 
  private:

@@ -18,6 +18,8 @@
 
 namespace kvquant {
 
+inline constexpr int64_t kMaxNuqHeadDim = 256;  // the channel of an outlier is a u8
+
 enum class KvSide { kKey, kValue };
 
 struct KvBlockShape {

@@ -1,0 +1,84 @@
+#include "cache/dense_side.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/half.h"
+
+namespace kvquant {
+namespace {
+
+constexpr int64_t kMaxHeadDim = 1024;  // of the copy on the stack; KvCache checks it
+
+int64_t tile_index(const DensePlan& plan, int64_t token, int64_t channel) {
+  return plan.side == KvSide::kKey ? key_index(token, channel)
+                                   : value_index(token, channel, plan.head_dim);
+}
+
+}  // namespace
+
+DenseSide::~DenseSide() {
+  for (std::byte* block : blocks_) plan_->pool->give(block);
+}
+
+const std::byte* DenseSide::tile(int64_t index, int64_t head) const {
+  const std::byte* block = blocks_[index / plan_->tiles_per_block];
+  return block +
+         (index % plan_->tiles_per_block * plan_->num_kv_heads + head) * plan_->tile_bytes();
+}
+
+void DenseSide::write_token(const float* row, int64_t token, int64_t head) {
+  auto* out = const_cast<std::byte*>(tile(token / kTileTokens, head));
+  for (int64_t c = 0; c < plan_->head_dim; ++c) {
+    const uint16_t bits =
+        plan_->type == DenseType::kF16 ? to_half(row[c]).bits : to_bfloat16(row[c]).bits;
+    std::memcpy(out + 2 * tile_index(*plan_, token % kTileTokens, c), &bits, 2);
+  }
+}
+
+void DenseSide::append(TensorView<const float, 3> x, const RopeTable& rope, ThreadPool& pool) {
+  const int64_t num_new = x.shape[0];
+  const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
+  while (static_cast<int64_t>(blocks_.size()) * block_tokens < num_tokens_ + num_new) {
+    blocks_.reserve(blocks_.size() + 1);
+    blocks_.push_back(plan_->pool->take());
+  }
+  const int64_t first_tile = num_tokens_ / kTileTokens;
+  const int64_t end = num_tokens_ + num_new;
+  const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - first_tile;
+  pool.parallel_for(num_tiles * plan_->num_kv_heads, [&](int64_t task, int) {
+    const int64_t tile = first_tile + task / plan_->num_kv_heads;
+    const int64_t head = task % plan_->num_kv_heads;
+    float row[kMaxHeadDim];
+    const int64_t stop = std::min(end, (tile + 1) * kTileTokens);
+    for (int64_t t = std::max(num_tokens_, tile * kTileTokens); t < stop; ++t) {
+      std::copy_n(&x(t - num_tokens_, head, 0), plan_->head_dim, row);
+      if (plan_->side == KvSide::kKey) {
+        rope_row(row, rope.cos(t), rope.sin(t), plan_->head_dim);
+      }
+      write_token(row, t, head);
+    }
+  });
+  num_tokens_ = end;
+}
+
+void DenseSide::read_tile(int64_t first, int64_t num_tokens, int64_t head, float* out) const {
+  std::fill(out, out + kTileTokens * plan_->head_dim, 0.0f);
+  for (int64_t i = 0; i < num_tokens; ++i) {
+    const int64_t token = first + i;
+    const std::byte* source = tile(token / kTileTokens, head);
+    for (int64_t c = 0; c < plan_->head_dim; ++c) {
+      uint16_t bits = 0;
+      std::memcpy(&bits, source + 2 * tile_index(*plan_, token % kTileTokens, c), 2);
+      out[tile_index(*plan_, i, c)] =
+          plan_->type == DenseType::kF16 ? to_float(Half{bits}) : to_float(BFloat16{bits});
+    }
+  }
+}
+
+int64_t DenseSide::memory_bytes() const {
+  return static_cast<int64_t>(blocks_.size()) *
+         (plan_->pool->block_bytes() + static_cast<int64_t>(sizeof(std::byte*)));
+}
+
+}  // namespace kvquant

@@ -1,0 +1,54 @@
+// The keys (after RoPE) or values of one layer of one sequence in fp16 or bf16: tiles of
+// dense_tile.h in blocks from a pool, token 0 first.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/threads.h"
+#include "cache/block_pool.h"
+#include "formats/dense_tile.h"
+#include "formats/kv_block.h"
+#include "kvquant/tensor_view.h"
+#include "ops/rope.h"
+
+namespace kvquant {
+
+// What all sequences share of one side of one layer.
+struct DensePlan {
+  KvSide side = KvSide::kKey;
+  DenseType type = DenseType::kF16;  // kF16 or kBF16
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t tiles_per_block = 0;
+  BlockPool* pool = nullptr;
+
+  int64_t tile_bytes() const { return kTileTokens * head_dim * element_bytes(type); }
+  int64_t block_bytes() const { return tiles_per_block * num_kv_heads * tile_bytes(); }
+};
+
+class DenseSide {
+ public:
+  explicit DenseSide(const DensePlan& plan) : plan_(&plan) {}
+  DenseSide(const DenseSide&) = delete;
+  DenseSide& operator=(const DenseSide&) = delete;
+  ~DenseSide();
+
+  // x [num_new, num_kv_heads, head_dim]; keys are rotated by `rope` and then rounded.
+  void append(TensorView<const float, 3> x, const RopeTable& rope, ThreadPool& pool);
+  int64_t num_tokens() const { return num_tokens_; }
+
+  const std::byte* tile(int64_t index, int64_t head) const;
+  // Tokens [first, first + num_tokens) as f32 in tile layout, zeros behind them; num_tokens <= 64.
+  void read_tile(int64_t first, int64_t num_tokens, int64_t head, float* out) const;
+  int64_t memory_bytes() const;
+
+ private:
+  void write_token(const float* row, int64_t token, int64_t head);
+
+  const DensePlan* plan_;
+  int64_t num_tokens_ = 0;
+  std::vector<std::byte*> blocks_;
+};
+
+}  // namespace kvquant

@@ -1,0 +1,256 @@
+// Memory, errors and determinism of a KvCache.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <stdexcept>
+
+#include "cache/block_pool.h"
+#include "cache/kv_cache.h"
+#include "cache/kv_cache_test_model.h"
+#include "formats/kv_block.h"
+#include "kvquant/error.h"
+
+namespace kvquant {
+namespace {
+
+using test::Row;
+
+constexpr KvShape kShape{2, 3, 16};
+constexpr int64_t kRowSize = 48;
+
+struct Fixture {
+  explicit Fixture(const char* spec, CacheMode mode, int num_threads = 1)
+      : pool(num_threads, ThreadPool::Pin::kNo),
+        cache(kShape, parse_spec(spec), mode, rope, pool) {}
+
+  // Rows [first, first + num_new) of the same stream for every layer.
+  void append(KvCache::SequenceId id, const std::vector<Row>& rows, int64_t first,
+              int64_t num_new) {
+    const std::vector<Row> chunk(rows.begin() + first, rows.begin() + first + num_new);
+    std::vector<float> flat;
+    const auto x = test::as_chunk(chunk, kShape.num_kv_heads, flat);
+    for (int64_t layer = 0; layer < kShape.num_layers; ++layer) cache.append(layer, id, x, x);
+  }
+
+  // All numbers of the last layer's view.
+  std::vector<float> contents(KvCache::SequenceId id) {
+    std::vector<float> out;
+    cache.prepare_view(kShape.num_layers - 1, id);
+    for (int64_t head = 0; head < kShape.num_kv_heads; ++head) {
+      for (const DenseRun& run : cache.view(kShape.num_layers - 1, id, head)) {
+        for (int64_t t = 0; t < run.num_tokens; ++t) {
+          for (const float x : test::key_in_run(run, t, kShape.head_dim)) out.push_back(x);
+          for (const float x : test::value_in_run(run, t, kShape.head_dim)) out.push_back(x);
+        }
+      }
+    }
+    return out;
+  }
+
+  RopeTable rope{16, 1000, 10000};
+  ThreadPool pool;
+  KvCache cache;
+};
+
+std::vector<Row> stream(int64_t num_tokens) {
+  std::mt19937 rng(21);
+  return test::random_rows(num_tokens, kRowSize, rng);
+}
+
+TEST(KvCacheStorage, OneChunkAndPiecesGiveTheSameCodes) {
+  const auto rows = stream(500);
+  Fixture whole("nuq3-1%", CacheMode::kStrict), pieces("nuq3-1%", CacheMode::kStrict);
+  const auto a = whole.cache.add_sequence(), b = pieces.cache.add_sequence();
+  whole.append(a, rows, 0, 100);
+  pieces.append(b, rows, 0, 100);  // the same first chunk, so the same key parameters
+  whole.append(a, rows, 100, 400);
+  int64_t first = 100;
+  for (int64_t size = 1; first < 500; first += size, size = size * 3 % 97) {
+    size = std::min<int64_t>(size, 500 - first);
+    pieces.append(b, rows, first, size);
+  }
+  EXPECT_EQ(whole.contents(a), pieces.contents(b));
+}
+
+TEST(KvCacheStorage, ThreadsDoNotChangeTheContents) {
+  const auto rows = stream(400);
+  for (const char* spec : {"fp16", "nuq4-2%", "k=nuq2,v=fp16"}) {
+    Fixture one(spec, CacheMode::kAsServed, 1), four(spec, CacheMode::kAsServed, 4);
+    const auto a = one.cache.add_sequence(), b = four.cache.add_sequence();
+    for (const int64_t first : {0, 200}) {
+      one.append(a, rows, first, 200);
+      four.append(b, rows, first, 200);
+    }
+    EXPECT_EQ(one.contents(a), four.contents(b));
+    EXPECT_EQ(one.cache.memory_bytes(), four.cache.memory_bytes());
+  }
+}
+
+TEST(KvCacheStorage, Fp16BytesAreItsBlocks) {
+  Fixture f("fp16,block=128", CacheMode::kAsServed);
+  EXPECT_EQ(f.cache.memory_bytes(), 0);
+  const auto id = f.cache.add_sequence();
+  EXPECT_EQ(f.cache.memory_bytes(), 0);
+  f.append(id, stream(129), 0, 129);
+  EXPECT_EQ(f.cache.memory_bytes(), 2 * 2 * 2 * (128 * kRowSize * 2 + 8));  // layers, sides, blocks
+  EXPECT_EQ(f.cache.num_compressed_tokens(id), 0);
+}
+
+TEST(KvCacheStorage, CompressedBytesEqualANaiveRecount) {
+  const auto rows = stream(300);
+  for (const char* text : {"nuq4,block=64", "nuq3-2%,block=128", "nuq2-1%"}) {
+    SCOPED_TRACE(text);
+    const CacheSpec spec = parse_spec(text);
+    Fixture f(text, CacheMode::kStrict);
+    const auto id = f.cache.add_sequence();
+    f.append(id, rows, 0, 300);
+
+    test::ModelLayer model;
+    model.key = {.codec = spec.key, .is_key = true};
+    model.value = {.codec = spec.value, .is_key = false};
+    model.append(rows, rows);
+    const int bits = nuq_bits(spec.key.quantizer);
+    const bool sparse = spec.key.outlier_percent > 0;
+    int64_t layer_bytes = kRowSize * 2 * (sparse ? 4 : 2);  // scale, zero, thresholds
+    for (const auto side : {KvSide::kKey, KvSide::kValue}) {
+      const int64_t num_blocks = (300 + spec.block - 1) / spec.block;
+      const auto layout = kv_block_layout({side, bits, sparse, 3, 16, spec.block / 64});
+      layer_bytes += num_blocks * (layout.num_bytes + 8);
+      const auto& marks = side == KvSide::kKey ? model.key.outliers : model.value.outliers;
+      for (int64_t head = 0; head < 3; ++head) {
+        int64_t count = 0;
+        for (const auto& row : marks) {
+          count += std::count(row.begin() + head * 16, row.begin() + (head + 1) * 16, 1);
+        }
+        layer_bytes += (count + 127) / 128 * (384 + 8);
+      }
+    }
+    const int64_t staging = 2 * 300 * kRowSize * 2;
+    EXPECT_EQ(f.cache.memory_bytes(), 2 * layer_bytes + staging + (4 << bits));
+    EXPECT_EQ(f.cache.num_compressed_tokens(id), 300);
+  }
+}
+
+TEST(KvCacheStorage, TheTailStaysSmallWhilePromptsAreLong) {
+  Fixture f("nuq4,block=64", CacheMode::kAsServed);  // sink 4, recent 64
+  const auto rows = stream(964);
+  const auto id = f.cache.add_sequence();
+  for (int64_t first = 0; first < 960; first += 96) f.append(id, rows, first, 96);
+  f.append(id, rows, 960, 1);
+  // All but 4 sinks and between 64 and 127 of the tail, in whole tiles.
+  const int64_t encoded = (960 - 4 - 64) / 64 * 64;
+  EXPECT_EQ(f.cache.num_compressed_tokens(id), encoded);
+  const auto keys = kv_block_layout({KvSide::kKey, 4, false, 3, 16, 1});
+  const auto values = kv_block_layout({KvSide::kValue, 4, false, 3, 16, 1});
+  int64_t layer_bytes = encoded / 64 * (keys.num_bytes + values.num_bytes + 16);
+  layer_bytes += kRowSize * 2 * 2;                  // scales and zero points
+  layer_bytes += 2 * (4 + 64 + 64) * kRowSize * 2;  // sinks and window, both sides
+  const int64_t staging = 2 * 96 * kRowSize * 2;    // one chunk of one layer
+  EXPECT_EQ(f.cache.memory_bytes(), 2 * layer_bytes + staging + 64);
+}
+
+TEST(KvCacheStorage, DroppedSequencesGiveTheirBlocksBack) {
+  const auto rows = stream(300);
+  for (const char* spec : {"fp16", "nuq2-5%,block=64"}) {
+    Fixture f(spec, CacheMode::kStrict);
+    const auto first = f.cache.add_sequence();
+    f.append(first, rows, 0, 300);
+    const auto expected = f.contents(first);
+    const int64_t bytes = f.cache.memory_bytes();
+    f.cache.drop(first);
+    EXPECT_LE(f.cache.memory_bytes(), 64);  // the codebook
+    const auto second = f.cache.add_sequence();
+    EXPECT_NE(first, second);
+    f.append(second, rows, 0, 300);  // in blocks that were written before
+    EXPECT_EQ(f.contents(second), expected);
+    EXPECT_EQ(f.cache.memory_bytes(), bytes);
+    EXPECT_THROW(f.cache.length(first), std::invalid_argument);
+  }
+}
+
+TEST(KvCacheStorage, BadNumbersAreRefusedAndChangeNothing) {
+  for (const char* spec : {"fp16", "bf16", "nuq3-1%"}) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      Fixture f(spec, CacheMode::kStrict);
+      const auto id = f.cache.add_sequence();
+      auto rows = stream(80);
+      f.append(id, rows, 0, 70);
+      const auto before = f.contents(id);
+      const int64_t bytes = f.cache.memory_bytes();
+      rows[75][2 * 16 + 5] = bad;
+      try {
+        f.append(id, rows, 70, 10);
+        FAIL() << spec;
+      } catch (const FormatError& error) {
+        const std::string message = error.what();
+        EXPECT_NE(message.find("layer 0, KV head 2"), std::string::npos) << message;
+        EXPECT_NE(message.find("token 5"), std::string::npos) << message;
+      }
+      EXPECT_EQ(f.cache.memory_bytes(), bytes);
+      EXPECT_EQ(f.contents(id), before);
+    }
+  }
+  Fixture f("nuq4", CacheMode::kStrict);
+  auto rows = stream(1);
+  rows[0][0] = 70000;  // no fp16 number
+  EXPECT_THROW(f.append(f.cache.add_sequence(), rows, 0, 1), FormatError);
+}
+
+TEST(KvCacheStorage, CallersMistakesAreNamed) {
+  Fixture f("nuq4", CacheMode::kAsServed);
+  const auto id = f.cache.add_sequence();
+  const auto rows = stream(1000);
+  std::vector<float> flat;
+  const auto chunk = test::as_chunk({rows.begin(), rows.begin() + 200}, 3, flat);
+  EXPECT_THROW(f.cache.append(1, id, chunk, chunk), std::invalid_argument);  // layer 0 comes first
+  EXPECT_THROW(f.cache.append(2, id, chunk, chunk), std::invalid_argument);
+  EXPECT_THROW(f.cache.append(0, id + 1, chunk, chunk), std::invalid_argument);
+  EXPECT_THROW(f.cache.prepare_view(0, id), std::invalid_argument);  // empty
+  f.cache.append(0, id, chunk, chunk);
+  EXPECT_THROW(f.cache.append(0, id, chunk, chunk), std::invalid_argument);
+  EXPECT_THROW(f.cache.view(0, id, 0), std::invalid_argument);  // not prepared
+  f.cache.append(1, id, chunk, chunk);
+  EXPECT_THROW(f.cache.prepare_view(0, id), std::invalid_argument);  // its chunk is encoded
+  EXPECT_NO_THROW(f.cache.prepare_view(1, id));
+  EXPECT_THROW(f.cache.view(1, id, 3), std::invalid_argument);
+  f.append(id, rows, 0, 800);  // up to the last position
+  EXPECT_THROW(f.append(id, rows, 0, 1), std::invalid_argument);
+  const auto none = test::as_chunk({}, 3, flat);
+  EXPECT_THROW(f.cache.append(0, id, none, none), std::invalid_argument);
+  EXPECT_THROW(Fixture("int8", CacheMode::kStrict), std::invalid_argument);
+  EXPECT_THROW(Fixture("nuq4,layers=2:fp16", CacheMode::kStrict), std::invalid_argument);
+}
+
+TEST(KvCacheStorage, AConstantCacheIsExact) {
+  for (const float constant : {0.0f, -2.5f, 60000.0f, 6e-8f}) {
+    Fixture f("nuq2", CacheMode::kStrict);
+    const auto id = f.cache.add_sequence();
+    f.append(id, std::vector<Row>(70, Row(kRowSize, constant)), 0, 70);
+    f.cache.prepare_view(1, id);
+    const DenseRun run = f.cache.view(1, id, 0)[0];
+    for (int64_t t = 0; t < 70; ++t) {
+      EXPECT_EQ(test::value_in_run(run, t, 16), Row(16, round_to_half(constant)));
+    }
+  }
+}
+
+TEST(BlockPool, ReusesAndClearsWhatIsGivenBack) {
+  BlockPool pool(128);
+  std::byte* first = pool.take();
+  std::byte* second = pool.take();
+  EXPECT_NE(first, second);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0u);
+  first[5] = std::byte{7};
+  const int64_t held = pool.slab_bytes();
+  pool.give(first);
+  EXPECT_EQ(pool.num_taken(), 1);
+  EXPECT_EQ(pool.take(), first);
+  EXPECT_EQ(first[5], std::byte{0});
+  EXPECT_EQ(pool.slab_bytes(), held);
+  BlockPool large(int64_t{3} << 20);  // larger than a slab
+  EXPECT_NE(large.take(), large.take());
+}
+
+}  // namespace
+}  // namespace kvquant

@@ -1,0 +1,173 @@
+// For tests: a cache of plain vectors that follows the words of docs/formats.md token by token,
+// without tiles, blocks, packing or threads, and what is read through the views of a KvCache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "base/half.h"
+#include "cache/kv_cache.h"
+#include "formats/codec_table.h"
+#include "formats/dense_tile.h"
+#include "formats/nuq_codebook.h"
+#include "quant/codebook.h"
+#include "quant/ranges.h"
+
+namespace kvquant::test {
+
+using Row = std::vector<float>;  // [num_kv_heads * head_dim]
+
+// Heavy-tailed tokens with large channels, [num_tokens][row_size].
+inline std::vector<Row> random_rows(int64_t num_tokens, int64_t row_size, std::mt19937& rng) {
+  std::student_t_distribution<float> heavy_tailed(3);
+  std::vector<Row> rows(num_tokens, Row(row_size));
+  for (Row& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) {
+      row[c] = std::clamp(heavy_tailed(rng), -50.0f, 50.0f) * (c % 7 == 3 ? 8.0f : 1.0f);
+    }
+  }
+  return rows;
+}
+
+inline float nearest(const NuqCodebook& book, float x, float scale, float zero) {
+  const float y = (x - zero) * (scale > 0 ? 1 / scale : 0.0f);
+  int best = 0;
+  for (int l = 1; l < book.num_levels; ++l) {
+    if (y > 0.5f * (book.levels[l - 1] + book.levels[l])) best = l;
+  }
+  const float product = book.levels[best] * scale;
+  return product + zero;
+}
+
+// One side of one layer of one sequence.
+struct ModelSide {
+  Codec codec;
+  bool is_key = false;
+  std::vector<Row> rows{};                       // rounded to what is stored, before RoPE
+  std::vector<Row> decoded{};                    // what the codec makes of them
+  std::vector<std::vector<uint8_t>> outliers{};  // 1 where exact
+  std::vector<ChannelRange> ranges{};            // keys
+
+  void fit(size_t first) {
+    for (size_t c = 0; c < rows[0].size(); ++c) {
+      std::vector<float> column;
+      for (size_t t = first; t < rows.size(); ++t) column.push_back(rows[t][c]);
+      std::sort(column.begin(), column.end());
+      const auto left_out =
+          static_cast<size_t>(static_cast<double>(column.size()) * codec.outlier_percent / 200);
+      const float low = column[left_out], high = column[column.size() - 1 - left_out];
+      ranges.push_back(
+          {to_half((high - low) / 2), to_half((low + high) / 2), to_half(low), to_half(high)});
+    }
+  }
+
+  // Decodes the rows that are not yet.
+  void decode_new() {
+    if (!is_compressed(codec)) return;
+    const NuqCodebook book = make_codebook(create_heuristic_codebook(to_string(codec)));
+    for (size_t t = decoded.size(); t < rows.size(); ++t) {
+      const Row& row = rows[t];
+      Row out(row.size());
+      std::vector<uint8_t> marks(row.size(), 0);
+      RowRange token;
+      if (!is_key) {
+        token = fit_row(row,
+                        num_value_outliers(static_cast<int64_t>(row.size()), codec.outlier_percent),
+                        marks);
+      }
+      for (size_t c = 0; c < row.size(); ++c) {
+        if (is_key && codec.outlier_percent > 0) {
+          marks[c] = row[c] < to_float(ranges[c].low) || row[c] > to_float(ranges[c].high);
+        }
+        const float scale = to_float(is_key ? ranges[c].scale : token.scale);
+        const float zero = to_float(is_key ? ranges[c].zero : token.zero);
+        out[c] = marks[c] != 0 ? row[c] : nearest(book, row[c], scale, zero);
+      }
+      decoded.push_back(out);
+      outliers.push_back(marks);
+    }
+  }
+};
+
+// One layer of one sequence.
+struct ModelLayer {
+  ModelSide key, value;
+  int64_t sink = 0, recent = 0;
+  CacheMode mode = CacheMode::kStrict;
+  int64_t num_encoded = 0;
+  int64_t last_chunk = 0;
+
+  int64_t length() const { return static_cast<int64_t>(key.rows.size()); }
+
+  void append(const std::vector<Row>& keys, const std::vector<Row>& values) {
+    settle();
+    for (auto* side : {&key, &value}) {
+      const auto& rows = side == &key ? keys : values;
+      const bool bf16 = side->codec.quantizer == Quantizer::kBF16;
+      for (Row row : rows) {
+        const bool rotated = side->is_key && !is_compressed(side->codec);  // rounded later
+        for (float& x : row) x = rotated ? x : bf16 ? round_to_bfloat16(x) : round_to_half(x);
+        side->rows.push_back(row);
+      }
+      if (side->is_key && is_compressed(side->codec) && side->ranges.empty() && length() > sink) {
+        side->fit(static_cast<size_t>(sink));
+      }
+      if (!side->is_key || !side->ranges.empty()) side->decode_new();
+    }
+    last_chunk = static_cast<int64_t>(keys.size());
+    if (mode == CacheMode::kStrict) num_encoded = std::max<int64_t>(0, length() - sink);
+  }
+
+  // As served: whole tiles leave the tail when the chunk has been read.
+  void settle() {
+    if (mode != CacheMode::kAsServed) return;
+    while (length() - sink - num_encoded >= recent + 64) num_encoded += 64;
+  }
+
+  bool sees_exactly(int64_t query, int64_t token) const {
+    if (token < sink) return true;
+    if (mode == CacheMode::kStrict) return query - token < recent;
+    return token >= sink + num_encoded;
+  }
+};
+
+inline float element(DenseType type, const void* tile, int64_t index) {
+  switch (type) {
+    case DenseType::kF16: return to_float(static_cast<const Half*>(tile)[index]);
+    case DenseType::kBF16: return to_float(static_cast<const BFloat16*>(tile)[index]);
+    case DenseType::kF32: return static_cast<const float*>(tile)[index];
+  }
+  return NAN;
+}
+
+inline Row key_in_run(const DenseRun& run, int64_t token, int64_t head_dim) {
+  Row row;
+  for (int64_t c = 0; c < head_dim; ++c) {
+    row.push_back(element(run.type, run.key_tiles[token / 64], key_index(token % 64, c)));
+  }
+  return row;
+}
+
+inline Row value_in_run(const DenseRun& run, int64_t token, int64_t head_dim) {
+  Row row;
+  for (int64_t c = 0; c < head_dim; ++c) {
+    row.push_back(
+        element(run.type, run.value_tiles[token / 64], value_index(token % 64, c, head_dim)));
+  }
+  return row;
+}
+
+// A chunk as the three-dimensional view that KvCache takes; `flat` keeps the numbers.
+inline TensorView<const float, 3> as_chunk(const std::vector<Row>& rows, int64_t num_kv_heads,
+                                           std::vector<float>& flat) {
+  flat.clear();
+  for (const Row& row : rows) flat.insert(flat.end(), row.begin(), row.end());
+  const auto num_tokens = static_cast<int64_t>(rows.size());
+  return row_major(static_cast<const float*>(flat.data()),
+                   {num_tokens, num_kv_heads,
+                    static_cast<int64_t>(rows.empty() ? 0 : rows[0].size()) / num_kv_heads});
+}
+
+}  // namespace kvquant::test

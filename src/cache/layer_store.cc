@@ -1,0 +1,209 @@
+#include "cache/layer_store.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+namespace kvquant {
+namespace {
+
+std::vector<float> to_floats(const Half* rows, int64_t size) {
+  std::vector<float> out(size);
+  std::transform(rows, rows + size, out.begin(), [](Half x) { return to_float(x); });
+  return out;
+}
+
+void copy_rows(Half* out, const Half* rows, int64_t size) {
+  if (size > 0) std::memmove(out, rows, static_cast<size_t>(size) * sizeof(Half));
+}
+
+}  // namespace
+
+LayerStore::LayerStore(const LayerPlan& plan) : plan_(&plan) {
+  if (plan.key.dense) key_.dense.emplace(*plan.key.dense);
+  if (plan.key.nuq) key_.nuq.emplace(*plan.key.nuq);
+  if (plan.value.dense) value_.dense.emplace(*plan.value.dense);
+  if (plan.value.nuq) value_.nuq.emplace(*plan.value.nuq);
+}
+
+int64_t LayerStore::num_encoded() const {
+  const auto& nuq = key_.nuq ? key_.nuq : value_.nuq;
+  return nuq ? nuq->num_tokens() : 0;
+}
+
+int64_t LayerStore::num_read_compressed() const {
+  if (plan_->mode == CacheMode::kAsServed) return num_encoded();
+  return std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded());
+}
+
+// Rounds a chunk to fp16: sinks to their place, the rest to staging.
+void LayerStore::stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging) {
+  const int64_t size = plan_->row_size(), num_new = x.shape[0];
+  const int64_t num_to_sinks = std::clamp<int64_t>(plan_->sink - length_, 0, num_new);
+  if (num_to_sinks > 0 && side.sinks.size() == 0) side.sinks = Buffer<Half>(plan_->sink * size);
+  staging.reserve_discarding((num_new - num_to_sinks) * size);
+  for (int64_t t = 0; t < num_new; ++t) {
+    Half* out = t < num_to_sinks ? side.sinks.data() + (length_ + t) * size
+                                 : staging.data() + (t - num_to_sinks) * size;
+    for (int64_t h = 0; h < plan_->num_kv_heads; ++h) {
+      const std::span<const float> row = x.row(t, h);
+      for (const float value : row) *out++ = to_half(value);
+    }
+  }
+}
+
+void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float, 3> values,
+                        Staging& staging, ThreadPool& pool) {
+  assert(pending_ == 0);
+  const int64_t num_new = keys.shape[0];
+  if (key_.dense) key_.dense->append(keys, *plan_->rope, pool);
+  if (value_.dense) value_.dense->append(values, *plan_->rope, pool);
+  if (key_.nuq) stage(key_, keys, staging.key);
+  if (value_.nuq) stage(value_, values, staging.value);
+  const int64_t first_exact = std::max(length_, plan_->sink);
+  length_ += num_new;
+  last_chunk_ = num_new;
+  if (!plan_->is_compressed() || first_exact >= length_) return;
+  pending_ = length_ - first_exact;
+  const int64_t size = pending_ * plan_->row_size();
+  const bool encodes_now = plan_->mode == CacheMode::kStrict;
+  for (Side* side : {&key_, &value_}) {
+    if (!side->nuq) continue;
+    const bool fits = !side->nuq->is_fitted();
+    if (!fits && !encodes_now) continue;
+    const auto rows = to_floats((side == &key_ ? staging.key : staging.value).data(), size);
+    if (fits) side->nuq->fit(rows, pool);
+    if (encodes_now) side->nuq->append(rows, pool);
+  }
+}
+
+void LayerStore::reserve_window(Side& side, int64_t num_rows) {
+  const int64_t size = plan_->row_size(), capacity = side.window.size() / size;
+  if (num_rows <= capacity) return;
+  const int64_t most =
+      plan_->mode == CacheMode::kStrict ? plan_->recent : plan_->recent + kTileTokens;
+  const int64_t wanted = std::max({num_rows, 2 * capacity, int64_t{kTileTokens}});
+  Buffer<Half> larger(std::min(most, wanted) * size);
+  copy_rows(larger.data(), side.window.data(), window_rows_ * size);
+  side.window = std::move(larger);
+}
+
+// The first num_leaving rows of window and staging leave (as served: are encoded); the others
+// become the window.
+void LayerStore::settle_side(Side& side, const Buffer<Half>& staging, int64_t num_leaving,
+                             ThreadPool& pool) {
+  const int64_t size = plan_->row_size();
+  const int64_t from_window = std::min(num_leaving, window_rows_);
+  const int64_t from_staging = num_leaving - from_window;
+  if (plan_->mode == CacheMode::kAsServed && num_leaving > 0) {
+    std::vector<float> rows = to_floats(side.window.data(), from_window * size);
+    const std::vector<float> rest = to_floats(staging.data(), from_staging * size);
+    rows.insert(rows.end(), rest.begin(), rest.end());
+    side.nuq->append(rows, pool);
+  }
+  const int64_t kept = window_rows_ - from_window, added = pending_ - from_staging;
+  reserve_window(side, kept + added);
+  copy_rows(side.window.data(), side.window.data() + from_window * size, kept * size);
+  copy_rows(side.window.data() + kept * size, staging.data() + from_staging * size, added * size);
+}
+
+void LayerStore::settle(const Staging& staging, ThreadPool& pool) {
+  if (pending_ == 0) return;
+  const int64_t total = window_rows_ + pending_;
+  int64_t num_leaving = std::max<int64_t>(0, total - plan_->recent);
+  if (plan_->mode == CacheMode::kAsServed) num_leaving = num_leaving / kTileTokens * kTileTokens;
+  if (key_.nuq) settle_side(key_, staging.key, num_leaving, pool);
+  if (value_.nuq) settle_side(value_, staging.value, num_leaving, pool);
+  window_rows_ = total - num_leaving;
+  pending_ = 0;
+}
+
+bool LayerStore::can_view() const {
+  if (!plan_->is_compressed()) return true;
+  const int64_t chunk_first = length_ - last_chunk_;
+  if (plan_->mode == CacheMode::kAsServed) {
+    return num_encoded() == 0 || plan_->sink + num_encoded() <= chunk_first;
+  }
+  return plan_->recent == 0 || length_ <= plan_->sink ||
+         window_first() <= std::max(plan_->sink, chunk_first - plan_->recent + 1);
+}
+
+std::vector<RunPlan> LayerStore::runs() const {
+  if (!plan_->is_compressed()) return {{.num_tokens = length_}};
+  const int64_t sinks = num_sinks(), encoded = num_encoded();
+  const bool strict = plan_->mode == CacheMode::kStrict;
+  std::vector<RunPlan> runs;
+  runs.push_back({.num_tokens = sinks});
+  runs.push_back({.kind = RunKind::kEncoded,
+                  .first_position = sinks,
+                  .num_tokens = encoded,
+                  .min_lag = strict ? plan_->recent : 0});
+  const int64_t oldest_needed = length_ - last_chunk_ - plan_->recent + 1;
+  const int64_t tail = strict ? std::max(sinks, oldest_needed) : sinks + encoded;
+  if (!strict) {
+    runs.push_back({.first_position = tail, .num_tokens = length_ - tail});
+  } else if (plan_->recent > 0) {
+    runs.push_back(
+        {.first_position = tail, .num_tokens = length_ - tail, .max_lag = plan_->recent});
+  }
+  std::erase_if(runs, [](const RunPlan& run) { return run.num_tokens == 0; });
+  return runs;
+}
+
+const Half* LayerStore::exact_row(const Side& side, const Buffer<Half>& staging,
+                                  int64_t position) const {
+  const int64_t size = plan_->row_size();
+  if (position < plan_->sink) return side.sinks.data() + position * size;
+  if (position >= staging_first()) return staging.data() + (position - staging_first()) * size;
+  assert(position >= window_first());
+  return side.window.data() + (position - window_first()) * size;
+}
+
+void LayerStore::fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first,
+                            int64_t num_tokens, int64_t head, float* planar) const {
+  std::fill(planar, planar + kTileTokens * plan_->head_dim, 0.0f);
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const Half* row = exact_row(side, staging, first + t) + head * plan_->head_dim;
+    rows_to_planar(row, plan_->row_size(), plan_->head_dim, t, /*num_tokens=*/1, planar);
+  }
+}
+
+void LayerStore::fill_tile(const RunPlan& run, int64_t tile, const Staging& staging,
+                           const TileScratch& scratch, float* out) const {
+  const int64_t head_dim = plan_->head_dim, tile_size = kTileTokens * head_dim;
+  const int64_t first = run.first_position + tile * kTileTokens;
+  const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
+  if (key_.nuq) fill_rope_tile(*plan_->rope, first, scratch.cos, scratch.sin);
+  for (int64_t head = 0; head < plan_->num_kv_heads; ++head) {
+    for (const Side* side : {&key_, &value_}) {
+      float* target = out + (2 * head + (side == &key_ ? 0 : 1)) * tile_size;
+      if (side->dense) {
+        side->dense->read_tile(first, num_tokens, head, target);
+        continue;
+      }
+      if (run.kind == RunKind::kEncoded) {
+        side->nuq->decode(tile, head, scratch.planar);
+      } else {
+        fill_exact(*side, side == &key_ ? staging.key : staging.value, first, num_tokens, head,
+                   scratch.planar);
+      }
+      if (side == &key_) {
+        rotate_to_key_tile(scratch.planar, scratch.cos, scratch.sin, head_dim, target);
+      } else {
+        planar_to_value_tile(scratch.planar, head_dim, target);
+      }
+    }
+  }
+}
+
+int64_t LayerStore::memory_bytes() const {
+  int64_t bytes = 0;
+  for (const Side* side : {&key_, &value_}) {
+    if (side->dense) bytes += side->dense->memory_bytes();
+    if (side->nuq) bytes += side->nuq->memory_bytes();
+    bytes += side->sinks.num_bytes() + side->window.num_bytes();
+  }
+  return bytes;
+}
+
+}  // namespace kvquant

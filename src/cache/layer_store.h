@@ -1,0 +1,124 @@
+// One layer of one sequence: its two sides, each dense or compressed, the exact tokens around the
+// compressed ones, and the runs that the queries of the last chunk read. Positions:
+//
+//   [0, sink)  exact rows      [sink, sink + E)  encoded      tail  exact rows: window, then
+//   staging
+//
+// As served the tail is [sink + E, length); strict, everything from sink on is encoded and the tail
+// is a second, exact copy of the last tokens.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "cache/dense_side.h"
+#include "cache/kv_cache.h"
+#include "cache/nuq_side.h"
+
+namespace kvquant {
+
+// One of the two.
+struct SidePlan {
+  std::optional<DensePlan> dense;
+  std::optional<NuqPlan> nuq;
+};
+
+struct LayerPlan {
+  SidePlan key, value;
+  int64_t sink = 0;    // tokens
+  int64_t recent = 0;  // tokens
+  CacheMode mode = CacheMode::kStrict;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  const RopeTable* rope = nullptr;
+
+  int64_t row_size() const { return num_kv_heads * head_dim; }
+  bool is_compressed() const { return key.nuq || value.nuq; }
+  // Attention reads the stored tiles themselves.
+  bool is_direct() const {
+    return key.dense && value.dense && key.dense->type == value.dense->type;
+  }
+};
+
+// The last chunk's rows behind the sinks as fp16, [num_tokens, row_size]; one per sequence, because
+// one layer at a time needs it.
+struct Staging {
+  Buffer<Half> key, value;
+  int64_t memory_bytes() const { return key.num_bytes() + value.num_bytes(); }
+};
+
+enum class RunKind { kExact, kEncoded };
+
+struct RunPlan {
+  RunKind kind = RunKind::kExact;
+  int64_t first_position = 0;
+  int64_t num_tokens = 0;
+  int64_t min_lag = 0;
+  int64_t max_lag = INT64_MAX;
+
+  int64_t num_tiles() const { return (num_tokens + kTileTokens - 1) / kTileTokens; }
+};
+
+// Scratch of one thread for fill_tile: a planar tile, cos and sin of its positions.
+struct TileScratch {
+  float* planar = nullptr;  // [head_dim][64]
+  float* cos = nullptr;     // [head_dim / 2][64]
+  float* sin = nullptr;
+};
+
+class LayerStore {
+ public:
+  explicit LayerStore(const LayerPlan& plan);
+  LayerStore(const LayerStore&) = delete;
+  LayerStore& operator=(const LayerStore&) = delete;
+
+  int64_t length() const { return length_; }
+  int64_t num_encoded() const;
+  int64_t num_read_compressed() const;  // by the last query
+  const DenseSide& dense_key() const { return *key_.dense; }
+  const DenseSide& dense_value() const { return *value_.dense; }
+
+  // Requires checked arguments and a settled store.
+  void append(TensorView<const float, 3> keys, TensorView<const float, 3> values, Staging& staging,
+              ThreadPool& pool);
+  // Empties the staging buffer: as served, encodes what is old enough; keeps the tail.
+  void settle(const Staging& staging, ThreadPool& pool);
+
+  // False when exact tokens that the last chunk's queries need are gone.
+  bool can_view() const;
+  std::vector<RunPlan> runs() const;  // none is empty
+  // Tile `tile` of a run, all heads, as f32 tiles: head h's keys at out + 2 h * 64 * head_dim, its
+  // values behind them. From any thread.
+  void fill_tile(const RunPlan& run, int64_t tile, const Staging& staging,
+                 const TileScratch& scratch, float* out) const;
+  int64_t memory_bytes() const;
+
+ private:
+  struct Side {
+    std::optional<DenseSide> dense;
+    std::optional<NuqSide> nuq;
+    Buffer<Half> sinks;   // [num_sinks, row_size]
+    Buffer<Half> window;  // [window capacity, row_size]
+  };
+
+  void stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging);
+  void settle_side(Side& side, const Buffer<Half>& staging, int64_t num_leaving, ThreadPool& pool);
+  void reserve_window(Side& side, int64_t num_rows);
+  const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
+  void fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first, int64_t num_tokens,
+                  int64_t head, float* planar) const;
+  int64_t staging_first() const { return length_ - pending_; }
+  int64_t window_first() const { return length_ - pending_ - window_rows_; }
+  int64_t num_sinks() const { return length_ < plan_->sink ? length_ : plan_->sink; }
+
+  const LayerPlan* plan_;
+  Side key_, value_;
+  int64_t length_ = 0;
+  int64_t last_chunk_ = 0;   // tokens of the last append
+  int64_t pending_ = 0;      // tokens in staging, the last ones
+  int64_t window_rows_ = 0;  // tokens in the window, right before them
+};
+
+}  // namespace kvquant

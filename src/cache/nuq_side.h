@@ -1,0 +1,81 @@
+// The encoded tokens of one side of one layer of one sequence: codebook indices in blocks
+// (formats/kv_block.h), outliers in pages, and for keys the channel parameters that the sequence's
+// first chunk fixed. Token i here is position sink + i of the sequence. Appended tokens never
+// change earlier codes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/threads.h"
+#include "cache/block_pool.h"
+#include "formats/kv_block.h"
+#include "formats/nuq_codebook.h"
+#include "formats/outlier_page.h"
+#include "ops/decode.h"
+#include "quant/ranges.h"
+
+namespace kvquant {
+
+// What all sequences share of one side of one layer.
+struct NuqPlan {
+  KvSide side = KvSide::kKey;
+  double outlier_percent = 0;
+  const NuqCodebook* codebook = nullptr;
+  KvBlockShape shape{};
+  KvBlockLayout layout{};
+  BlockPool* pool = nullptr;
+  BlockPool* pages = nullptr;  // of OutlierPage
+
+  int64_t row_size() const { return shape.num_kv_heads * shape.head_dim; }
+};
+
+class NuqSide {
+ public:
+  explicit NuqSide(const NuqPlan& plan);
+  NuqSide(const NuqSide&) = delete;
+  NuqSide& operator=(const NuqSide&) = delete;
+  ~NuqSide();
+
+  // Fixes the channel parameters of keys from rows [num_rows > 0, row_size] of fp16 numbers; only
+  // while not fitted. Values need none.
+  bool is_fitted() const { return plan_->side == KvSide::kValue || !ranges_.empty(); }
+  void fit(std::span<const float> rows, ThreadPool& pool);
+  // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there.
+  void append(std::span<const float> rows, ThreadPool& pool);
+
+  int64_t num_tokens() const { return num_tokens_; }
+  // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread.
+  void decode(int64_t tile, int64_t head, float* planar) const;
+  int64_t memory_bytes() const;
+
+ private:
+  struct TileRef {
+    std::byte* block;
+    int64_t index;  // of the tile within its block
+  };
+  TileRef tile_ref(int64_t tile) const;
+  Half* token_params(int64_t tile, int64_t offset) const;
+  uint32_t* outlier_start(int64_t tile, int64_t head) const;
+  uint8_t* outlier_counts(int64_t tile, int64_t head) const;
+  uint8_t* codes(int64_t tile, int64_t head) const;
+
+  // Scales and zero points of a tile as f32: [head_dim] of keys, [64] of values.
+  ScaleAxis load_params(int64_t tile, int64_t head, float* scales, float* zeros) const;
+  void mark_token(std::span<const float> row, int64_t token, std::span<uint8_t> marks) const;
+  void encode_piece(std::span<const float> rows, int64_t tile, int64_t head) const;
+  void add_outliers(std::span<const float> rows, std::span<const uint8_t> marks, int64_t head);
+
+  const NuqPlan* plan_;
+  int64_t num_tokens_ = 0;
+  std::vector<std::byte*> blocks_;
+  std::vector<Half> ranges_;  // keys: scale, zero and, with outliers, low, high; [row_size] each
+  struct Chain {
+    int64_t num_entries = 0;
+    std::vector<OutlierPage*> pages;
+  };
+  std::vector<Chain> chains_;  // per KV head, when there are outliers
+};
+
+}  // namespace kvquant

@@ -1,0 +1,78 @@
+#include "ops/decode.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "formats/dense_tile.h"
+#include "formats/kv_block.h"
+
+namespace kvquant {
+
+void place_outliers(const OutlierList& outliers, int64_t head_dim, int64_t num_tokens,
+                    float* planar) noexcept {
+  if (outliers.counts == nullptr) return;
+  int64_t entry = outliers.first;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    uint16_t count = outliers.counts[t];
+    if (outlier_count_bytes(head_dim) == 2) std::memcpy(&count, outliers.counts + 2 * t, 2);
+    for (int64_t end = entry + count; entry < end; ++entry) {
+      const OutlierPage& page = *outliers.pages[entry / kOutliersPerPage];
+      const int64_t at = entry % kOutliersPerPage;
+      planar[page.channel[at] * kTileTokens + t] = to_float(page.value[at]);
+    }
+  }
+}
+
+void decode_tile(const DecodeJob& job, float* planar, Backend backend) {
+  check_arg(0 <= job.num_tokens && job.num_tokens <= kTileTokens && job.head_dim % 8 == 0,
+            fmt::format("decode: {} tokens, head_dim {}", job.num_tokens, job.head_dim));
+  if (backend == Backend::kReference) return ref::decode_tile(job, planar);
+  simd::unpack_tile(job, planar);
+  for (int64_t c = 0; job.num_tokens < kTileTokens && c < job.head_dim; ++c) {
+    std::fill(planar + c * kTileTokens + job.num_tokens, planar + (c + 1) * kTileTokens, 0.0f);
+  }
+  place_outliers(job.outliers, job.head_dim, job.num_tokens, planar);
+}
+
+void fill_rope_tile(const RopeTable& table, int64_t first_position, float* cos, float* sin) {
+  const int64_t half = table.head_dim() / 2;
+  for (int64_t t = 0; t < kTileTokens; ++t) {
+    const int64_t position = first_position + t;
+    const bool inside = position < table.num_positions();
+    for (int64_t c = 0; c < half; ++c) {
+      cos[c * kTileTokens + t] = inside ? table.cos(position)[c] : 1.0f;
+      sin[c * kTileTokens + t] = inside ? table.sin(position)[c] : 0.0f;
+    }
+  }
+}
+
+void rotate_to_key_tile(const float* planar, const float* cos, const float* sin, int64_t head_dim,
+                        float* tile, Backend backend) {
+  if (backend == Backend::kReference) {
+    return ref::rotate_to_key_tile(planar, cos, sin, head_dim, tile);
+  }
+  simd::rotate_to_key_tile(planar, cos, sin, head_dim, tile);
+}
+
+void planar_to_value_tile(const float* planar, int64_t head_dim, float* tile) {
+  for (int64_t t = 0; t < kTileTokens; t += 2) {  // the pair of a channel moves as one
+    for (int64_t c = 0; c < head_dim; ++c) {
+      std::memcpy(tile + value_index(t, c, head_dim), planar + c * kTileTokens + t,
+                  2 * sizeof(float));
+    }
+  }
+}
+
+void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t first_token,
+                    int64_t num_tokens, float* planar) {
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    for (int64_t c = 0; c < head_dim; ++c) {
+      planar[c * kTileTokens + first_token + t] = to_float(rows[t * stride + c]);
+    }
+  }
+}
+
+}  // namespace kvquant
