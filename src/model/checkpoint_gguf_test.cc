@@ -267,14 +267,13 @@ TEST_F(GgufCheckpoint, TokenizerMetadataIsChecked) {
                  b.texts("tokenizer.ggml.tokens", {"a"}).texts("tokenizer.ggml.merges", {""});
                }),
                FormatError);
+  EXPECT_THROW(
+      read([](auto& b) {
+        b.texts("tokenizer.ggml.tokens", {"a"}).integers("tokenizer.ggml.token_type", {1, 1});
+      }),
+      FormatError);
   EXPECT_THROW(read([](auto& b) {
-                 b.texts("tokenizer.ggml.tokens", {"a"})
-                     .integers("tokenizer.ggml.token_type", {1, 1});
-               }),
-               FormatError);
-  EXPECT_THROW(read([](auto& b) {
-                 b.texts("tokenizer.ggml.tokens", {"a"})
-                     .integer("tokenizer.ggml.bos_token_id", 1);
+                 b.texts("tokenizer.ggml.tokens", {"a"}).integer("tokenizer.ggml.bos_token_id", 1);
                }),
                FormatError);
 }

@@ -45,9 +45,9 @@ ModelConfig config_of(const MakeModelOptions& options) {
   } catch (const FormatError& error) {
     throw std::invalid_argument(error.what());  // these numbers come from the caller
   }
-  check_arg(config.vocab_size > kNumBytes,
-            "make-model: vocabulary size " + std::to_string(config.vocab_size) +
-                " is below 257 (256 bytes and <|endoftext|>)");
+  check_arg(config.vocab_size > kNumBytes, "make-model: vocabulary size " +
+                                               std::to_string(config.vocab_size) +
+                                               " is below 257 (256 bytes and <|endoftext|>)");
   return config;
 }
 
@@ -85,7 +85,8 @@ std::vector<std::string> byte_alphabet() {
     if (code < 0x80) {
       alphabet.emplace_back(1, static_cast<char>(code));
     } else {
-      alphabet.push_back({static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 63))});
+      alphabet.push_back(
+          {static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 63))});
     }
   }
   return alphabet;
@@ -102,33 +103,31 @@ std::string tokenizer_json(int64_t vocab_size) {
                            {"add_prefix_space", false},
                            {"trim_offsets", true},
                            {"use_regex", true}};
-  const Json json = {
-      {"version", "1.0"},
-      {"truncation", nullptr},
-      {"padding", nullptr},
-      {"added_tokens",
-       Json::array({{{"id", 0},
-                     {"content", kEndOfText},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}}})},
-      {"normalizer", nullptr},
-      {"pre_tokenizer", byte_level},
-      {"post_processor", nullptr},
-      {"decoder", byte_level},
-      {"model",
-       {{"type", "BPE"},
-        {"dropout", nullptr},
-        {"unk_token", nullptr},
-        {"continuing_subword_prefix", nullptr},
-        {"end_of_word_suffix", nullptr},
-        {"fuse_unk", false},
-        {"byte_fallback", false},
-        {"ignore_merges", false},
-        {"vocab", vocab},
-        {"merges", Json::array()}}}};
+  const Json json = {{"version", "1.0"},
+                     {"truncation", nullptr},
+                     {"padding", nullptr},
+                     {"added_tokens", Json::array({{{"id", 0},
+                                                    {"content", kEndOfText},
+                                                    {"single_word", false},
+                                                    {"lstrip", false},
+                                                    {"rstrip", false},
+                                                    {"normalized", false},
+                                                    {"special", true}}})},
+                     {"normalizer", nullptr},
+                     {"pre_tokenizer", byte_level},
+                     {"post_processor", nullptr},
+                     {"decoder", byte_level},
+                     {"model",
+                      {{"type", "BPE"},
+                       {"dropout", nullptr},
+                       {"unk_token", nullptr},
+                       {"continuing_subword_prefix", nullptr},
+                       {"end_of_word_suffix", nullptr},
+                       {"fuse_unk", false},
+                       {"byte_fallback", false},
+                       {"ignore_merges", false},
+                       {"vocab", vocab},
+                       {"merges", Json::array()}}}};
   return json.dump() + "\n";
 }
 
@@ -145,7 +144,8 @@ float key_scale(const ModelConfig& config, uint64_t seed, uint64_t layer, int64_
     const auto counter = static_cast<uint64_t>(2 * (kv_head * num_outliers + i));
     const auto place = rng.below(counter, static_cast<uint32_t>(half - first_slow));
     if (channel == first_slow + place) {
-      return static_cast<float>(kMinOutlier + (kMaxOutlier - kMinOutlier) * rng.uniform(counter + 1));
+      return static_cast<float>(kMinOutlier +
+                                (kMaxOutlier - kMinOutlier) * rng.uniform(counter + 1));
     }
   }
   return 1.0f;
@@ -175,7 +175,8 @@ class WeightWriter {
     const CounterRng rng(seed_, index);
     const float scale = 1.0f / std::sqrt(static_cast<float>(weight.shape.back()));
     const std::string_view name = weight.name;
-    const uint64_t layer = index / 9;  // llama_weights lists the embeddings, then 9 weights per layer
+    const uint64_t layer =
+        index / 9;  // llama_weights lists the embeddings, then 9 weights per layer
     for (int64_t row = 0; row < weight.shape[0]; ++row) {
       float channel = 1.0f;
       if (name.ends_with("k_proj.weight")) channel = key_scale(config_, seed_, layer, row);
@@ -218,9 +219,8 @@ void make_model(const MakeModelOptions& options, const std::string& folder) {
   std::vector<SafetensorsEntry> entries;
   for (const auto& weight : weights) entries.push_back({weight.name, "BF16", weight.shape});
   WeightWriter writer(config, options.seed);
-  write_safetensors(
-      (base / "model.safetensors").string(), entries, {{"format", "pt"}},
-      [&](size_t i, const ByteSink& sink) { writer.write(i, weights[i], sink); });
+  write_safetensors((base / "model.safetensors").string(), entries, {{"format", "pt"}},
+                    [&](size_t i, const ByteSink& sink) { writer.write(i, weights[i], sink); });
 }
 
 }  // namespace kvquant

@@ -75,7 +75,8 @@ TEST_F(MakeModel, WeightsAreNormalWithTheScaleOfTheirWidth) {
   for (const char* name : {"model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"}) {
     const auto shape = checkpoint->info(name).shape;
     double squares = 0;
-    for (int64_t row = 0; row < shape[0]; ++row) squares += std::pow(rms(row_of(*checkpoint, name, row)), 2);
+    for (int64_t row = 0; row < shape[0]; ++row)
+      squares += std::pow(rms(row_of(*checkpoint, name, row)), 2);
     EXPECT_NEAR(squares / static_cast<double>(shape[0]) * static_cast<double>(shape[1]), 1, 0.05);
   }
   for (const float x : row_of(*checkpoint, "model.layers.0.input_layernorm.weight", 0)) {
@@ -90,7 +91,8 @@ TEST_F(MakeModel, AFewKeyChannelsAreLargeAndTheQueriesMakeUpForThem) {
     for (int64_t head = 0; head < 2; ++head) {
       int num_outliers = 0;
       for (int64_t channel = 0; channel < 64; ++channel) {
-        const auto key = row_of(*checkpoint, layer + "self_attn.k_proj.weight", head * 64 + channel);
+        const auto key =
+            row_of(*checkpoint, layer + "self_attn.k_proj.weight", head * 64 + channel);
         const double scale = rms(key) * std::sqrt(128.0);
         const bool outlier = scale > 3;
         num_outliers += outlier;
@@ -101,8 +103,8 @@ TEST_F(MakeModel, AFewKeyChannelsAreLargeAndTheQueriesMakeUpForThem) {
               row_of(*checkpoint, layer + "self_attn.q_proj.weight", q_head * 64 + channel);
           EXPECT_NEAR(rms(query) * std::sqrt(128.0) * scale, 1, 0.5);
         }
-        const auto partner = row_of(*checkpoint, layer + "self_attn.k_proj.weight",
-                                    head * 64 + (channel + 32) % 64);
+        const auto partner =
+            row_of(*checkpoint, layer + "self_attn.k_proj.weight", head * 64 + (channel + 32) % 64);
         EXPECT_EQ(rms(partner) * std::sqrt(128.0) > 3, outlier);  // they rotate together
       }
       EXPECT_EQ(num_outliers, 2);
