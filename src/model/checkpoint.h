@@ -20,9 +20,9 @@ namespace kvquant {
 
 struct WeightInfo {
   std::vector<int64_t> shape;  // [num_out, num_in] or [size]
-  bool has_groups = false;     // read_row_groups works: Q8_0, Q4_1
-  bool is_16_bit = false;      // F16, BF16 or already fewer bits: bf16 storage is the natural choice
-  std::string type;            // the file's name of it: "Q4_1", "BF16"
+  bool has_groups = false;     // read_row_groups works: Q4_1, and Q8_0 whose offsets fit a Half
+  bool is_16_bit = false;  // F16, BF16 or already fewer bits: bf16 storage is the natural choice
+  std::string type;        // the file's name of it: "Q4_1", "BF16"
 };
 
 class Checkpoint {
@@ -30,6 +30,9 @@ class Checkpoint {
   virtual ~Checkpoint() = default;
 
   virtual const ModelConfig& config() const = 0;
+
+  // Throws FormatError when the checkpoint has no tokenizer or one that is not supported: the
+  // weights are usable all the same.
   virtual const TokenizerData& tokenizer() const = 0;
 
   // Stop tokens of generation (generation_config.json, or eos of the metadata).

@@ -1,0 +1,91 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <vector>
+
+#include "base/backend.h"
+#include "kvquant/error.h"
+
+namespace kvquant {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kSmolLm2File = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+// Folders that may hold models/ and assets/: the one above the program, and the source tree.
+std::vector<fs::path> roots() {
+  std::vector<fs::path> out;
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  if (!error) out.push_back(program.parent_path().parent_path());
+  out.emplace_back(KVQUANT_SOURCE_DIR);
+  return out;
+}
+
+std::string find_smollm2() {
+  if (const char* folder = std::getenv("KVQUANT_MODELS"); folder != nullptr && *folder != '\0') {
+    const fs::path path = fs::path(folder) / kSmolLm2File;
+    return fs::exists(path) ? path.string() : "";
+  }
+  for (const fs::path& root : roots()) {
+    const fs::path path = root / "models" / kSmolLm2File;
+    if (fs::exists(path)) return path.string();
+  }
+  return "";
+}
+
+}  // namespace
+
+Precision default_precision() {
+  const auto backends = available_backends();
+  const bool has_bf16 =
+      std::find(backends.begin(), backends.end(), Backend::kAvx512Bf16) != backends.end();
+  return has_bf16 ? Precision::kBF16 : Precision::kF32;
+}
+
+Model Model::load(const std::string& path, const ModelOptions& options) {
+  Model model;
+  model.path_ = path;
+  model.checkpoint_ = open_checkpoint(path);
+  model.tokenizer_ = std::make_unique<Tokenizer>(model.checkpoint_->tokenizer());
+  model.pool_ = std::make_unique<ThreadPool>(options.num_threads);
+  model.transformer_ = std::make_unique<Transformer>(
+      *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_);
+  return model;
+}
+
+std::string find_asset(const std::string& name) {
+  for (const fs::path& root : roots()) {
+    const fs::path path = root / "assets" / name;
+    if (fs::exists(path)) return path.string();
+  }
+  throw IoError("assets/" + name + " is missing: run kvquant from a checkout of the project");
+}
+
+std::string find_model(const std::string& name) {
+  if (name.empty()) {
+    const std::string smollm2 = find_smollm2();
+    return smollm2.empty() ? find_asset("ref5m") : smollm2;
+  }
+  if (name == "embedded") return find_asset("ref5m");
+  if (name == "smollm2") {
+    const std::string path = find_smollm2();
+    if (path.empty()) {
+      throw IoError(
+          "model smollm2 is not here yet: run scripts/get-model smollm2, or choose "
+          "-m embedded");
+    }
+    return path;
+  }
+  if (!fs::exists(name)) {
+    throw IoError("model " + name +
+                  " does not exist: give a GGUF file, a Hugging Face directory, smollm2 or "
+                  "embedded");
+  }
+  return name;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,54 @@
+// A model ready to run: checkpoint, tokenizer, packed weights and the threads that work on it.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/threads.h"
+#include "model/chat_template.h"
+#include "model/checkpoint.h"
+#include "model/tokenizer.h"
+#include "model/transformer.h"
+
+namespace kvquant {
+
+struct ModelOptions {
+  int num_threads = 0;                 // 0: every core the process may use
+  std::optional<Precision> precision;  // unset: bf16 where the CPU has bf16 dot products, else f32
+};
+
+class Model {
+ public:
+  // A GGUF file or a Hugging Face directory. Throws IoError, FormatError.
+  static Model load(const std::string& path, const ModelOptions& options = {});
+
+  const std::string& path() const { return path_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const ModelConfig& config() const { return checkpoint_->config(); }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  Transformer& transformer() { return *transformer_; }
+  ThreadPool& pool() { return *pool_; }
+
+ private:
+  Model() = default;
+
+  std::string path_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Transformer> transformer_;
+};
+
+Precision default_precision();  // of this CPU
+
+// Where the model that a user names lies: a path, or one of the two that are always at hand,
+// "smollm2" (brought by scripts/get-model) and "embedded" (assets/ref5m). An empty name is smollm2
+// when it is present, else embedded. Looks in $KVQUANT_MODELS, then beside the program, then in
+// the source folder. Throws IoError saying what to do when it isn't there.
+std::string find_model(const std::string& name);
+
+// A file of assets/, found in the same way.
+std::string find_asset(const std::string& name);
+
+}  // namespace kvquant

@@ -1,0 +1,95 @@
+#include "model/session.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/check.h"
+#include "base/timer.h"
+
+namespace kvquant {
+namespace {
+
+int64_t resolve_context(const Model& model, int64_t context) {
+  const int64_t most = model.config().max_context;
+  check_arg(0 <= context && context <= most, "context " + std::to_string(context) +
+                                                 " is not in [1, " + std::to_string(most) +
+                                                 "], the model's");
+  return context == 0 ? most : context;
+}
+
+}  // namespace
+
+Session::Session(Model& model, const SessionOptions& options)
+    : model_(model),
+      context_(resolve_context(model, options.context)),
+      ubatch_(options.ubatch),
+      cache_(model.transformer().kv_shape(), options.spec, options.mode,
+             model.transformer().rope_table(), model.pool()),
+      sequence_(cache_.add_sequence()),
+      logits_(model.config().vocab_size) {
+  check_arg(ubatch_ > 0, "ubatch " + std::to_string(ubatch_) + " is not positive");
+}
+
+std::span<const float> Session::feed(std::span<const int32_t> tokens, const Progress& progress) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  check_arg(count > 0, "the prompt is empty: there is nothing to continue");
+  check_arg(length() + count <= context_, "the prompt needs " + std::to_string(length() + count) +
+                                              " tokens, the context has " +
+                                              std::to_string(context_));
+  Transformer& transformer = model_.transformer();
+  for (int64_t begin = 0; begin < count; begin += ubatch_) {
+    const int64_t size = std::min(ubatch_, count - begin);
+    const ForwardChunk chunk{sequence_,
+                             tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
+    const auto hidden = transformer.forward({&chunk, 1}, cache_);
+    tokens_.insert(tokens_.end(), chunk.tokens.begin(), chunk.tokens.end());
+    if (begin + size == count) {
+      transformer.logits(row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
+                         row_major(logits_.data(), {1, logits_.size()}));
+    }
+    report(progress, begin + size, count);
+  }
+  return logits_.span();
+}
+
+void Session::truncate(int64_t length) {
+  cache_.truncate(sequence_, length);
+  tokens_.resize(static_cast<size_t>(length));
+}
+
+Generation generate(Session& session, std::span<const int32_t> prompt,
+                    const GenerateOptions& options, const std::function<bool(int32_t)>& on_token,
+                    const Progress& prompt_progress) {
+  check_arg(options.max_tokens >= 0, "the number of tokens to generate is negative");
+  Sampler sampler(options.sampler);
+  Generation out;
+  out.num_prompt_tokens = static_cast<int64_t>(prompt.size());
+  const Timer prompt_timer;
+  auto logits = session.feed(prompt, prompt_progress);
+  out.prompt_s = prompt_timer.seconds();
+
+  const Timer timer;
+  const auto& stop = options.stop_tokens;
+  while (static_cast<int64_t>(out.tokens.size()) < options.max_tokens) {
+    const int32_t token = sampler.sample(logits, session.tokens());
+    if (std::find(stop.begin(), stop.end(), token) != stop.end()) {
+      out.stop = StopReason::kStopToken;
+      break;
+    }
+    out.tokens.push_back(token);
+    if (on_token && !on_token(token)) {
+      out.stop = StopReason::kCaller;
+      break;
+    }
+    if (static_cast<int64_t>(out.tokens.size()) == options.max_tokens) break;
+    if (session.length() == session.context()) {
+      out.stop = StopReason::kContextFull;
+      break;
+    }
+    logits = session.feed({&token, 1});
+  }
+  out.generation_s = timer.seconds();
+  return out;
+}
+
+}  // namespace kvquant

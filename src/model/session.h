@@ -1,0 +1,79 @@
+// Session: one conversation with a model over a compressed cache: feed tokens, read logits,
+// generate.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/progress.h"
+#include "cache/kv_cache.h"
+#include "model/model.h"
+#include "model/sampler.h"
+
+namespace kvquant {
+
+inline constexpr int64_t kDefaultUbatch = 512;  // tokens that go through the layers at once
+
+struct SessionOptions {
+  CacheSpec spec;
+  CacheMode mode = CacheMode::kAsServed;
+  int64_t context = 0;  // most tokens of the session; 0: the model's
+  int64_t ubatch = kDefaultUbatch;
+};
+
+class Session {
+ public:
+  // `model` must outlive the session. Throws std::invalid_argument when the options don't fit it.
+  Session(Model& model, const SessionOptions& options);
+
+  // Runs tokens (at least one) through the model in chunks of ubatch and returns the logits after
+  // the last one, [vocab_size], valid until the next call. Throws std::invalid_argument when they
+  // don't fit into the context; nothing is fed then.
+  std::span<const float> feed(std::span<const int32_t> tokens, const Progress& progress = {});
+
+  // Forgets the last tokens until `length` are left. See KvCache::truncate.
+  void truncate(int64_t length);
+
+  int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t context() const { return context_; }
+  std::span<const int32_t> tokens() const { return tokens_; }
+  Model& model() { return model_; }
+  const KvCache& cache() const { return cache_; }
+  int64_t num_compressed_tokens() const { return cache_.num_compressed_tokens(sequence_); }
+
+ private:
+  Model& model_;
+  int64_t context_;
+  int64_t ubatch_;
+  KvCache cache_;
+  KvCache::SequenceId sequence_;
+  std::vector<int32_t> tokens_;
+  Buffer<float> logits_;  // [vocab_size]
+};
+
+struct GenerateOptions {
+  int64_t max_tokens = 128;
+  SamplerOptions sampler;
+  std::vector<int32_t> stop_tokens;
+};
+
+enum class StopReason { kStopToken, kMaxTokens, kContextFull, kCaller };
+
+struct Generation {
+  std::vector<int32_t> tokens;  // without the stop token
+  StopReason stop = StopReason::kMaxTokens;
+  int64_t num_prompt_tokens = 0;
+  double prompt_s = 0;
+  double generation_s = 0;  // from the first new token's logits on
+};
+
+// Feeds the prompt and samples until a stop token, max_tokens, the end of the context, or
+// `on_token` returns false. on_token may be empty.
+Generation generate(Session& session, std::span<const int32_t> prompt,
+                    const GenerateOptions& options,
+                    const std::function<bool(int32_t)>& on_token = {},
+                    const Progress& prompt_progress = {});
+
+}  // namespace kvquant

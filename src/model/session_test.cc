@@ -1,0 +1,111 @@
+#include "model/session.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace kvquant {
+namespace {
+
+constexpr const char* kEmbedded = KVQUANT_SOURCE_DIR "/assets/ref5m";
+
+std::vector<int32_t> tokens_of(const Model& model, size_t count) {
+  std::string text;
+  while (text.size() < 8 * count) text += "The old man went down to the harbour, and saw the sea. ";
+  auto tokens = model.tokenizer().encode(text);
+  tokens.resize(count);
+  return tokens;
+}
+
+std::vector<float> logits_after(Model& model, const std::string& spec,
+                                std::span<const int32_t> tokens, int64_t ubatch) {
+  Session session(model, {.spec = parse_spec(spec), .ubatch = ubatch});
+  const auto logits = session.feed(tokens);
+  return {logits.begin(), logits.end()};
+}
+
+double max_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double max = 0;
+  for (size_t i = 0; i < a.size(); ++i) max = std::max(max, std::fabs(double{a[i]} - b[i]));
+  return max;
+}
+
+TEST(Session, TheSizeOfChunksDoesNotMatterForFp16) {
+  Model model = Model::load(kEmbedded, {.precision = Precision::kF32});
+  const auto tokens = tokens_of(model, 150);
+  const auto whole = logits_after(model, "fp16", tokens, 512);
+  for (const int64_t ubatch : {1, 7, 64, 149}) {
+    EXPECT_LT(max_difference(whole, logits_after(model, "fp16", tokens, ubatch)), 2e-3) << ubatch;
+  }
+}
+
+TEST(Session, LogitsAreTheSameAtAnyNumberOfThreads) {
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    for (const char* spec : {"fp16", "nuq3-1%"}) {
+      Model one = Model::load(kEmbedded, {.num_threads = 1, .precision = precision});
+      Model three = Model::load(kEmbedded, {.num_threads = 3, .precision = precision});
+      const auto tokens = tokens_of(one, 200);
+      EXPECT_EQ(logits_after(one, spec, tokens, 64), logits_after(three, spec, tokens, 64)) << spec;
+    }
+  }
+}
+
+TEST(Session, TruncatingForgetsWhatCameAfter) {
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 300);
+  for (const char* spec : {"fp16", "nuq4-1%"}) {
+    Session session(model, {.spec = parse_spec(spec)});
+    session.feed(std::span(tokens).first(250));
+    const auto first = session.feed(std::span(tokens).subspan(250, 30));
+    const std::vector<float> expected(first.begin(), first.end());
+    session.truncate(250);
+    EXPECT_EQ(session.length(), 250);
+    const auto again = session.feed(std::span(tokens).subspan(250, 30));
+    EXPECT_EQ(expected, std::vector<float>(again.begin(), again.end())) << spec;
+  }
+}
+
+TEST(Session, CompressionStaysCloseAndCloserWithMoreBits) {
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 400);
+  const auto exact = logits_after(model, "fp16", tokens, 128);
+  const double error4 = max_difference(exact, logits_after(model, "nuq4-1%", tokens, 128));
+  const double error2 = max_difference(exact, logits_after(model, "nuq2", tokens, 128));
+  EXPECT_GT(error4, 0);
+  EXPECT_LT(error4, error2);
+}
+
+TEST(Session, APromptThatDoesNotFitIsRefusedWhole) {
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 20);
+  Session session(model, {.spec = parse_spec("fp16"), .context = 16});
+  EXPECT_THROW(session.feed(tokens), std::invalid_argument);
+  EXPECT_EQ(session.length(), 0);
+  session.feed(std::span(tokens).first(16));
+  EXPECT_THROW(session.feed({}), std::invalid_argument);
+  EXPECT_THROW(Session(model, {.spec = parse_spec("fp16"), .context = 4096}),
+               std::invalid_argument);
+}
+
+TEST(Generate, StopsWhereItIsTold) {
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 10);
+  const auto run = [&](GenerateOptions options, int64_t context) {
+    Session session(model, {.spec = parse_spec("fp16"), .context = context});
+    return generate(session, tokens, options);
+  };
+  const auto five = run({.max_tokens = 5}, 0);
+  EXPECT_EQ(five.tokens.size(), 5u);
+  EXPECT_EQ(five.stop, StopReason::kMaxTokens);
+  const auto stopped = run({.max_tokens = 5, .stop_tokens = {five.tokens[2]}}, 0);
+  EXPECT_EQ(stopped.stop, StopReason::kStopToken);
+  EXPECT_LE(stopped.tokens.size(), 2u);
+  const auto full = run({.max_tokens = 100}, 12);
+  EXPECT_EQ(full.stop, StopReason::kContextFull);
+  EXPECT_EQ(full.tokens.size(), 3u);  // positions 10 and 11, and one more that is not read
+}
+
+}  // namespace
+}  // namespace kvquant

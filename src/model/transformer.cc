@@ -1,0 +1,170 @@
+#include "model/transformer.h"
+
+#include <cmath>
+#include <string>
+
+#include "base/check.h"
+#include "ops/attend.h"
+#include "ops/norm.h"
+
+namespace kvquant {
+namespace {
+
+int64_t total_tokens(std::span<const ForwardChunk> chunks) {
+  int64_t total = 0;
+  for (const auto& chunk : chunks) total += static_cast<int64_t>(chunk.tokens.size());
+  return total;
+}
+
+int64_t qkv_width(const ModelConfig& config) {
+  return (config.num_q_heads + 2 * config.num_kv_heads) * config.head_dim;
+}
+
+// Heads [first, first + count) of rows [row, row + num_rows) of a fused qkv buffer.
+template <class T>
+TensorView<T, 3> heads_of(T* qkv, const ModelConfig& config, int64_t row, int64_t num_rows,
+                          int64_t first, int64_t count) {
+  const int64_t width = qkv_width(config);
+  return {.data = qkv + row * width + first * config.head_dim,
+          .shape = {num_rows, count, config.head_dim},
+          .stride = {width, config.head_dim, 1}};
+}
+
+}  // namespace
+
+Transformer::Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool)
+    : checkpoint_(checkpoint),
+      config_(checkpoint.config()),
+      precision_(precision),
+      pool_(pool),
+      rope_(config_.head_dim, config_.max_context, config_.rope_theta),
+      weights_(load_weights(checkpoint, precision, pool)) {}
+
+KvShape Transformer::kv_shape() const {
+  return {config_.num_layers, config_.num_kv_heads, config_.head_dim};
+}
+
+void Transformer::check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const {
+  for (const auto& chunk : chunks) {
+    const int64_t end = cache.length(chunk.sequence) + static_cast<int64_t>(chunk.tokens.size());
+    check_arg(end <= config_.max_context, "the sequence would reach " + std::to_string(end) +
+                                              " tokens, the model's context is " +
+                                              std::to_string(config_.max_context));
+    for (const int32_t token : chunk.tokens) {
+      check_arg(0 <= token && token < config_.vocab_size, "token " + std::to_string(token) +
+                                                              " is not in the vocabulary of " +
+                                                              std::to_string(config_.vocab_size));
+    }
+  }
+}
+
+void Transformer::reserve(int64_t num_tokens) {
+  residual_.reserve_discarding(num_tokens * config_.hidden);
+  normed_.reserve_discarding(num_tokens * config_.hidden);
+  qkv_.reserve_discarding(num_tokens * qkv_width(config_));
+  attention_.reserve_discarding(num_tokens * qkv_width(config_));
+  mlp_.reserve_discarding(num_tokens * config_.ffn);
+}
+
+void Transformer::embed(std::span<const ForwardChunk> chunks) {
+  float* row = residual_.data();
+  for (const auto& chunk : chunks) {
+    for (const int32_t token : chunk.tokens) {
+      checkpoint_.read_row("model.embed_tokens.weight", token,
+                           {row, static_cast<size_t>(config_.hidden)});
+      row += config_.hidden;
+    }
+  }
+}
+
+TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> chunks,
+                                                KvCache& cache) {
+  check_chunks(chunks, cache);
+  const int64_t n = total_tokens(chunks);
+  reserve(n);
+  embed(chunks);
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    attention_block(layer, chunks, cache);
+    mlp_block(layer, n);
+  }
+  const auto residual = row_major<const float, 2>(residual_.data(), {n, config_.hidden});
+  rms_norm(residual, weights_.final_norm, config_.norm_eps,
+           row_major(normed_.data(), {n, config_.hidden}));
+  return row_major<const float, 2>(normed_.data(), {n, config_.hidden});
+}
+
+void Transformer::attention_block(int64_t layer, std::span<const ForwardChunk> chunks,
+                                  KvCache& cache) {
+  const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+  const int64_t n = total_tokens(chunks);
+  const int64_t width = qkv_width(config_);
+  const auto residual = row_major(residual_.data(), {n, config_.hidden});
+  const auto normed = row_major(normed_.data(), {n, config_.hidden});
+  const auto normed_in = row_major<const float, 2>(normed_.data(), {n, config_.hidden});
+  rms_norm(row_major<const float, 2>(residual_.data(), {n, config_.hidden}), weights.attention_norm,
+           config_.norm_eps, normed);
+  linear(weights.qkv, normed_in, row_major(qkv_.data(), {n, width}), Epilogue::kStore, precision_,
+         linear_scratch_, pool_);
+
+  const AttendShape shape{config_.head_dim, config_.group(),
+                          1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+  int64_t row = 0;
+  for (const auto& chunk : chunks) {
+    const auto num_new = static_cast<int64_t>(chunk.tokens.size());
+    const int64_t first = cache.length(chunk.sequence);  // moves on with the last layer
+    cache.append(
+        layer, chunk.sequence,
+        heads_of<const float>(qkv_.data(), config_, row, num_new, config_.num_q_heads,
+                              config_.num_kv_heads),
+        heads_of<const float>(qkv_.data(), config_, row, num_new,
+                              config_.num_q_heads + config_.num_kv_heads, config_.num_kv_heads));
+    const auto queries =
+        heads_of<float>(qkv_.data(), config_, row, num_new, 0, config_.num_q_heads);
+    rope(queries, first, rope_);
+    cache.prepare_view(layer, chunk.sequence);
+    std::vector<AttendJob> jobs;
+    for (int64_t head = 0; head < config_.num_kv_heads; ++head) {
+      const int64_t offset = row * width + head * config_.group() * config_.head_dim;
+      jobs.push_back({.query = qkv_.data() + offset,
+                      .out = attention_.data() + offset,
+                      .query_stride = width,
+                      .num_queries = num_new,
+                      .first_position = first,
+                      .runs = cache.view(layer, chunk.sequence, head)});
+    }
+    attend(shape, jobs, precision_, pool_);  // before the next sequence's view replaces this one
+    row += num_new;
+  }
+
+  const TensorView<const float, 2> attended{.data = attention_.data(),
+                                            .shape = {n, config_.num_q_heads * config_.head_dim},
+                                            .stride = {width, 1}};
+  linear(weights.output, attended, residual, Epilogue::kAdd, precision_, linear_scratch_, pool_);
+}
+
+void Transformer::mlp_block(int64_t layer, int64_t n) {
+  const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+  const auto residual = row_major(residual_.data(), {n, config_.hidden});
+  rms_norm(row_major<const float, 2>(residual_.data(), {n, config_.hidden}), weights.mlp_norm,
+           config_.norm_eps, row_major(normed_.data(), {n, config_.hidden}));
+  linear_swiglu(weights.gate, weights.up,
+                row_major<const float, 2>(normed_.data(), {n, config_.hidden}),
+                row_major(mlp_.data(), {n, config_.ffn}), precision_, linear_scratch_, pool_);
+  linear(weights.down, row_major<const float, 2>(mlp_.data(), {n, config_.ffn}), residual,
+         Epilogue::kAdd, precision_, linear_scratch_, pool_);
+}
+
+void Transformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) {
+  linear(weights_.lm_head, hidden, out, Epilogue::kStore, precision_, linear_scratch_, pool_);
+}
+
+int64_t Transformer::scratch_bytes() const {
+  int64_t total = linear_scratch_.input.num_bytes();
+  for (const auto& buffer : linear_scratch_.per_worker) total += buffer.num_bytes();
+  for (const auto* buffer : {&residual_, &normed_, &qkv_, &attention_, &mlp_}) {
+    total += buffer->num_bytes();
+  }
+  return total;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,26 @@
+// The weights of a Llama by Hugging Face's names, with their shapes, and GGUF's names for them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/config.h"
+
+namespace kvquant {
+
+struct NamedShape {
+  std::string name;
+  std::vector<int64_t> shape;  // [num_out, num_in] or [size]
+};
+
+// All of them, in the order of the computation: embeddings, layers, final norm, and
+// "lm_head.weight" unless the embeddings are tied. Requires: check_config passed.
+std::vector<NamedShape> llama_weights(const ModelConfig& config);
+
+// "model.layers.3.self_attn.q_proj.weight" for "blk.3.attn_q.weight"; empty when it is none of
+// Llama's weights.
+std::string hugging_face_name(std::string_view gguf_name);
+
+}  // namespace kvquant

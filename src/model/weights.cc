@@ -1,0 +1,119 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+namespace kvquant {
+namespace {
+
+// Several tensors of one width, stacked row by row into one matrix.
+class Stack {
+ public:
+  Stack(const Checkpoint& checkpoint, std::vector<std::string> names)
+      : checkpoint_(checkpoint), names_(std::move(names)) {
+    first_rows_.push_back(0);
+    for (const auto& name : names_) {
+      infos_.push_back(checkpoint.info(name));
+      first_rows_.push_back(first_rows_.back() + infos_.back().shape[0]);
+    }
+  }
+
+  int64_t num_out() const { return first_rows_.back(); }
+  int64_t num_in() const { return infos_[0].shape[1]; }
+
+  WeightType weight_type(Precision precision) const {
+    const auto all = [&](auto predicate) {
+      return std::all_of(infos_.begin(), infos_.end(), predicate);
+    };
+    if (all([](const WeightInfo& info) { return info.has_groups; })) return WeightType::kInt8;
+    const bool fits_bf16 = all([](const WeightInfo& info) { return info.type == "BF16"; });
+    return precision == Precision::kBF16 || fits_bf16 ? WeightType::kBF16 : WeightType::kF32;
+  }
+
+  PackedMatrix pack(Precision precision, ThreadPool& pool) const {
+    const WeightType type = weight_type(precision);
+    if (type == WeightType::kInt8) {
+      return PackedMatrix::pack_int8(
+          num_out(), num_in(),
+          [this](int64_t row, QuantizedRow out) {
+            const size_t part = part_of(row);
+            checkpoint_.read_row_groups(names_[part], row - first_rows_[part], out);
+          },
+          pool);
+    }
+    return PackedMatrix::pack(
+        num_out(), num_in(), type,
+        [this](int64_t row, std::span<float> out) {
+          const size_t part = part_of(row);
+          checkpoint_.read_row(names_[part], row - first_rows_[part], out);
+        },
+        pool);
+  }
+
+ private:
+  size_t part_of(int64_t row) const {
+    const auto next = std::upper_bound(first_rows_.begin(), first_rows_.end(), row);
+    return static_cast<size_t>(next - first_rows_.begin()) - 1;
+  }
+
+  const Checkpoint& checkpoint_;
+  std::vector<std::string> names_;
+  std::vector<WeightInfo> infos_;
+  std::vector<int64_t> first_rows_;  // [names + 1]
+};
+
+std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& name) {
+  std::vector<float> out(static_cast<size_t>(checkpoint.info(name).shape[0]));
+  checkpoint.read_row(name, 0, out);
+  return out;
+}
+
+LayerWeights load_layer(const Checkpoint& checkpoint, int64_t layer, Precision precision,
+                        ThreadPool& pool) {
+  const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+  const auto matrix = [&](std::initializer_list<const char*> names) {
+    std::vector<std::string> full;
+    for (const char* name : names) full.push_back(prefix + name + ".weight");
+    return Stack(checkpoint, std::move(full)).pack(precision, pool);
+  };
+  LayerWeights weights;
+  weights.attention_norm = read_vector(checkpoint, prefix + "input_layernorm.weight");
+  weights.qkv = matrix({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
+  weights.output = matrix({"self_attn.o_proj"});
+  weights.mlp_norm = read_vector(checkpoint, prefix + "post_attention_layernorm.weight");
+  weights.gate = matrix({"mlp.gate_proj"});
+  weights.up = matrix({"mlp.up_proj"});
+  weights.down = matrix({"mlp.down_proj"});
+  return weights;
+}
+
+}  // namespace
+
+int64_t ModelWeights::num_bytes() const {
+  int64_t total = lm_head.num_bytes() + static_cast<int64_t>(final_norm.size() * sizeof(float));
+  for (const auto& layer : layers) {
+    for (const auto* matrix : {&layer.qkv, &layer.output, &layer.gate, &layer.up, &layer.down}) {
+      total += matrix->num_bytes();
+    }
+    total +=
+        static_cast<int64_t>((layer.attention_norm.size() + layer.mlp_norm.size()) * sizeof(float));
+  }
+  return total;
+}
+
+ModelWeights load_weights(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool) {
+  const ModelConfig& config = checkpoint.config();
+  ModelWeights weights;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    weights.layers.push_back(load_layer(checkpoint, layer, precision, pool));
+    checkpoint.release_pages();
+  }
+  weights.final_norm = read_vector(checkpoint, "model.norm.weight");
+  const std::string head = config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  weights.lm_head = Stack(checkpoint, {head}).pack(precision, pool);
+  checkpoint.release_pages();
+  return weights;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,50 @@
+// Any bytes as a GGUF file: parsed, or refused with FormatError. What was accepted is then read to
+// the last byte.
+#include <algorithm>
+#include <vector>
+
+#include "kvquant/error.h"
+#include "model/file_checkpoint.h"
+#include "model/gguf.h"
+
+namespace kvquant {
+namespace {
+
+void read_tensor(const GgufTensor& tensor) {
+  const WeightFormat& format = *tensor.format;
+  std::vector<float> out(static_cast<size_t>(format.block_size));
+  const auto num_blocks = static_cast<int64_t>(tensor.data.size()) / format.block_bytes;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    format.to_floats(tensor.data.data() + b * format.block_bytes, 1, out.data());
+  }
+  if (format.fits_groups != nullptr) format.fits_groups(tensor.data.data(), num_blocks);
+}
+
+template <class Read>
+void read_or_refuse(const Read& read) {
+  try {
+    read();
+  } catch (const FormatError&) {
+  }
+}
+
+}  // namespace
+}  // namespace kvquant
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace kvquant;
+  read_or_refuse([&] {
+    const Gguf gguf(std::as_bytes(std::span(data, size)), "fuzz");
+    std::for_each(gguf.tensors().begin(), gguf.tensors().end(), read_tensor);
+    for (const auto& [key, value] : gguf.metadata()) {
+      read_or_refuse([&, &k = key] { gguf.text(k); });
+      read_or_refuse([&, &k = key] { gguf.number(k); });
+      read_or_refuse([&, &k = key] { gguf.boolean(k); });
+      read_or_refuse([&, &k = key] { gguf.texts(k); });
+      read_or_refuse([&, &k = key] { gguf.integers(k); });
+    }
+    read_or_refuse([&] { config_from_gguf(gguf); });
+    read_or_refuse([&] { tokenizer_data_from_gguf(gguf); });
+  });
+  return 0;
+}

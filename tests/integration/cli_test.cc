@@ -1,0 +1,155 @@
+// Runs the program as a user would: exit codes, streams, messages of one line.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "base/file.h"
+
+namespace kvquant {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Outcome {
+  int code;
+  std::string out, err;
+};
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
+    folder_ = fs::path(testing::TempDir()) / (std::string("kvquant_cli_") + info->name());
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  Outcome run(const std::string& arguments) const {
+    const std::string command = std::string(KVQUANT_PROGRAM) + " " + arguments + " </dev/null >" +
+                                path("out") + " 2>" + path("err");
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(path("out")),
+            read_text(path("err"))};
+  }
+
+  void expect_refused(const std::string& arguments, const std::string& part) const {
+    const Outcome outcome = run(arguments);
+    EXPECT_EQ(outcome.code, 2) << arguments;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << outcome.err;
+    EXPECT_EQ(outcome.out, "") << arguments;
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(Cli, HelpAndVersionSucceed) {
+  EXPECT_EQ(run("--help").code, 0);
+  EXPECT_EQ(run("--version").code, 0);
+  for (const char* command :
+       {"demo", "info", "formats", "generate", "chat", "perplexity", "bench", "make-model"}) {
+    EXPECT_EQ(run(std::string(command) + " --help").code, 0) << command;
+  }
+}
+
+TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
+  expect_refused("", "subcommand");
+  expect_refused("fly", "fly");
+  expect_refused("generate -m embedded -p Hello --kv nuq9", "nuq9");
+  expect_refused("generate -m embedded -p Hello --kv int4", "not built yet");
+  expect_refused("generate -m embedded -p Hello --device cuda:0", "not built yet");
+  expect_refused("generate -m embedded -p ''", "empty");
+  expect_refused("generate -m embedded -p Hello -c 2", "context");
+  expect_refused("generate -m embedded -p Hello -n 1 --top-p 7", "top-p");
+  expect_refused("generate -m no/such/model -p Hello", "no/such/model");
+  expect_refused("perplexity -m embedded -f no/such/text", "no/such/text");
+  expect_refused("info -m embedded --memory lots", "lots");
+  expect_refused("info -m embedded --json no/such/folder/x.json", "no/such/folder");
+}
+
+TEST_F(Cli, TextThatIsNotUtf8IsRefused) {
+  write_file_atomic(path("bad.txt"), "abc\xff\xfe");
+  expect_refused("generate -m embedded -f " + path("bad.txt"), "UTF-8");
+}
+
+TEST_F(Cli, ATruncatedModelIsRefused) {
+  fs::copy(KVQUANT_SOURCE_DIR "/assets/ref5m", path("model"));
+  fs::resize_file(path("model/model.safetensors"), 100000);
+  expect_refused("info -m " + path("model"), "model.safetensors");
+}
+
+TEST_F(Cli, GenerateStreamsAndIsDeterministic) {
+  const std::string arguments = "generate -m embedded -p 'The old man' -n 8 --kv nuq4-1% --temp 1";
+  const Outcome first = run(arguments);
+  EXPECT_EQ(first.code, 0) << first.err;
+  EXPECT_GT(first.out.size(), 4u);
+  EXPECT_EQ(run(arguments + " -t 1").out, first.out);
+  EXPECT_NE(first.err.find("tokens/s"), std::string::npos);
+}
+
+TEST_F(Cli, JsonHasTheSchemaOfAllCommands) {
+  const Outcome outcome =
+      run("perplexity -m embedded -c 256 --windows 2 --kv fp16 --kv nuq3-1% --json -");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(document.at("schema"), 1);
+  EXPECT_EQ(document.at("command"), "perplexity");
+  for (const char* field : {"model", "config", "machine"}) {
+    EXPECT_TRUE(document.at(field).is_object());
+  }
+  ASSERT_EQ(document.at("results").size(), 2u);
+  const auto& fp16 = document["results"][0];
+  const auto& nuq3 = document["results"][1];
+  EXPECT_EQ(fp16.at("kl_mean"), 0.0);
+  EXPECT_EQ(fp16.at("tokens"), 510);
+  EXPECT_EQ(fp16.at("true_bits"), 16.0);
+  EXPECT_GT(nuq3.at("kl_mean"), 0.001);
+  EXPECT_LT(nuq3.at("kl_mean"), 0.5);
+  EXPECT_LT(nuq3.at("true_bits"), 8.0);
+  EXPECT_EQ(nuq3.at("mode"), "strict");
+  for (const char* field :
+       {"spec", "spec_resolved", "perplexity", "ppl_stderr", "ppl_delta", "ppl_delta_rel",
+        "kl_median", "kl_p99", "kl_max", "top1_agreement", "cache_bytes"}) {
+    EXPECT_TRUE(nuq3.contains(field)) << field;
+  }
+}
+
+TEST_F(Cli, ALimitThatIsExceededIsExitCodeOne) {
+  EXPECT_EQ(run("perplexity -m embedded -c 128 --windows 1 --kv nuq2 --max-ppl-delta 0.0001").code,
+            1);
+  EXPECT_EQ(run("perplexity -m embedded -c 128 --windows 1 --kv nuq4 --max-ppl-delta 5").code, 0);
+}
+
+TEST_F(Cli, AMadeModelLoadsAndIsBenched) {
+  ASSERT_EQ(run("make-model --layers 2 --hidden 64 --heads 4 --kv-heads 2 --head-dim 16 --ffn 96 "
+                "--vocab 300 --ctx 512 -o " +
+                path("made"))
+                .code,
+            0);
+  const Outcome outcome =
+      run("bench -m " + path("made") + " -p 32 -n 4 -d 0,64 -r 2 --kv fp16 --kv nuq3-1% --json -");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(document.at("results").size(), 8u);
+  for (const auto& row : document["results"]) {
+    EXPECT_EQ(row.at("samples_s").size(), 2u);
+    EXPECT_GT(row.at("tokens_per_s_mean"), 0.0);
+  }
+}
+
+TEST_F(Cli, FormatsResolvesSpecs) {
+  const Outcome outcome = run("formats --resolve nuq3-1%");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_NE(outcome.out.find("k=nuq3-1%,v=nuq3-1%"), std::string::npos) << outcome.out;
+}
+
+}  // namespace
+}  // namespace kvquant
