@@ -80,6 +80,12 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
+void MappedFile::release_pages() const {
+  if (!bytes_.empty()) {
+    ::madvise(const_cast<std::byte*>(bytes_.data()), bytes_.size(), MADV_DONTNEED);
+  }
+}
+
 std::string read_text(const std::string& path, int64_t max_bytes) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
@@ -92,8 +98,7 @@ std::string read_text(const std::string& path, int64_t max_bytes) {
 
 void write_file_atomic(const std::string& path, const std::function<void(const ByteSink&)>& write) {
   TemporaryFile temporary(path + ".tmp" + std::to_string(::getpid()));
-  Descriptor fd(
-      ::open(temporary.path().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  Descriptor fd(::open(temporary.path().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
   if (fd.get() < 0) throw_errno("can't write", path);
   write([&](std::span<const std::byte> bytes) {
     while (!bytes.empty()) {

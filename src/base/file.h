@@ -21,6 +21,8 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
+  // Drops the pages read so far from this process's memory; they are read again when needed.
+  void release_pages() const;
 
  private:
   std::string path_;

@@ -20,9 +20,9 @@ TEST(Half, EveryBitPatternSurvivesTheRoundTrip) {
 }
 
 TEST(Half, TiesGoToTheEvenNeighbour) {
-  EXPECT_EQ(to_half(1.0f + 0x1p-11f).bits, 0x3C00);       // between 1 and 1 + 2^-10
-  EXPECT_EQ(to_half(1.0f + 3 * 0x1p-11f).bits, 0x3C02);   // between odd and even: even
-  EXPECT_EQ(to_half(0x1p-25f).bits, 0);                   // half the smallest subnormal
+  EXPECT_EQ(to_half(1.0f + 0x1p-11f).bits, 0x3C00);      // between 1 and 1 + 2^-10
+  EXPECT_EQ(to_half(1.0f + 3 * 0x1p-11f).bits, 0x3C02);  // between odd and even: even
+  EXPECT_EQ(to_half(0x1p-25f).bits, 0);                  // half the smallest subnormal
   EXPECT_EQ(to_half(3 * 0x1p-25f).bits, 2);
   EXPECT_EQ(to_half(65519.0f).bits, 0x7BFF);
   EXPECT_EQ(to_half(65520.0f).bits, 0x7C00);

@@ -28,9 +28,12 @@ class ThreadPool {
   template <class Fn>
   void parallel_for(int64_t num_tasks, Fn&& fn) {
     auto* target = std::addressof(fn);
-    run(num_tasks, [](void* f, int64_t task, int worker) {
-      (*static_cast<decltype(target)>(f))(task, worker);
-    }, const_cast<void*>(static_cast<const void*>(target)));
+    run(
+        num_tasks,
+        [](void* f, int64_t task, int worker) {
+          (*static_cast<decltype(target)>(f))(task, worker);
+        },
+        const_cast<void*>(static_cast<const void*>(target)));
   }
 
  private:

@@ -62,6 +62,21 @@ void DenseSide::append(TensorView<const float, 3> x, const RopeTable& rope, Thre
   num_tokens_ = end;
 }
 
+void DenseSide::truncate(int64_t num_tokens) {
+  const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
+  const std::vector<float> zeros(static_cast<size_t>(plan_->head_dim), 0.0f);
+  const int64_t tile_end = (num_tokens + kTileTokens - 1) / kTileTokens * kTileTokens;
+  for (int64_t t = num_tokens; t < std::min(tile_end, num_tokens_); ++t) {
+    for (int64_t head = 0; head < plan_->num_kv_heads; ++head) write_token(zeros.data(), t, head);
+  }
+  while ((static_cast<int64_t>(blocks_.size()) - 1) * block_tokens >= num_tokens &&
+         !blocks_.empty()) {
+    plan_->pool->give(blocks_.back());
+    blocks_.pop_back();
+  }
+  num_tokens_ = num_tokens;
+}
+
 void DenseSide::read_tile(int64_t first, int64_t num_tokens, int64_t head, float* out) const {
   std::fill(out, out + kTileTokens * plan_->head_dim, 0.0f);
   for (int64_t i = 0; i < num_tokens; ++i) {

@@ -36,6 +36,8 @@ class DenseSide {
 
   // x [num_new, num_kv_heads, head_dim]; keys are rotated by `rope` and then rounded.
   void append(TensorView<const float, 3> x, const RopeTable& rope, ThreadPool& pool);
+  // Forgets the tokens from num_tokens on.
+  void truncate(int64_t num_tokens);
   int64_t num_tokens() const { return num_tokens_; }
 
   const std::byte* tile(int64_t index, int64_t head) const;

@@ -294,6 +294,21 @@ void KvCache::drop(SequenceId id) {
   if (impl_->view_sequence == id) impl_->view_sequence = -1;
 }
 
+void KvCache::truncate(SequenceId id, int64_t length) {
+  Impl::Sequence& sequence = impl_->find(id);
+  impl_->settle(sequence);
+  impl_->view_sequence = -1;
+  for (const auto& layer : sequence.layers) {
+    check_arg(layer->length() == sequence.layers.back()->length(),
+              "cache: truncate between the layers of a chunk");
+    check_arg(0 <= length && length <= layer->length() && layer->can_truncate(length),
+              fmt::format("cache: can't go back to {} tokens: {} are there, those before {} are "
+                          "compressed",
+                          length, layer->length(), layer->first_forgettable()));
+  }
+  for (const auto& layer : sequence.layers) layer->truncate(length);
+}
+
 int64_t KvCache::length(SequenceId id) const { return impl_->find(id).layers.back()->length(); }
 
 void KvCache::append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,

@@ -60,6 +60,11 @@ class KvCache {
 
   SequenceId add_sequence();
   void drop(SequenceId id);             // its blocks go back to the pool
+  // Forgets the tokens from `length` on; key parameters stay. Only tokens that are still exact can
+  // be forgotten: throws std::invalid_argument, changing nothing, when a layer has compressed
+  // tokens past `length` (as served the last `recent` are always exact), or `length` is more than
+  // there is.
+  void truncate(SequenceId id, int64_t length);
   int64_t length(SequenceId id) const;  // tokens appended to the last layer
 
   // Appends num_new tokens to one layer: keys before RoPE and values, [num_new, num_kv_heads,

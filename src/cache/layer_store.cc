@@ -118,6 +118,19 @@ void LayerStore::settle(const Staging& staging, ThreadPool& pool) {
   pending_ = 0;
 }
 
+int64_t LayerStore::first_forgettable() const {
+  return num_encoded() == 0 ? 0 : num_sinks() + num_encoded();
+}
+
+void LayerStore::truncate(int64_t length) {
+  assert(pending_ == 0 && can_truncate(length) && length <= length_);
+  if (key_.dense) key_.dense->truncate(length);
+  if (value_.dense) value_.dense->truncate(length);
+  window_rows_ = std::max<int64_t>(0, window_rows_ - (length_ - length));
+  length_ = length;
+  last_chunk_ = 0;
+}
+
 bool LayerStore::can_view() const {
   if (!plan_->is_compressed()) return true;
   const int64_t chunk_first = length_ - last_chunk_;

@@ -86,6 +86,12 @@ class LayerStore {
   // Empties the staging buffer: as served, encodes what is old enough; keeps the tail.
   void settle(const Staging& staging, ThreadPool& pool);
 
+  // Tokens from this one on can be forgotten.
+  int64_t first_forgettable() const;
+  bool can_truncate(int64_t length) const { return length >= first_forgettable(); }
+  // Requires a settled store and can_truncate(length).
+  void truncate(int64_t length);
+
   // False when exact tokens that the last chunk's queries need are gone.
   bool can_view() const;
   std::vector<RunPlan> runs() const;  // none is empty

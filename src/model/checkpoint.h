@@ -47,6 +47,10 @@ class Checkpoint {
   virtual void read_row(const std::string& name, int64_t row, std::span<float> out) const = 0;
   virtual void read_row_groups(const std::string& name, int64_t row, QuantizedRow out) const = 0;
 
+  // Tells the system that the pages of the mapped file read so far won't be needed soon, so that
+  // they don't count as this process's memory.
+  virtual void release_pages() const {}
+
   // Hash of architecture, shapes and a sample of the weights' bytes: 16 hex digits. The same for
   // the same file wherever it lies.
   virtual std::string fingerprint() const = 0;

@@ -1,0 +1,247 @@
+#include "cli/common.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/timer.h"
+
+namespace kvquant::cli {
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+void on_interrupt(int) {
+  if (interrupted != 0) _exit(kInterrupted);  // the second Ctrl-C doesn't wait
+  interrupted = 1;
+}
+
+std::string format_eta(double seconds) {
+  if (seconds < 90) return fmt::format("{:.0f} s", seconds);
+  return fmt::format("{:.0f} min", seconds / 60);
+}
+
+bool is_word(const std::string& cell) {
+  return !cell.empty() && std::isalpha(static_cast<unsigned char>(cell[0])) != 0;
+}
+
+// Characters, not bytes, of UTF-8 text: what it takes on a terminal, near enough.
+size_t display_width(const std::string& text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+void check_not_built(const CommonOptions& options) {
+  check_arg(options.calibration.empty(),
+            "--calib is not built yet: this version uses heuristic "
+            "codebooks and each sequence's first chunk");
+  check_arg(options.preset.empty(), "--preset is not built yet");
+  const bool is_cuda = options.device.rfind("cuda", 0) == 0;
+  check_arg(!is_cuda, "--device cuda is not built yet: use cpu");
+  check_arg(options.device == "cpu", "--device " + options.device + " is unknown: cpu");
+}
+
+}  // namespace
+
+void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags) {
+  if (flags & kModelFlags) {
+    command.add_option("-m,--model", options.model,
+                       "GGUF file, Hugging Face directory, smollm2 or embedded "
+                       "(default: smollm2 when present, else embedded)");
+    command.add_option("-t,--threads", options.threads, "threads (default: all cores)")
+        ->check(CLI::Range(1, 1024));
+    command.add_option("--device", options.device, "cpu or cuda[:N]")->capture_default_str();
+    command.add_option("--precision", options.precision, "arithmetic of matrix products")
+        ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+        ->capture_default_str();
+  }
+  if (flags & kSpecFlags) {
+    command
+        .add_option("--kv", options.kv,
+                    "cache spec, e.g. fp16, nuq3-1%, k=nuq4-0.5%,v=nuq3,sink=4,recent=64 "
+                    "(repeat to compare)")
+        ->allow_extra_args(false);
+    command.add_option("--ctk,--cache-type-k", options.key_codec, "codec of keys (also -ctk)");
+    command.add_option("--ctv,--cache-type-v", options.value_codec, "codec of values (also -ctv)");
+    command.add_option("--calib", options.calibration, "calibration file");
+    command.add_option("--preset", options.preset, "preset file");
+  }
+  if (flags & kRunFlags) {
+    command.add_option("-c,--ctx", options.context, "context in tokens (default: the model's)")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+    command
+        .add_option("--ub,--ubatch", options.ubatch,
+                    "tokens that go through the layers at once (also -ub)")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+        ->capture_default_str();
+    command.add_option("--seed", options.seed, "random seed")->capture_default_str();
+  }
+  command.add_option("--json", options.json, "write results as JSON to this file (- for stdout)");
+  command.add_flag("-q,--quiet", options.quiet, "no progress, no logs");
+}
+
+Precision precision_of(const CommonOptions& options) {
+  if (options.precision == "f32") return Precision::kF32;
+  if (options.precision == "bf16") return Precision::kBF16;
+  return default_precision();
+}
+
+Model load_model(const CommonOptions& options) {
+  check_not_built(options);
+  return Model::load(find_model(options.model),
+                     {.num_threads = options.threads, .precision = precision_of(options)});
+}
+
+std::vector<CacheSpec> specs_of(const CommonOptions& options,
+                                const std::vector<std::string>& defaults) {
+  std::vector<std::string> texts = options.kv;
+  if (!options.key_codec.empty() || !options.value_codec.empty()) {
+    check_arg(texts.empty(), "--kv and -ctk/-ctv exclude each other");
+    texts = {"k=" + (options.key_codec.empty() ? "fp16" : options.key_codec) +
+             ",v=" + (options.value_codec.empty() ? "fp16" : options.value_codec)};
+  }
+  if (texts.empty()) texts = defaults;
+  std::vector<CacheSpec> specs;
+  for (const auto& text : texts) {
+    specs.push_back(parse_spec(text));
+    check_spec_built(specs.back());
+    for (const auto& warning : spec_warnings(specs.back())) {
+      fmt::print(stderr, "kvquant: warning: {}\n", warning);
+    }
+  }
+  return specs;
+}
+
+Progress progress_on_stderr(const CommonOptions& options, const std::string& what) {
+  struct State {
+    Timer since_start, since_print;
+    bool printed = false;
+  };
+  const bool is_terminal = isatty(STDERR_FILENO) != 0;
+  const bool quiet = options.quiet;
+  return [=, state = std::make_shared<State>()](int64_t done, int64_t total) {
+    if (was_interrupted()) throw Interrupted{};
+    if (quiet || total <= 0) return;
+    const bool last = done >= total;
+    const double interval = is_terminal ? 0.1 : 5.0;
+    if (!last && state->since_print.seconds() < interval) return;
+    if (last && !state->printed && state->since_start.seconds() < 1) return;  // too short to tell
+    state->since_print = Timer();
+    state->printed = true;
+    const double elapsed = state->since_start.seconds();
+    const double share = static_cast<double>(done) / static_cast<double>(total);
+    const double eta = share > 0 ? elapsed / share - elapsed : 0;
+    if (is_terminal) {
+      constexpr int kWidth = 30;
+      const auto filled = static_cast<size_t>(share * kWidth);
+      fmt::print(stderr, "\r{} [{}{}] {:3.0f}%  {}   ", what, std::string(filled, '#'),
+                 std::string(kWidth - filled, '.'), 100 * share,
+                 last ? "" : format_eta(eta) + " left");
+      if (last) fmt::print(stderr, "\r\033[K");
+    } else {
+      fmt::print(stderr, "{}: {:.0f}%, {} left\n", what, 100 * share, format_eta(eta));
+    }
+    std::fflush(stderr);
+  };
+}
+
+bool was_interrupted() { return interrupted != 0; }
+void clear_interrupted() { interrupted = 0; }
+
+void install_interrupt_handler() {
+  struct sigaction action {};
+  action.sa_handler = on_interrupt;
+  sigaction(SIGINT, &action, nullptr);  // no SA_RESTART: a blocked read returns
+}
+
+std::string format_table(const std::vector<std::vector<std::string>>& rows, TableStyle style) {
+  std::vector<size_t> widths;
+  std::vector<bool> left;  // columns of words, and the first
+  for (size_t r = 0; r < rows.size(); ++r) {
+    widths.resize(std::max(widths.size(), rows[r].size()));
+    left.resize(widths.size());
+    for (size_t c = 0; c < rows[r].size(); ++c) {
+      widths[c] = std::max(widths[c], display_width(rows[r][c]));
+      if (c == 0 || (r > 0 && is_word(rows[r][c]))) left[c] = true;
+    }
+  }
+  const bool markdown = style == TableStyle::kMarkdown;
+  std::string out;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    std::string line = markdown ? "|" : "";
+    for (size_t c = 0; c < rows[r].size(); ++c) {
+      const std::string& cell = rows[r][c];
+      const std::string padding(widths[c] - display_width(cell), ' ');
+      const std::string text = left[c] ? cell + padding : padding + cell;
+      line += markdown ? " " + text + " |" : (c == 0 ? text : "  " + text);
+    }
+    while (!line.empty() && line.back() == ' ') line.pop_back();
+    out += line + "\n";
+    if (markdown && r == 0) {
+      out += "|";
+      for (size_t c = 0; c < widths.size(); ++c) {
+        out += std::string(widths[c] + 1, '-') + (left[c] ? "-|" : ":|");
+      }
+      out += "\n";
+    }
+  }
+  return out;
+}
+
+std::string format_bytes(int64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+int64_t parse_bytes(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string unit(end, text.data() + text.size());
+  const std::vector<std::pair<std::string, double>> units = {
+      {"", 1},         {"B", 1},      {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
+      {"TiB", 0x1p40}, {"kB", 1e3},   {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+      {"TB", 1e12},    {"K", 0x1p10}, {"M", 0x1p20},   {"G", 0x1p30}};
+  for (const auto& [name, factor] : units) {
+    if (error == std::errc() && unit == name && value > 0 && value * factor < 0x1p62) {
+      return static_cast<int64_t>(value * factor);
+    }
+  }
+  throw std::invalid_argument("'" + text + "' is not a size: write for example 8GiB or 512MiB");
+}
+
+bool json_on_stdout(const CommonOptions& options) { return options.json == "-"; }
+
+void write_json(const CommonOptions& options, const Json& document) {
+  if (options.json.empty()) return;
+  const std::string text = document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  if (json_on_stdout(options)) {
+    fmt::print("{}", text);
+  } else {
+    write_file_atomic(options.json, text);
+  }
+}
+
+Json common_config(const CommonOptions& options, Model& model) {
+  return {{"threads", model.pool().num_threads()},
+          {"device", options.device},
+          {"precision", precision_of(options) == Precision::kBF16 ? "bf16" : "f32"},
+          {"ubatch", options.ubatch},
+          {"seed", options.seed}};
+}
+
+}  // namespace kvquant::cli

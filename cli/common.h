@@ -1,0 +1,75 @@
+// What all commands share: common flags, streams, progress, tables, exit codes.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "bench/result.h"
+#include "model/model.h"
+
+namespace kvquant::cli {
+
+enum ExitCode : int {
+  kDone = 0,
+  kCheckFailed = 1,  // a check, budget or --max-… failed
+  kBadInput = 2,     // bad usage or input
+  kResources = 3,    // out of memory, disk full, device error
+  kInterrupted = 130,
+};
+
+struct CommonOptions {
+  std::string model;  // empty: smollm2 when present, else embedded
+  int threads = 0;
+  std::string device = "cpu";
+  std::string precision = "auto";
+  std::vector<std::string> kv;
+  std::string key_codec, value_codec;  // -ctk, -ctv
+  std::string calibration, preset;
+  int64_t context = 0;
+  int64_t ubatch = 512;
+  uint64_t seed = 42;
+  std::string json;  // file, "-" for stdout; empty: none
+  bool quiet = false;
+};
+
+// Which groups of common flags a command takes.
+enum Flags : unsigned { kModelFlags = 1, kSpecFlags = 2, kRunFlags = 4 };
+void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags);
+
+Model load_model(const CommonOptions& options);
+Precision precision_of(const CommonOptions& options);
+
+// --kv (each one), or -ctk/-ctv as one spec, or `defaults`. Prints warnings to stderr.
+std::vector<CacheSpec> specs_of(const CommonOptions& options,
+                                const std::vector<std::string>& defaults);
+
+// A bar with ETA on a terminal, plain lines every few seconds otherwise, nothing when quiet. The
+// callback throws Interrupted after Ctrl-C.
+Progress progress_on_stderr(const CommonOptions& options, const std::string& what);
+
+struct Interrupted {};
+bool was_interrupted();  // since the last clear
+void clear_interrupted();
+void install_interrupt_handler();
+
+// "a  b  c" with aligned columns, the first left, others right; or a Markdown table.
+enum class TableStyle { kText, kMarkdown };
+std::string format_table(const std::vector<std::vector<std::string>>& rows,
+                         TableStyle style = TableStyle::kText);
+
+std::string format_bytes(int64_t bytes);  // "1.5 MiB"
+
+// "8GiB", "512MiB", "1000000". Throws std::invalid_argument.
+int64_t parse_bytes(const std::string& text);
+
+// Writes the document where --json says; returns whether it went to stdout (then nothing else
+// should).
+void write_json(const CommonOptions& options, const Json& document);
+bool json_on_stdout(const CommonOptions& options);
+
+Json common_config(const CommonOptions& options, Model& model);
+
+}  // namespace kvquant::cli

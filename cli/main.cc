@@ -1,0 +1,76 @@
+// kvquant COMMAND: results to stdout, progress and messages to stderr, one line per error.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "kvquant/error.h"
+
+namespace kvquant::cli {
+namespace {
+
+// llama.cpp's users type -ctk, -ctv and -ub; CLI11 knows one letter or two dashes.
+std::vector<std::string> with_long_flags(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  for (auto& argument : arguments) {
+    if (argument == "-ctk" || argument == "-ctv" || argument == "-ub") argument = "-" + argument;
+  }
+  return arguments;
+}
+
+int fail(ExitCode code, const char* message) {
+  fmt::print(stderr, "kvquant: {}\n", message);
+  return code;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"kvquant: compressed KV caches for large language models"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", version());
+  int exit_code = kDone;
+  add_demo(app, exit_code);
+  add_info(app, exit_code);
+  add_formats(app, exit_code);
+  add_generate(app, exit_code);
+  add_chat(app, exit_code);
+  add_perplexity(app, exit_code);
+  add_bench(app, exit_code);
+  add_make_model(app, exit_code);
+  try {
+    auto arguments = with_long_flags(argc, argv);
+    std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
+    app.parse(arguments);
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return fail(kBadInput,
+                (std::string(error.what()) + " (kvquant --help lists what there is)").c_str());
+  }
+  return exit_code;
+}
+
+}  // namespace
+}  // namespace kvquant::cli
+
+int main(int argc, char** argv) {
+  using namespace kvquant::cli;
+  install_interrupt_handler();
+  try {
+    return run(argc, argv);
+  } catch (const Interrupted&) {
+    return fail(kInterrupted, "interrupted");
+  } catch (const kvquant::OutOfMemory& error) {
+    return fail(kResources, error.what());
+  } catch (const kvquant::DeviceError& error) {
+    return fail(kResources, error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(kResources, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(kBadInput, error.what());
+  }
+}

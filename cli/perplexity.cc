@@ -1,0 +1,123 @@
+// kvquant perplexity: quality of several cache specs on a text, in one pass.
+#include "eval/perplexity.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "base/file.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+
+namespace kvquant::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  std::string file;
+  int64_t stride = 0;
+  int64_t max_windows = 0;
+  bool as_served = false;
+  double max_ppl_delta = -1;  // relative; negative: no limit
+};
+
+Json to_json(const PerplexityResult& r, CacheMode mode) {
+  Json out = spec_fields(r.spec, mode);
+  out.update({{"perplexity", r.perplexity},
+              {"ppl_stderr", r.ppl_stderr},
+              {"ppl_delta", r.ppl_delta},
+              {"ppl_delta_rel", r.ppl_delta_rel},
+              {"kl_mean", r.kl_mean},
+              {"kl_median", r.kl_median},
+              {"kl_p99", r.kl_p99},
+              {"kl_max", r.kl_max},
+              {"top1_agreement", r.top1_agreement},
+              {"true_bits", r.true_bits},
+              {"cache_bytes", r.cache_bytes},
+              {"tokens", r.tokens},
+              {"compressed_tokens", r.compressed_tokens}});
+  return out;
+}
+
+void print_table(const std::vector<PerplexityResult>& results) {
+  std::vector<std::vector<std::string>> rows = {
+      {"spec", "true bits", "cache", "perplexity", "±", "Δ", "KL mean", "KL 99%", "top-1"}};
+  for (const auto& r : results) {
+    rows.push_back({r.spec.text, fmt::format("{:.2f}", r.true_bits), format_bytes(r.cache_bytes),
+                    fmt::format("{:.4f}", r.perplexity), fmt::format("{:.4f}", r.ppl_stderr),
+                    fmt::format("{:+.2f}%", 100 * r.ppl_delta_rel),
+                    fmt::format("{:.5f}", r.kl_mean), fmt::format("{:.4f}", r.kl_p99),
+                    fmt::format("{:.2f}%", 100 * r.top1_agreement)});
+  }
+  fmt::print("{}", format_table(rows));
+}
+
+int run(const Options& options) {
+  const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
+  const std::string text =
+      read_text(options.file.empty() ? find_asset("sample.txt") : options.file);
+  Model model = load_model(options.common);
+  const auto tokens =
+      model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
+  const int64_t window = options.common.context > 0
+                             ? options.common.context
+                             : std::min<int64_t>(2048, model.config().max_context);
+  const PerplexityOptions evaluation{
+      .window = window,
+      .stride = options.stride,
+      .max_windows = options.max_windows,
+      .mode = options.as_served ? CacheMode::kAsServed : CacheMode::kStrict,
+      .ubatch = options.common.ubatch};
+  const auto results = evaluate_perplexity(model, tokens, specs, evaluation,
+                                           progress_on_stderr(options.common, "perplexity"));
+
+  Json config = common_config(options.common, model);
+  config.update({{"file", options.file.empty() ? "assets/sample.txt" : options.file},
+                 {"window", window},
+                 {"stride", options.stride == 0 ? window : options.stride},
+                 {"max_windows", options.max_windows}});
+  Json document = make_document("perplexity", model_info(model), config);
+  int exit_code = kDone;
+  for (const auto& r : results) {
+    document["results"].push_back(to_json(r, evaluation.mode));
+    if (is_compressed(r.spec.key) && r.compressed_tokens == 0) {
+      fmt::print(stderr, "kvquant: {}: no token was read compressed, so this is no result\n",
+                 r.spec.text);
+    }
+    if (options.max_ppl_delta >= 0 && r.ppl_delta_rel > options.max_ppl_delta) {
+      fmt::print(stderr, "kvquant: {}: perplexity rises by {:.2f}%, more than --max-ppl-delta\n",
+                 r.spec.text, 100 * r.ppl_delta_rel);
+      exit_code = kCheckFailed;
+    }
+  }
+  write_json(options.common, document);
+  if (!json_on_stdout(options.common)) {
+    print_table(results);
+    fmt::print("{} tokens scored in windows of {}, {}; KL and top-1 against fp16\n",
+               results[0].tokens, window, options.as_served ? "as served" : "strict");
+  }
+  return exit_code;
+}
+
+}  // namespace
+
+void add_perplexity(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<Options>();
+  auto* command = app.add_subcommand(
+      "perplexity", "perplexity, KL divergence and top-1 agreement of cache specs on a text");
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  command->add_option("-f,--file", options->file, "text (default: the sample text)");
+  command->add_option("--stride", options->stride, "tokens between windows (default: the window)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--windows", options->max_windows, "windows at most (default: all)")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--as-served", options->as_served,
+                    "the chunk's own tokens and the tail are exact, as in generation");
+  command
+      ->add_option("--max-ppl-delta", options->max_ppl_delta,
+                   "exit 1 when perplexity rises by more than this share of fp16's")
+      ->check(CLI::NonNegativeNumber);
+  command->callback([options, &exit_code] { exit_code = run(*options); });
+}
+
+}  // namespace kvquant::cli

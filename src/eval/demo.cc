@@ -1,0 +1,42 @@
+#include "eval/demo.h"
+
+#include <algorithm>
+
+namespace kvquant {
+namespace {
+
+constexpr int64_t kRoomForQuestion = 128;  // tokens
+
+}  // namespace
+
+DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fact>& facts,
+                    const DemoOptions& options, const StageProgress& stage) {
+  const auto tokens =
+      model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
+  const int64_t most = model.config().max_context - kRoomForQuestion;
+  DemoResult out;
+  out.prompt_tokens = std::min(static_cast<int64_t>(tokens.size()), most);
+  std::string prompt = text;
+  if (out.prompt_tokens < static_cast<int64_t>(tokens.size())) {
+    prompt =
+        model.tokenizer().decode(std::span(tokens).first(static_cast<size_t>(out.prompt_tokens)));
+    prompt.resize(prompt.find_last_of('.') + 1);  // a whole sentence, and whole characters
+  }
+  for (const Fact& fact : facts) {
+    if (prompt.find(fact.answer) != std::string::npos) out.facts.push_back(fact);
+  }
+
+  const PerplexityOptions perplexity{.window = std::min(options.window, model.config().max_context),
+                                     .max_windows = options.max_windows,
+                                     .ubatch = options.ubatch};
+  const auto quality =
+      evaluate_perplexity(model, tokens, options.specs, perplexity, stage("quality"));
+  for (size_t i = 0; i < options.specs.size(); ++i) {
+    const SessionOptions session{.spec = options.specs[i], .ubatch = options.ubatch};
+    out.rows.push_back({quality[i], evaluate_recall(model, session, prompt, out.facts,
+                                                    stage("recall " + options.specs[i].text))});
+  }
+  return out;
+}
+
+}  // namespace kvquant
