@@ -150,6 +150,22 @@ TEST(KvCacheStorage, TheTailStaysSmallWhilePromptsAreLong) {
   EXPECT_EQ(f.cache.memory_bytes(), 2 * layer_bytes + staging + 64);
 }
 
+TEST(KvCacheStorage, OnlyTokensThatWereReadCompressedCount) {
+  const auto rows = stream(301);
+  Fixture served("nuq4", CacheMode::kAsServed);
+  const auto id = served.cache.add_sequence();
+  served.append(id, rows, 0, 300);
+  EXPECT_EQ(served.cache.num_compressed_tokens(id), 0);  // one chunk sees itself exactly
+  served.append(id, rows, 300, 1);
+  EXPECT_EQ(served.cache.num_compressed_tokens(id), 192);
+  Fixture strict("nuq4,sink=10,recent=280", CacheMode::kStrict);
+  const auto other = strict.cache.add_sequence();
+  strict.append(other, rows, 0, 280);
+  EXPECT_EQ(strict.cache.num_compressed_tokens(other), 0);
+  strict.append(other, rows, 280, 20);
+  EXPECT_EQ(strict.cache.num_compressed_tokens(other), 10);
+}
+
 TEST(KvCacheStorage, DroppedSequencesGiveTheirBlocksBack) {
   const auto rows = stream(300);
   for (const char* spec : {"fp16", "nuq2-5%,block=64"}) {
