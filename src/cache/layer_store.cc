@@ -31,11 +31,6 @@ int64_t LayerStore::num_encoded() const {
   return nuq ? nuq->num_tokens() : 0;
 }
 
-int64_t LayerStore::num_read_compressed() const {
-  if (plan_->mode == CacheMode::kAsServed) return num_encoded();
-  return std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded());
-}
-
 // Rounds a chunk to fp16: sinks to their place, the rest to staging.
 void LayerStore::stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging) {
   const int64_t size = plan_->row_size(), num_new = x.shape[0];
@@ -63,6 +58,7 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
   const int64_t first_exact = std::max(length_, plan_->sink);
   length_ += num_new;
   last_chunk_ = num_new;
+  read_compressed_ = num_encoded();
   if (!plan_->is_compressed() || first_exact >= length_) return;
   pending_ = length_ - first_exact;
   const int64_t size = pending_ * plan_->row_size();
@@ -74,6 +70,9 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
     const auto rows = to_floats((side == &key_ ? staging.key : staging.value).data(), size);
     if (fits) side->nuq->fit(rows, pool);
     if (encodes_now) side->nuq->append(rows, pool);
+  }
+  if (encodes_now) {
+    read_compressed_ = std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded());
   }
 }
 

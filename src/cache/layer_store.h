@@ -76,7 +76,9 @@ class LayerStore {
 
   int64_t length() const { return length_; }
   int64_t num_encoded() const;
-  int64_t num_read_compressed() const;  // by the last query
+  // Tokens that the last query reads in compressed form. What is encoded after it was read doesn't
+  // count.
+  int64_t num_read_compressed() const { return read_compressed_; }
   const DenseSide& dense_key() const { return *key_.dense; }
   const DenseSide& dense_value() const { return *value_.dense; }
 
@@ -122,6 +124,7 @@ class LayerStore {
   const LayerPlan* plan_;
   Side key_, value_;
   int64_t length_ = 0;
+  int64_t read_compressed_ = 0;
   int64_t last_chunk_ = 0;   // tokens of the last append
   int64_t pending_ = 0;      // tokens in staging, the last ones
   int64_t window_rows_ = 0;  // tokens in the window, right before them

@@ -1,6 +1,8 @@
 #include "formats/code_planes.h"
 
+#include <bit>
 #include <cassert>
+#include <cstring>
 
 namespace kvquant {
 namespace {
@@ -25,10 +27,23 @@ void add_third_bits(uint8_t* row, const uint8_t* codes) {
   }
 }
 
-void read_pairs(const uint8_t* row, uint8_t* codes) {
-  for (int part = 0; part < 4; ++part) {
-    for (int i = 0; i < 16; ++i) codes[16 * part + i] = row[i] >> (2 * part) & 3;
-  }
+void read_pairs(const uint8_t* __restrict row, uint8_t* __restrict codes) {
+  for (int i = 0; i < 16; ++i) codes[i] = row[i] & 3;  // constant shifts: these loops vectorise
+  for (int i = 0; i < 16; ++i) codes[16 + i] = row[i] >> 2 & 3;
+  for (int i = 0; i < 16; ++i) codes[32 + i] = row[i] >> 4 & 3;
+  for (int i = 0; i < 16; ++i) codes[48 + i] = row[i] >> 6;
+}
+
+// Adds 4 to code b where bit b is set. Eight codes at once in a word: bit b stays in byte b alone,
+// where it carries into the byte's top bit.
+void add_spread_bits(uint8_t bits, uint8_t* codes) {
+  static_assert(std::endian::native == std::endian::little);
+  const uint64_t alone = bits * 0x0101010101010101u & 0x8040201008040201u;
+  const uint64_t ones = (alone + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
+  uint64_t word = 0;
+  std::memcpy(&word, codes, 8);
+  word |= ones << 2;
+  std::memcpy(codes, &word, 8);
 }
 
 }  // namespace
@@ -56,11 +71,7 @@ void read_code_row(const uint8_t* tile, int bits, int64_t head_dim, int64_t chan
   read_pairs(tile + channel * 16, codes);
   if (bits != 3) return;
   const uint8_t* third = tile + head_dim * 16 + channel * 8;
-  for (int i = 0; i < 8; ++i) {
-    for (int b = 0; b < 8; ++b) {
-      codes[8 * i + b] = static_cast<uint8_t>(codes[8 * i + b] | (third[i] >> b & 1) << 2);
-    }
-  }
+  for (int i = 0; i < 8; ++i) add_spread_bits(third[i], codes + 8 * i);
 }
 
 }  // namespace kvquant

@@ -9,6 +9,10 @@
 namespace kvquant {
 namespace {
 
+// A piece this short (a decode step in strict mode) costs less value by value than whole rows
+// of 64.
+constexpr int64_t kShortPiece = 4;  // tokens
+
 // y [64] to codes [64].
 template <int kLevels>
 void find_levels(const float* midpoints, const float* y, uint8_t* codes) {
@@ -73,7 +77,8 @@ void encode_tile(const EncodeJob& job, Backend backend) {
                 job.first_token + job.num_tokens <= kTileTokens,
             fmt::format("encode: tokens {} + {} don't fit a tile of {}", job.first_token,
                         job.num_tokens, kTileTokens));
-  if (backend == Backend::kReference) return ref::encode_tile(job);
+  const bool is_short = job.num_tokens <= kShortPiece;
+  if (backend == Backend::kReference || is_short) return ref::encode_tile(job);
   switch (job.codebook->bits) {
     case 2: return encode_levels<4>(job);
     case 3: return encode_levels<8>(job);
