@@ -16,7 +16,7 @@
 namespace kvquant {
 
 // Rows (queries times group) of a block. A tile is converted once per block, so more rows amortise
-// more: converting f16 to bf16 costs as much as the products of 12 rows (Zen 4, head_dim 128).
+// more: converting f16 to bf16 costs as much as the products of four rows (Zen 4).
 inline constexpr int64_t kBlockRows = 128;
 // A job of at most this many rows is one block, cut into spans of tiles.
 inline constexpr int64_t kSplitRows = 64;
