@@ -145,10 +145,13 @@ def make_tiny() -> None:
 # ---- SmolLM2 -------------------------------------------------------------------------------------
 
 STRINGS = [
-    "", "Hello, world!", " leading and trailing spaces  ", "It's 1984; they'll say we've won, won't they?",
+    "", "Hello, world!", " leading and trailing spaces  ",
+    "It's 1984; they'll say we've won, won't they?",
     "12345 67.89 3,000,000", "a\tb\n\nc\r\nd   e", "def f(x):\n    return x ** 2  # square\n",
-    "naïve café Straße Ærøskøbing", "Привет, мир", "日本語のテキスト、混ぜ書き。", "مرحبا بالعالم", "🙂👩‍👩‍👧‍👦 ok 🇩🇪",
-    "<|im_start|>user\nHi<|im_end|>\n", "text <|endoftext|> more<|im_end|>", "<|im_start| > not special",
+    "naïve café Straße Ærøskøbing", "Привет, мир", "日本語のテキスト、混ぜ書き。",
+    "مرحبا بالعالم", "🙂👩‍👩‍👧‍👦 ok 🇩🇪",
+    "<|im_start|>user\nHi<|im_end|>\n", "text <|endoftext|> more<|im_end|>",
+    "<|im_start| > not special",
     "ALLCAPS camelCase snake_case kebab-case", "x" * 40, "…“quoted”—dash ½ ² x²", "e\u0301 vs \u00e9 \u00a0nbsp\u200b",
     "The harbour master's boat is called Marigold.\n\nQuestion: What is it called?\nAnswer:",
 ]
