@@ -1,6 +1,7 @@
 // Cuts a text into the words that byte-pair merges never cross, with the pattern of the model
 // family. Patterns are those of the models' publishers; whitespace is spelled out because PCRE2's
-// \s differs from Unicode's White_Space in U+180E.
+// \s differs from Unicode's White_Space in U+180E. Letters and digits are those of the installed
+// PCRE2's Unicode version (10.42: Unicode 14).
 #pragma once
 
 #include <functional>

@@ -292,5 +292,20 @@ TEST(Tokenizer, Gpt2VocabularyGivesThePublishedIds) {
   }
 }
 
+TEST(Tokenizer, AConvertedSentencepieceModelGivesTheReferenceIds) {
+  const char* root = std::getenv("KVQUANT_SHARED_DATA");
+  if (root == nullptr) GTEST_SKIP() << "KVQUANT_SHARED_DATA names no folder of reference data";
+  const std::string folder = std::string(root) + "/models/tinystories656k";
+  if (!std::filesystem::exists(folder)) GTEST_SKIP() << "no folder " << folder;
+  // From the tokenizers package 0.23.3, add_special_tokens=False.
+  const Tokenizer tokenizer(load_tokenizer_folder(folder));
+  const auto encode = [&](const char* text) {
+    return tokenizer.encode(text, Tokenizer::Special::kParse, Tokenizer::Bos::kNever);
+  };
+  EXPECT_EQ(encode("Once upon a time"), (Ids{80, 147, 201, 282, 57}));
+  EXPECT_EQ(encode("<|start_story|>Tim said  \u00E9\u00E9."), (Ids{1, 285, 386, 80, 0, 10}));
+  EXPECT_EQ(tokenizer.encode("Once").front(), tokenizer.data().bos);
+}
+
 }  // namespace
 }  // namespace kvquant
