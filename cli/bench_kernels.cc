@@ -54,15 +54,15 @@ void add_figure(const Figure& figure, Rows& rows, Json& document) {
 void time_linears(const Options& options, const MachinePeaks& peaks, ThreadPool& pool, Rows& rows,
                   Json& document) {
   std::vector<LinearShape> shapes;
-  for (const auto& [type, name] : {std::pair{WeightType::kBF16, "bf16"},
-                                   std::pair{WeightType::kInt8, "int8"},
-                                   std::pair{WeightType::kF32, "f32"}}) {
+  for (const auto& [type, name] :
+       {std::pair{WeightType::kBF16, "bf16"}, std::pair{WeightType::kInt8, "int8"},
+        std::pair{WeightType::kF32, "f32"}}) {
     shapes.push_back({fmt::format("linear {} {}x{}", name, options.ffn, options.hidden),
                       options.ffn, options.hidden, type});
   }
   for (const LinearTiming& t : time_linear(shapes, peaks, pool)) {
-    add_figure({fmt::format("{}, {} rows", t.name, t.num_rows), t.time_s, t.gb_per_s,
-                t.gflop_per_s, t.share_of_peak},
+    add_figure({fmt::format("{}, {} rows", t.name, t.num_rows), t.time_s, t.gb_per_s, t.gflop_per_s,
+                t.share_of_peak},
                rows, document);
   }
 }
@@ -105,11 +105,12 @@ int run(const Options& options) {
   time_attends(options, peaks, pool, rows, document);
   write_json(options.common, document);
   if (json_on_stdout(options.common)) return kDone;
-  fmt::print("{} threads, measured peaks: read {:.1f} GB/s (median {:.1f}), copy {:.1f} GB/s, GEMM "
-             "bf16 {:.0f}, f32 {:.0f} GFLOP/s\n{}",
-             peaks.num_threads, peaks.read_gb_per_s, peaks.read_median_gb_per_s,
-             peaks.copy_gb_per_s, peaks.bf16_gemm_gflop_per_s, peaks.f32_gemm_gflop_per_s,
-             format_table(rows, TableStyle::kMarkdown));
+  fmt::print(
+      "{} threads, measured peaks: read {:.1f} GB/s (median {:.1f}), copy {:.1f} GB/s, GEMM "
+      "bf16 {:.0f}, f32 {:.0f} GFLOP/s\n{}",
+      peaks.num_threads, peaks.read_gb_per_s, peaks.read_median_gb_per_s, peaks.copy_gb_per_s,
+      peaks.bf16_gemm_gflop_per_s, peaks.f32_gemm_gflop_per_s,
+      format_table(rows, TableStyle::kMarkdown));
   return kDone;
 }
 
@@ -117,8 +118,7 @@ int run(const Options& options) {
 
 void add_bench_kernels(CLI::App& bench, int& exit_code) {
   auto options = std::make_shared<Options>();
-  auto* command =
-      bench.add_subcommand("kernels", "single ops beside the machine's measured peaks");
+  auto* command = bench.add_subcommand("kernels", "single ops beside the machine's measured peaks");
   command->add_option("-t,--threads", options->common.threads, "threads (default: all cores)")
       ->check(CLI::Range(1, 1024));
   command->add_option("--precision", options->common.precision, "arithmetic of matrix products")

@@ -1,6 +1,7 @@
 // kvquant COMMAND: results to stdout, progress and messages to stderr, one line per error.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -23,9 +24,15 @@ std::vector<std::string> with_long_flags(int argc, char** argv) {
   return arguments;
 }
 
-int fail(ExitCode code, const char* message) {
+int fail(ExitCode code, const std::string& message) {
   fmt::print(stderr, "kvquant: {}\n", message);
   return code;
+}
+
+bool has_command(const CLI::App& app, const std::string& name) {
+  const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
+  return std::any_of(commands.begin(), commands.end(),
+                     [&](const CLI::App* command) { return command->get_name() == name; });
 }
 
 int run(int argc, char** argv) {
@@ -41,15 +48,19 @@ int run(int argc, char** argv) {
   add_perplexity(app, exit_code);
   add_bench(app, exit_code);
   add_make_model(app, exit_code);
+  auto arguments = with_long_flags(argc, argv);
+  if (!arguments.empty() && !arguments[0].empty() && arguments[0][0] != '-' &&
+      !has_command(app, arguments[0])) {
+    return fail(kBadInput,
+                "there is no command '" + arguments[0] + "' (kvquant --help lists what there is)");
+  }
   try {
-    auto arguments = with_long_flags(argc, argv);
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
     app.parse(arguments);
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    return fail(kBadInput,
-                (std::string(error.what()) + " (kvquant --help lists what there is)").c_str());
+    return fail(kBadInput, std::string(error.what()) + " (kvquant --help lists what there is)");
   }
   return exit_code;
 }

@@ -36,7 +36,7 @@ bool is_compressed(const Codec& codec);     // anything but fp16 and bf16 withou
 struct LayerOverride {
   int first = 0;
   int last = 0;
-  std::optional<Codec> key;    // as written; an unnamed side keeps the plain items' codec
+  std::optional<Codec> key;  // as written; an unnamed side keeps the plain items' codec
   std::optional<Codec> value;
   friend bool operator==(const LayerOverride&, const LayerOverride&) = default;
 };

@@ -23,7 +23,7 @@ void pause_cpu() {
 #endif
 }
 
-std::vector<int> available_cores() {
+std::vector<int> read_affinity() {
   std::vector<int> cores;
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -36,6 +36,12 @@ std::vector<int> available_cores() {
   return cores;
 }
 
+// Read once: a pool pins the calling thread, and the next pool must still see all cores.
+const std::vector<int>& available_cores() {
+  static const std::vector<int> cores = read_affinity();
+  return cores;
+}
+
 void pin_to(pthread_t thread, int core) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -45,10 +51,7 @@ void pin_to(pthread_t thread, int core) {
 
 }  // namespace
 
-int num_available_cores() {
-  static const int count = static_cast<int>(available_cores().size());
-  return count;
-}
+int num_available_cores() { return static_cast<int>(available_cores().size()); }
 
 struct ThreadPool::State {
   // One parallel loop. `generation` is bumped (release) after the rest is set.
@@ -105,7 +108,7 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(int num_threads, Pin pin) : state_(std::make_unique<State>()) {
-  const auto cores = available_cores();
+  const auto& cores = available_cores();
   const int count = num_threads > 0 ? num_threads : static_cast<int>(cores.size());
   const bool pins = pin == Pin::kYes && count > 1 && count <= static_cast<int>(cores.size());
   omp_set_num_threads(1);

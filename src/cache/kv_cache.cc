@@ -321,6 +321,11 @@ void KvCache::append(int64_t layer, SequenceId id, TensorView<const float, 3> ke
   sequence.unsettled = sequence.layers[layer].get();
 }
 
+void KvCache::settle(SequenceId id) {
+  impl_->view_sequence = -1;
+  impl_->settle(impl_->find(id));
+}
+
 void KvCache::prepare_view(int64_t layer, SequenceId id) {
   Impl& impl = *impl_;
   check_arg(0 <= layer && layer < impl.shape.num_layers,
@@ -356,14 +361,18 @@ int64_t KvCache::memory_bytes() const {
     bytes += book.num_levels * static_cast<int64_t>(sizeof(float));
   }
   for (const auto& [id, sequence] : impl_->sequences) {
-    bytes += sequence.staging.memory_bytes();
+    if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
     for (const auto& layer : sequence.layers) bytes += layer->memory_bytes();
   }
   return bytes;
 }
 
 int64_t KvCache::scratch_bytes() const {
-  return impl_->tiles.num_bytes() + impl_->workers.num_bytes();
+  int64_t bytes = impl_->tiles.num_bytes() + impl_->workers.num_bytes();
+  for (const auto& [id, sequence] : impl_->sequences) {
+    if (sequence.unsettled == nullptr) bytes += sequence.staging.memory_bytes();
+  }
+  return bytes;
 }
 
 int64_t KvCache::num_compressed_tokens(SequenceId id) const {

@@ -59,7 +59,7 @@ class KvCache {
   KvCache(KvCache&&) noexcept;
 
   SequenceId add_sequence();
-  void drop(SequenceId id);             // its blocks go back to the pool
+  void drop(SequenceId id);  // its blocks go back to the pool
   // Forgets the tokens from `length` on; key parameters stay. Only tokens that are still exact can
   // be forgotten: throws std::invalid_argument, changing nothing, when a layer has compressed
   // tokens past `length` (as served the last `recent` are always exact), or `length` is more than
@@ -76,6 +76,10 @@ class KvCache {
   void append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,
               TensorView<const float, 3> values);
 
+  // Ends a chunk once its last layer was attended: what has left the tail is encoded, and the exact
+  // copy of the chunk stops counting as memory of the cache. The next append does it, too.
+  void settle(SequenceId id);
+
   // What the queries of the last appended chunk read of one layer: runs per KV head. Valid until
   // the next call on the cache.
   std::span<const DenseRun> view(int64_t layer, SequenceId id, int64_t kv_head);
@@ -84,9 +88,9 @@ class KvCache {
   // encoded already: prepare the view of a layer before the next layer is appended.
   void prepare_view(int64_t layer, SequenceId id);
 
-  // Allocated bytes of all sequences: codes, parameters, outliers, windows, staging, half-empty
-  // blocks, 8 bytes of bookkeeping per block and page, codebooks once; without scratch and what the
-  // pools hold for later.
+  // Allocated bytes of all sequences: codes, parameters, outliers, windows, half-empty
+  // blocks, the exact copy of a chunk that is not settled yet, 8 bytes of bookkeeping per block and
+  // page, codebooks once; without scratch and what the pools hold for later.
   int64_t memory_bytes() const;
   int64_t scratch_bytes() const;
   // Tokens of the sequence that its last query reads in compressed form, in the layer with most (0:

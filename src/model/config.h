@@ -9,15 +9,15 @@ namespace kvquant {
 
 struct ModelConfig {
   std::string architecture = "llama";
-  std::string name;               // for people: general.name or the folder's name
-  int64_t hidden = 0;             // width of the residual stream
-  int64_t ffn = 0;                // width of the MLP
+  std::string name;    // for people: general.name or the folder's name
+  int64_t hidden = 0;  // width of the residual stream
+  int64_t ffn = 0;     // width of the MLP
   int64_t num_layers = 0;
   int64_t num_q_heads = 0;
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;           // multiple of 8
+  int64_t head_dim = 0;  // multiple of 8
   int64_t vocab_size = 0;
-  int64_t max_context = 0;        // tokens
+  int64_t max_context = 0;  // tokens
   float rope_theta = 10000.0f;
   float norm_eps = 1e-5f;
   bool tied_embeddings = false;

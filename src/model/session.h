@@ -55,8 +55,8 @@ class Session {
 
 struct GenerateOptions {
   int64_t max_tokens = 128;
-  SamplerOptions sampler;
-  std::vector<int32_t> stop_tokens;
+  SamplerOptions sampler{};
+  std::vector<int32_t> stop_tokens{};
 };
 
 enum class StopReason { kStopToken, kMaxTokens, kContextFull, kCaller };

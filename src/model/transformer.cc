@@ -87,6 +87,7 @@ TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> ch
     attention_block(layer, chunks, cache);
     mlp_block(layer, n);
   }
+  for (const auto& chunk : chunks) cache.settle(chunk.sequence);
   const auto residual = row_major<const float, 2>(residual_.data(), {n, config_.hidden});
   rms_norm(residual, weights_.final_norm, config_.norm_eps,
            row_major(normed_.data(), {n, config_.hidden}));

@@ -110,10 +110,10 @@ TEST_F(Cli, JsonHasTheSchemaOfAllCommands) {
   const auto& nuq3 = document["results"][1];
   EXPECT_EQ(fp16.at("kl_mean"), 0.0);
   EXPECT_EQ(fp16.at("tokens"), 510);
-  EXPECT_EQ(fp16.at("true_bits"), 16.0);
+  EXPECT_NEAR(fp16.at("true_bits"), 16.0, 0.01);
   EXPECT_GT(nuq3.at("kl_mean"), 0.001);
   EXPECT_LT(nuq3.at("kl_mean"), 0.5);
-  EXPECT_LT(nuq3.at("true_bits"), 8.0);
+  EXPECT_LT(nuq3.at("true_bits"), 6.5);
   EXPECT_EQ(nuq3.at("mode"), "strict");
   for (const char* field :
        {"spec", "spec_resolved", "perplexity", "ppl_stderr", "ppl_delta", "ppl_delta_rel",
@@ -123,7 +123,9 @@ TEST_F(Cli, JsonHasTheSchemaOfAllCommands) {
 }
 
 TEST_F(Cli, ALimitThatIsExceededIsExitCodeOne) {
-  EXPECT_EQ(run("perplexity -m embedded -c 128 --windows 1 --kv nuq2 --max-ppl-delta 0.0001").code,
+  EXPECT_EQ(run("perplexity -m embedded -c 512 --windows 3 --kv nuq4-1% --kv nuq4 --kv v=nuq2 "
+                "--kv k=nuq2 --max-ppl-delta 0.0001")
+                .code,
             1);
   EXPECT_EQ(run("perplexity -m embedded -c 128 --windows 1 --kv nuq4 --max-ppl-delta 5").code, 0);
 }
