@@ -63,9 +63,10 @@ RecallResult evaluate_recall(Model& model, const SessionOptions& options, const 
   out.compressed_tokens = session.num_compressed_tokens();
 
   for (const Fact& fact : facts) {
-    const auto question = model.tokenizer().encode(
-        "\n\nQuestion: " + fact.question + "\nAnswer:", Tokenizer::Special::kAsText,
-        Tokenizer::Bos::kNever);
+    const std::string cue = fact.cue.empty() ? "" : " " + fact.cue;
+    const auto question =
+        model.tokenizer().encode("\n\nQuestion: " + fact.question + "\nAnswer:" + cue,
+                                 Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
     const auto logits = session.feed(question);
     const Timer timer;
     out.answers.push_back(greedy_answer(session, logits, out.num_decoded_tokens));

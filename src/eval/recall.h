@@ -16,7 +16,8 @@ struct Fact {
   std::string cue;     // how the answer begins; small models need the push. May be empty
 };
 
-// The facts of a JSON list of {"question", "answer"} objects with an optional "cue". Throws FormatError.
+// The facts of a JSON list of {"question", "answer"} objects with an optional "cue". Throws
+// FormatError.
 std::vector<Fact> facts_from_json(const std::string& text, const std::string& path);
 
 struct RecallResult {
@@ -31,8 +32,8 @@ struct RecallResult {
 };
 
 // Feeds the text once, then asks each question behind it and forgets question and answer again.
-// The prompt is laid out as prose, then "Question: …\nAnswer: cue". Greedy, at most 16 tokens or one
-// line per answer.
+// The prompt is laid out as prose, then "Question: …\nAnswer: cue". Greedy, at most 16 tokens or
+// one line per answer.
 RecallResult evaluate_recall(Model& model, const SessionOptions& options, const std::string& text,
                              const std::vector<Fact>& facts, const Progress& progress = {});
 
