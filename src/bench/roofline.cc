@@ -140,8 +140,8 @@ void check_last_row(const LinearShape& shape, const PackedMatrix& w, TensorView<
   const int64_t last = x.shape[0] - 1;
   Buffer<float> expected(shape.num_out);
   linear(w, row_major(x.row(last).data(), {1, shape.num_in}),
-         row_major(expected.data(), {1, shape.num_out}), Epilogue::kStore, Precision::kF32, scratch,
-         pool, Backend::kReference);
+         row_major(expected.data(), {1, shape.num_out}), Epilogue::kStore,
+         {Precision::kF32, scratch, pool, Backend::kReference});
   const double tolerance = 0x1p-6 * std::sqrt(static_cast<double>(shape.num_in));
   for (int64_t i = 0; i < shape.num_out; ++i) {
     if (!(std::abs(double{out(last, i)} - expected[i]) <= tolerance)) {
@@ -165,7 +165,7 @@ LinearTiming time_shape(const LinearShape& shape, std::span<const PackedMatrix> 
   const auto input = row_major(static_cast<const float*>(x.data()), {num_rows, shape.num_in});
   const auto output = row_major(out.data(), {num_rows, shape.num_out});
   const auto multiply = [&](const PackedMatrix& w) {
-    linear(w, input, output, Epilogue::kStore, Precision::kBF16, scratch, pool);
+    linear(w, input, output, Epilogue::kStore, {Precision::kBF16, scratch, pool});
   };
   multiply(weights[0]);
   check_last_row(shape, weights[0], input,

@@ -104,8 +104,8 @@ void Transformer::attention_block(int64_t layer, std::span<const ForwardChunk> c
   const auto normed_in = row_major<const float, 2>(normed_.data(), {n, config_.hidden});
   rms_norm(row_major<const float, 2>(residual_.data(), {n, config_.hidden}), weights.attention_norm,
            config_.norm_eps, normed);
-  linear(weights.qkv, normed_in, row_major(qkv_.data(), {n, width}), Epilogue::kStore, precision_,
-         linear_scratch_, pool_);
+  linear(weights.qkv, normed_in, row_major(qkv_.data(), {n, width}), Epilogue::kStore,
+         linear_context());
 
   const AttendShape shape{config_.head_dim, config_.group(),
                           1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
@@ -140,7 +140,7 @@ void Transformer::attention_block(int64_t layer, std::span<const ForwardChunk> c
   const TensorView<const float, 2> attended{.data = attention_.data(),
                                             .shape = {n, config_.num_q_heads * config_.head_dim},
                                             .stride = {width, 1}};
-  linear(weights.output, attended, residual, Epilogue::kAdd, precision_, linear_scratch_, pool_);
+  linear(weights.output, attended, residual, Epilogue::kAdd, linear_context());
 }
 
 void Transformer::mlp_block(int64_t layer, int64_t n) {
@@ -150,13 +150,13 @@ void Transformer::mlp_block(int64_t layer, int64_t n) {
            config_.norm_eps, row_major(normed_.data(), {n, config_.hidden}));
   linear_swiglu(weights.gate, weights.up,
                 row_major<const float, 2>(normed_.data(), {n, config_.hidden}),
-                row_major(mlp_.data(), {n, config_.ffn}), precision_, linear_scratch_, pool_);
+                row_major(mlp_.data(), {n, config_.ffn}), linear_context());
   linear(weights.down, row_major<const float, 2>(mlp_.data(), {n, config_.ffn}), residual,
-         Epilogue::kAdd, precision_, linear_scratch_, pool_);
+         Epilogue::kAdd, linear_context());
 }
 
 void Transformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) {
-  linear(weights_.lm_head, hidden, out, Epilogue::kStore, precision_, linear_scratch_, pool_);
+  linear(weights_.lm_head, hidden, out, Epilogue::kStore, linear_context());
 }
 
 int64_t Transformer::scratch_bytes() const {

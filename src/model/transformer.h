@@ -51,6 +51,7 @@ class Transformer {
   void attention_block(int64_t layer, std::span<const ForwardChunk> chunks, KvCache& cache);
   void mlp_block(int64_t layer, int64_t num_tokens);
   void reserve(int64_t num_tokens);
+  LinearContext linear_context() { return {precision_, linear_scratch_, pool_}; }
 
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;

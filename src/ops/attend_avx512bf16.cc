@@ -182,24 +182,31 @@ struct PairRange {
   int64_t end;
 };
 
-// acc [R, 16 V] += p v for some token pairs of a tile.
+// Some token pairs of a tile of values and their weights.
+struct WeightedValues {
+  const uint16_t* values;  // [32][dim][2]
+  int64_t dim;
+  const uint16_t* p;  // [R][64]
+  PairRange pairs;
+};
+
+// acc [R, 16 V] of rows of dim += p v for the channels from `first` on.
 template <DenseType kType, int R, int V>
-void add_values(const uint16_t* values, int64_t value_stride, const uint16_t* p, PairRange pairs,
-                Prefetcher& ahead, float* acc, int64_t acc_stride) {
+void add_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, float* acc) {
   __m512 sum[R][V];
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      sum[r][v] = _mm512_loadu_ps(acc + r * acc_stride + 16 * v);
+      sum[r][v] = _mm512_loadu_ps(acc + r * in.dim + 16 * v);
     }
   }
-  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+  for (int64_t pair = in.pairs.begin; pair < in.pairs.end; ++pair) {
     ahead.step();
     __m512bh x[V];
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      x[v] = load_pairs<kType>(values + pair * value_stride + 32 * v);
+      x[v] = load_pairs<kType>(in.values + 2 * (pair * in.dim + first) + 32 * v);
     }
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-      const __m512bh weight = broadcast_pair(p + r * kTileTokens + 2 * pair);
+      const __m512bh weight = broadcast_pair(in.p + r * kTileTokens + 2 * pair);
       KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
         sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x[v], weight);
       }
@@ -207,19 +214,18 @@ void add_values(const uint16_t* values, int64_t value_stride, const uint16_t* p,
   }
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      _mm512_storeu_ps(acc + r * acc_stride + 16 * v, sum[r][v]);
+      _mm512_storeu_ps(acc + r * in.dim + 16 * v, sum[r][v]);
     }
   }
 }
 
 // All channels from `first` on, widest blocks first.
 template <DenseType kType, int R, int V>
-void add_all_values(const uint16_t* values, int64_t dim, int64_t first, const uint16_t* p,
-                    PairRange pairs, Prefetcher& ahead, float* acc) {
-  for (; first + 16 * V <= dim; first += 16 * V) {
-    add_values<kType, R, V>(values + 2 * first, 2 * dim, p, pairs, ahead, acc + first, dim);
+void add_all_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, float* acc) {
+  for (; first + 16 * V <= in.dim; first += 16 * V) {
+    add_values<kType, R, V>(in, first, ahead, acc + first);
   }
-  if constexpr (V > 1) add_all_values<kType, R, V / 2>(values, dim, first, p, pairs, ahead, acc);
+  if constexpr (V > 1) add_all_values<kType, R, V / 2>(in, first, ahead, acc);
 }
 
 void scale_row(float* acc, int64_t size, __m512 factor) {
@@ -298,8 +304,8 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile&
   for (int r = 0; r < R; ++r) {
     soften_row(block, row + r, seen[r], scores + r * kTileTokens, p + r * kTileTokens);
   }
-  add_all_values<kType, R, num_value_vectors(R)>(
-      tile.values, dim, 0, p, {any.begin / 2, (any.end + 1) / 2}, ahead, block.acc + row * dim);
+  const WeightedValues values{tile.values, dim, p, {any.begin / 2, (any.end + 1) / 2}};
+  add_all_values<kType, R, num_value_vectors(R)>(values, 0, ahead, block.acc + row * dim);
 }
 
 template <DenseType kType>

@@ -131,10 +131,19 @@ struct PairRange {
   int64_t end;
 };
 
-// sums [R][kVectors * kLanes] += p v, even and odd tokens apart.
+// Some token pairs of a tile of values and their weights.
+template <class T>
+struct WeightedValues {
+  const T* values;   // [32][row_size]
+  int64_t row_size;  // elements of a token pair
+  const float* p;    // [R][64]
+  PairRange pairs;
+};
+
+// sums [R][kVectors * kLanes] += p v for the channels from `first` on, even and odd tokens apart.
 template <int R, int kVectors, class T>
-void add_values(const T* values, int64_t value_stride, const float* p, PairRange pairs,
-                Prefetcher& ahead, float* sums, int64_t sums_stride) {
+void add_values(const WeightedValues<T>& in, int64_t first, Prefetcher& ahead, float* sums,
+                int64_t sums_stride) {
   const D d;
   V acc[R][kVectors];
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
@@ -142,14 +151,14 @@ void add_values(const T* values, int64_t value_stride, const float* p, PairRange
       acc[r][v] = hn::LoadU(d, sums + r * sums_stride + v * kLanes);
     }
   }
-  for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+  for (int64_t pair = in.pairs.begin; pair < in.pairs.end; ++pair) {
     ahead.step();
     V weight[R];
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-      weight[r] = broadcast_pair(p + r * kTileTokens + 2 * pair);
+      weight[r] = broadcast_pair(in.p + r * kTileTokens + 2 * pair);
     }
     KVQUANT_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const V x = load(values + pair * value_stride + v * kLanes);
+      const V x = load(in.values + pair * in.row_size + first + v * kLanes);
       KVQUANT_UNROLL for (int r = 0; r < R; ++r) acc[r][v] = hn::MulAdd(x, weight[r], acc[r][v]);
     }
   }
@@ -162,13 +171,13 @@ void add_values(const T* values, int64_t value_stride, const float* p, PairRange
 
 // All channels of R rows, widest blocks first.
 template <int R, int kVectors, class T>
-void add_all_values(const T* values, int64_t row_size, int64_t first, const float* p,
-                    PairRange pairs, Prefetcher& ahead, float* sums, int64_t sums_stride) {
-  for (; first + kVectors * kLanes <= row_size; first += kVectors * kLanes) {
-    add_values<R, kVectors>(values + first, row_size, p, pairs, ahead, sums + first, sums_stride);
+void add_all_values(const WeightedValues<T>& in, int64_t first, Prefetcher& ahead, float* sums,
+                    int64_t sums_stride) {
+  for (; first + kVectors * kLanes <= in.row_size; first += kVectors * kLanes) {
+    add_values<R, kVectors>(in, first, ahead, sums + first, sums_stride);
   }
   if constexpr (kVectors > 1) {
-    add_all_values<R, kVectors / 2>(values, row_size, first, p, pairs, ahead, sums, sums_stride);
+    add_all_values<R, kVectors / 2>(in, first, ahead, sums, sums_stride);
   }
 }
 
@@ -251,9 +260,10 @@ void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, i
   score_rows<R>(tile.keys, q, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) soften_row(block, row + r, seen[r], scores + r * kTileTokens);
   const int64_t stride = 2 * block.padded_dim;
-  add_all_values<R, num_vectors(R, 16)>(tile.values, 2 * block.head_dim, 0, scores,
-                                        {any.begin / 2, (any.end + 1) / 2}, ahead,
-                                        block.workspace.pairs + row * stride, stride);
+  const WeightedValues<T> values{
+      tile.values, 2 * block.head_dim, scores, {any.begin / 2, (any.end + 1) / 2}};
+  add_all_values<R, num_vectors(R, 16)>(values, 0, ahead, block.workspace.pairs + row * stride,
+                                        stride);
 }
 
 template <class T>

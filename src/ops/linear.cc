@@ -253,8 +253,7 @@ LinearScratch::LinearScratch(LinearScratch&&) noexcept = default;
 LinearScratch& LinearScratch::operator=(LinearScratch&&) noexcept = default;
 
 void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<float, 2> out,
-            Epilogue epilogue, Precision precision, LinearScratch& scratch, ThreadPool& pool,
-            Backend backend) {
+            Epilogue epilogue, const LinearContext& context) {
   Job job{.weights = {&w, nullptr},
           .num_weights = 1,
           .x = x,
@@ -262,13 +261,12 @@ void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<floa
           .epilogue = epilogue,
           .path = Path::kReference};
   check_shapes("linear", job);
-  job.path = choose_path(job, precision, backend);
-  run(job, scratch, pool);
+  job.path = choose_path(job, context.precision, context.backend);
+  run(job, context.scratch, context.pool);
 }
 
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
-                   TensorView<float, 2> out, Precision precision, LinearScratch& scratch,
-                   ThreadPool& pool, Backend backend) {
+                   TensorView<float, 2> out, const LinearContext& context) {
   Job job{.weights = {&gate, &up},
           .num_weights = 2,
           .x = x,
@@ -278,8 +276,8 @@ void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<
   check_shapes("linear_swiglu", job);
   check_arg(gate.num_in() == up.num_in() && gate.num_out() == up.num_out(),
             "linear_swiglu: gate and up must have one shape");
-  job.path = choose_path(job, precision, backend);
-  run(job, scratch, pool);
+  job.path = choose_path(job, context.precision, context.backend);
+  run(job, context.scratch, context.pool);
 }
 
 }  // namespace kvquant

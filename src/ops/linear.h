@@ -93,17 +93,23 @@ struct LinearScratch {
   std::unique_ptr<PanelGemm> gemm;            // oneDNN primitives by shape
 };
 
+// How and with what linear layers compute.
+struct LinearContext {
+  Precision precision;
+  LinearScratch& scratch;
+  ThreadPool& pool;
+  Backend backend = best_backend();
+};
+
 // x [num_rows, w.num_in()], out [num_rows, w.num_out()], both with innermost stride 1.
 // Precision of the products: kBF16 rounds x (and for kInt8 weights, w) to bf16 for matrix products
 // of several rows; matrix-vector products and kF32 weights keep x in f32.
 void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<float, 2> out,
-            Epilogue epilogue, Precision precision, LinearScratch& scratch, ThreadPool& pool,
-            Backend backend = best_backend());
+            Epilogue epilogue, const LinearContext& context);
 
 // The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel. The two matrices
 // have one shape; their types may differ, and one of kF32 keeps both products in f32.
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
-                   TensorView<float, 2> out, Precision precision, LinearScratch& scratch,
-                   ThreadPool& pool, Backend backend = best_backend());
+                   TensorView<float, 2> out, const LinearContext& context);
 
 }  // namespace kvquant

@@ -141,10 +141,10 @@ TEST(LinearReference, MultipliesByHand) {
   const std::vector<float> x{1, 2, 4};
   std::vector<float> out{100, 200};
   linear(w, row_major(x.data(), {1, 3}), row_major(out.data(), {1, 2}), Epilogue::kStore,
-         Precision::kF32, scratch, pool, Backend::kReference);
+         {Precision::kF32, scratch, pool, Backend::kReference});
   EXPECT_EQ(out, (std::vector<float>{0 + 2 + 8, 3 + 8 + 20}));
   linear(w, row_major(x.data(), {1, 3}), row_major(out.data(), {1, 2}), Epilogue::kAdd,
-         Precision::kF32, scratch, pool, Backend::kReference);
+         {Precision::kF32, scratch, pool, Backend::kReference});
   EXPECT_EQ(out, (std::vector<float>{20, 62}));
 }
 
@@ -158,7 +158,7 @@ TEST(LinearReference, GatesByHand) {
   const float x = 1;
   float out = 0;
   linear_swiglu(constant(2.0f), constant(3.0f), row_major(&x, {1, 1}), row_major(&out, {1, 1}),
-                Precision::kF32, scratch, pool, Backend::kReference);
+                {Precision::kF32, scratch, pool, Backend::kReference});
   EXPECT_NEAR(out, 2.0 / (1 + std::exp(-2.0)) * 3.0, 1e-6);
 }
 
@@ -184,7 +184,7 @@ TEST_P(Linear, IsAsCloseToTheExactProductAsPlainLoops) {
       for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
         const Matrix x = random_input(rows, shape.num_in);
         Matrix out(rows, shape.num_out);
-        linear(w, x.view(), out.view(), Epilogue::kStore, precision, scratch_, pool_, backend());
+        linear(w, x.view(), out.view(), Epilogue::kStore, {precision, scratch_, pool_, backend()});
         const bool bf16 = backend() == Backend::kAvx512Bf16 && precision == Precision::kBF16 &&
                           rows > 1 && type() != WeightType::kF32;
         const Errors errors = errors_of(w, x, out, bf16);
@@ -205,9 +205,9 @@ TEST_P(Linear, AddsToWhatIsThere) {
     for (int64_t row = 0; row < rows; ++row) {
       for (float& v : sum.view().row(row)) v = 0.5f;
     }
-    linear(w, x.view(), product.view(), Epilogue::kStore, Precision::kBF16, scratch_, pool_,
-           backend());
-    linear(w, x.view(), sum.view(), Epilogue::kAdd, Precision::kBF16, scratch_, pool_, backend());
+    linear(w, x.view(), product.view(), Epilogue::kStore,
+           {Precision::kBF16, scratch_, pool_, backend()});
+    linear(w, x.view(), sum.view(), Epilogue::kAdd, {Precision::kBF16, scratch_, pool_, backend()});
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t i = 0; i < 70; ++i) EXPECT_EQ(sum.at(row, i), product.at(row, i) + 0.5f);
     }
@@ -225,8 +225,9 @@ TEST_P(Linear, IsTheSameAtAnyNumberOfThreads) {
       const auto w = make_matrix(200, 96, type(), pool);
       const auto up = make_matrix(200, 96, type(), pool, /*seed=*/1000);
       Matrix out(rows, 200), gated(rows, 200);
-      linear(w, x.view(), out.view(), Epilogue::kStore, Precision::kBF16, scratch, pool, backend());
-      linear_swiglu(w, up, x.view(), gated.view(), Precision::kBF16, scratch, pool, backend());
+      linear(w, x.view(), out.view(), Epilogue::kStore,
+             {Precision::kBF16, scratch, pool, backend()});
+      linear_swiglu(w, up, x.view(), gated.view(), {Precision::kBF16, scratch, pool, backend()});
       auto values = out.values;
       values.insert(values.end(), gated.values.begin(), gated.values.end());
       if (first.empty()) first = values;
@@ -241,10 +242,11 @@ TEST_P(Linear, SwigluIsSiluOfTheGateTimesUp) {
   for (const int64_t rows : {0, 1, 4, 40}) {
     const Matrix x = random_input(rows, 64);
     Matrix g(rows, 130), u(rows, 130), out(rows, 130);
-    linear(gate, x.view(), g.view(), Epilogue::kStore, Precision::kBF16, scratch_, pool_,
-           backend());
-    linear(up, x.view(), u.view(), Epilogue::kStore, Precision::kBF16, scratch_, pool_, backend());
-    linear_swiglu(gate, up, x.view(), out.view(), Precision::kBF16, scratch_, pool_, backend());
+    linear(gate, x.view(), g.view(), Epilogue::kStore,
+           {Precision::kBF16, scratch_, pool_, backend()});
+    linear(up, x.view(), u.view(), Epilogue::kStore,
+           {Precision::kBF16, scratch_, pool_, backend()});
+    linear_swiglu(gate, up, x.view(), out.view(), {Precision::kBF16, scratch_, pool_, backend()});
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t i = 0; i < 130; ++i) {
         const double a = g.at(row, i);
@@ -263,7 +265,8 @@ TEST_P(Linear, KeepsInfinitiesAndNotANumbersInTheirRow) {
     input.view()(1, 5) = std::numeric_limits<float>::quiet_NaN();
     const Matrix& x = input;
     Matrix out(rows, 65);
-    linear(w, x.view(), out.view(), Epilogue::kStore, Precision::kBF16, scratch_, pool_, backend());
+    linear(w, x.view(), out.view(), Epilogue::kStore,
+           {Precision::kBF16, scratch_, pool_, backend()});
     for (int64_t i = 0; i < 65; ++i) {
       EXPECT_TRUE(std::isfinite(out.at(0, i)));
       EXPECT_TRUE(std::isnan(out.at(1, i)));
@@ -288,8 +291,8 @@ TEST(LinearSwiglu, SaturatesWithoutOverflow) {
   for (const Backend backend : available_backends()) {
     for (const float x : {-1e30f, -1000.0f, -90.0f, 0.0f, 90.0f, 1e10f}) {
       float out = 0;
-      linear_swiglu(one, one, row_major(&x, {1, 1}), row_major(&out, {1, 1}), Precision::kF32,
-                    scratch, pool, backend);
+      linear_swiglu(one, one, row_major(&x, {1, 1}), row_major(&out, {1, 1}),
+                    {Precision::kF32, scratch, pool, backend});
       const double expected = double{x} / (1 + std::exp(-double{x})) * x;
       if (x < -1000) continue;  // any tiny value times 1e30 is as good as another
       EXPECT_NEAR(out, expected, 1e-6 * std::abs(expected) + 1e-30) << x;
@@ -306,11 +309,11 @@ TEST(LinearSwiglu, TakesMatricesOfTwoTypes) {
     for (const int64_t rows : {1, 3, 33}) {
       const Matrix x = random_input(rows, 64);
       Matrix expected(rows, 70);
-      linear_swiglu(gate, up, x.view(), expected.view(), Precision::kF32, scratch, pool,
-                    Backend::kReference);
+      linear_swiglu(gate, up, x.view(), expected.view(),
+                    {Precision::kF32, scratch, pool, Backend::kReference});
       for (const Backend backend : available_backends()) {
         Matrix out(rows, 70);
-        linear_swiglu(gate, up, x.view(), out.view(), Precision::kBF16, scratch, pool, backend);
+        linear_swiglu(gate, up, x.view(), out.view(), {Precision::kBF16, scratch, pool, backend});
         for (int64_t row = 0; row < rows; ++row) {
           for (int64_t i = 0; i < 70; ++i) {
             EXPECT_NEAR(out.at(row, i), expected.at(row, i), 0.1) << backend_name(backend);
@@ -328,7 +331,7 @@ TEST(LinearArguments, RejectsShapesThatDiffer) {
   const auto other = make_matrix(5, 8, WeightType::kF32, pool);
   std::vector<float> x(64), out(64);
   const auto run = [&](TensorView<const float, 2> in, TensorView<float, 2> result) {
-    linear(w, in, result, Epilogue::kStore, Precision::kF32, scratch, pool);
+    linear(w, in, result, Epilogue::kStore, {Precision::kF32, scratch, pool});
   };
   const float* in = x.data();
   EXPECT_THROW(run(row_major(in, {2, 7}), row_major(out.data(), {2, 4})), std::invalid_argument);
@@ -337,7 +340,7 @@ TEST(LinearArguments, RejectsShapesThatDiffer) {
   EXPECT_THROW(run({in, {2, 8}, {16, 2}}, row_major(out.data(), {2, 4})), std::invalid_argument);
   EXPECT_THROW(run(row_major(in, {2, 8}), {out.data(), {2, 4}, {16, 2}}), std::invalid_argument);
   EXPECT_THROW(linear_swiglu(w, other, row_major(in, {2, 8}), row_major(out.data(), {2, 4}),
-                             Precision::kF32, scratch, pool),
+                             {Precision::kF32, scratch, pool}),
                std::invalid_argument);
 }
 
