@@ -77,11 +77,11 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
   }
   if (flags & kRunFlags) {
     command.add_option("-c,--ctx", options.context, "context in tokens (default: the model's)")
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+        ->check(CLI::PositiveNumber);
     command
         .add_option("--ub,--ubatch", options.ubatch,
                     "tokens that go through the layers at once (also -ub)")
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+        ->check(CLI::PositiveNumber)
         ->capture_default_str();
     command.add_option("--seed", options.seed, "random seed")->capture_default_str();
   }

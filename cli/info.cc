@@ -75,6 +75,7 @@ int run(const Options& options) {
     fmt::print("With {} for weights and caches:\n", format_bytes(memory));
   }
   fmt::print("{}", format_table(rows));
+  if (memory > 0) fmt::print("The model itself reads up to {} tokens.\n", config.max_context);
   return kDone;
 }
 

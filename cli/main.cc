@@ -37,6 +37,7 @@ bool has_command(const CLI::App& app, const std::string& name) {
 
 int run(int argc, char** argv) {
   CLI::App app{"kvquant: compressed KV caches for large language models"};
+  app.name("kvquant");
   app.require_subcommand(1);
   app.set_version_flag("--version", version());
   int exit_code = kDone;

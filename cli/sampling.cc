@@ -37,7 +37,7 @@ void print_timings(const Generation& generation, const Session& session, const C
              rate(generation.num_prompt_tokens, generation.prompt_s), generated,
              generation.generation_s, rate(generated, generation.generation_s),
              format_bytes(cache_bytes), session.length(), session.num_compressed_tokens(),
-             resolved(spec));
+             resolved(with_windows(spec, CacheMode::kAsServed)));
   if (generation.stop == StopReason::kContextFull) {
     fmt::print(stderr, "stopped: the context of {} tokens is full\n", session.context());
   }

@@ -72,7 +72,7 @@ Json make_document(const std::string& command, const Json& model, const Json& co
 
 Json spec_fields(const CacheSpec& spec, CacheMode mode) {
   return {{"spec", spec.text},
-          {"spec_resolved", resolved(spec)},
+          {"spec_resolved", resolved(with_windows(spec, mode))},
           {"mode", mode == CacheMode::kStrict ? "strict" : "as-served"}};
 }
 

@@ -79,6 +79,10 @@ class FileCheckpoint final : public Checkpoint {
     stored.format->to_groups(blocks.data, blocks.count, out);
   }
 
+  void release_pages() const override {
+    for (const MappedFile& file : parts_.files) file.release_pages();
+  }
+
   std::string fingerprint() const override;
   int64_t file_bytes() const override;
   int64_t num_parameters() const override;
