@@ -35,7 +35,9 @@ class Conversation {
     messages_.push_back({"user", user});
     const std::string text = render_chat(template_, messages_);
     auto prompt = unfed_;
-    const auto rest = model_.tokenizer().encode(text.substr(said_.size()));
+    const auto rest = model_.tokenizer().encode(
+        text.substr(said_.size()), Tokenizer::Special::kParse,
+        said_.empty() ? Tokenizer::Bos::kAsConfigured : Tokenizer::Bos::kNever);
     prompt.insert(prompt.end(), rest.begin(), rest.end());
     const int64_t before = session_.length();
     if (before + static_cast<int64_t>(prompt.size()) >= session_.context()) return false;

@@ -74,7 +74,7 @@ int run(const CommonOptions& options) {
   if (json_on_stdout(options)) return kDone;
 
   fmt::print(
-      "A story of {} tokens is read into four caches; then the model is asked for facts in "
+      "A story of {} tokens is read into each cache; then the model is asked for facts in "
       "it.\n\n",
       result.prompt_tokens);
   print_result(result);

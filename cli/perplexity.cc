@@ -39,6 +39,13 @@ Json to_json(const PerplexityResult& r, CacheMode mode) {
   return out;
 }
 
+bool compresses(const CacheSpec& spec, int64_t num_layers) {
+  for (int layer = 0; layer < num_layers; ++layer) {
+    if (is_compressed(spec.key_of(layer)) || is_compressed(spec.value_of(layer))) return true;
+  }
+  return false;
+}
+
 void print_table(const std::vector<PerplexityResult>& results) {
   std::vector<std::vector<std::string>> rows = {
       {"spec", "true bits", "cache", "perplexity", "±", "Δ", "KL mean", "KL 99%", "top-1"}};
@@ -80,7 +87,7 @@ int run(const Options& options) {
   int exit_code = kDone;
   for (const auto& r : results) {
     document["results"].push_back(to_json(r, evaluation.mode));
-    if (is_compressed(r.spec.key) && r.compressed_tokens == 0) {
+    if (compresses(r.spec, model.config().num_layers) && r.compressed_tokens == 0) {
       fmt::print(stderr, "kvquant: {}: no token was read compressed, so this is no result\n",
                  r.spec.text);
     }

@@ -96,14 +96,14 @@ void DenseSide::append(TensorView<const float, 3> x, const RopeTable& rope, Thre
 void DenseSide::truncate(int64_t num_tokens) {
   const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
   const std::vector<float> zeros(static_cast<size_t>(plan_->head_dim), 0.0f);
-  const int64_t tile_end = (num_tokens + kTileTokens - 1) / kTileTokens * kTileTokens;
-  for (int64_t t = num_tokens; t < std::min(tile_end, num_tokens_); ++t) {
-    for (int64_t head = 0; head < plan_->num_kv_heads; ++head) write_token(zeros.data(), t, head);
-  }
   while ((static_cast<int64_t>(blocks_.size()) - 1) * block_tokens >= num_tokens &&
          !blocks_.empty()) {
     plan_->pool->give(blocks_.back());
     blocks_.pop_back();
+  }
+  const int64_t kept = static_cast<int64_t>(blocks_.size()) * block_tokens;
+  for (int64_t t = num_tokens; t < std::min(kept, num_tokens_); ++t) {  // unused elements are zero
+    for (int64_t head = 0; head < plan_->num_kv_heads; ++head) write_token(zeros.data(), t, head);
   }
   num_tokens_ = num_tokens;
 }

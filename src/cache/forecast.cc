@@ -1,5 +1,6 @@
 #include "cache/forecast.h"
 
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -24,15 +25,20 @@ int64_t bytes_at(const KvShape& shape, const CacheSpec& spec, int64_t num_tokens
     cache.append(0, id, row_major<const float, 3>(keys.data(), dims),
                  row_major<const float, 3>(values.data(), dims));
   }
+  cache.settle(id);
   return cache.memory_bytes();
 }
 
 }  // namespace
 
 CacheForecast forecast_cache(const KvShape& shape, const CacheSpec& spec, ThreadPool& pool) {
-  // Two lengths, whole numbers of blocks of every size apart, so that no half-empty block differs.
-  constexpr int64_t kShort = 1024;
-  constexpr int64_t kLong = 2048;
+  // Two lengths past the windows, whole numbers of blocks of every size apart, so that no
+  // half-empty block differs.
+  constexpr int64_t kStep = 1024, kLargestWindow = 1 << 16;
+  const CacheSpec full = with_windows(spec, CacheMode::kAsServed);
+  const int64_t windows = std::min<int64_t>(*full.sink, kLargestWindow) +
+                          std::min<int64_t>(*full.recent, kLargestWindow);
+  const int64_t short_length = (windows / kStep + 1) * kStep, long_length = short_length + kStep;
   KvShape one_layer = shape;
   one_layer.num_layers = 1;
   CacheForecast total;
@@ -47,11 +53,12 @@ CacheForecast forecast_cache(const KvShape& shape, const CacheSpec& spec, Thread
       if (other.key == single.key && other.value == single.value) found = &forecast;
     }
     if (found == nullptr) {
-      const auto at_short = static_cast<double>(bytes_at(one_layer, single, kShort, pool));
-      const auto at_long = static_cast<double>(bytes_at(one_layer, single, kLong, pool));
+      const auto at_short = static_cast<double>(bytes_at(one_layer, single, short_length, pool));
+      const auto at_long = static_cast<double>(bytes_at(one_layer, single, long_length, pool));
       CacheForecast forecast;
-      forecast.bytes_per_token = (at_long - at_short) / (kLong - kShort);
-      forecast.fixed_bytes = at_short - forecast.bytes_per_token * kShort;
+      forecast.bytes_per_token = (at_long - at_short) / kStep;
+      forecast.fixed_bytes =
+          at_short - forecast.bytes_per_token * static_cast<double>(short_length);
       known.emplace_back(single, forecast);
       found = &known.back().second;
     }

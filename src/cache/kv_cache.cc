@@ -309,6 +309,13 @@ void KvCache::truncate(SequenceId id, int64_t length) {
   for (const auto& layer : sequence.layers) layer->truncate(length);
 }
 
+bool KvCache::can_truncate(SequenceId id, int64_t length) const {
+  const auto& layers = impl_->find(id).layers;
+  return length >= 0 && std::all_of(layers.begin(), layers.end(), [&](const auto& layer) {
+           return length <= layer->length() && layer->can_truncate(length);
+         });
+}
+
 int64_t KvCache::length(SequenceId id) const { return impl_->find(id).layers.back()->length(); }
 
 void KvCache::append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,

@@ -10,7 +10,8 @@
 //
 // As served, a chunk stays exact in a staging buffer of its sequence until the next append to any
 // layer of that sequence; then whole tiles are encoded while at least recent + 64 tokens are exact,
-// so between two layers the exact tail holds at most recent + 63 tokens.
+// so between two layers the exact tail holds at most recent + 63 tokens. Channel parameters of keys
+// are fitted to what is exact when the first tile is encoded (strict: to the first chunk).
 //
 // Not thread-safe: one thread calls, the pool does the work.
 #pragma once
@@ -65,6 +66,8 @@ class KvCache {
   // tokens past `length` (as served the last `recent` are always exact), or `length` is more than
   // there is.
   void truncate(SequenceId id, int64_t length);
+  // Requires a settled sequence.
+  bool can_truncate(SequenceId id, int64_t length) const;
   int64_t length(SequenceId id) const;  // tokens appended to the last layer
 
   // Appends num_new tokens to one layer: keys before RoPE and values, [num_new, num_kv_heads,

@@ -111,11 +111,8 @@ struct ModelLayer {
         for (float& x : row) x = rotated ? x : bf16 ? round_to_bfloat16(x) : round_to_half(x);
         side->rows.push_back(row);
       }
-      if (side->is_key && is_compressed(side->codec) && side->ranges.empty() && length() > sink) {
-        side->fit(static_cast<size_t>(sink));
-      }
-      if (!side->is_key || !side->ranges.empty()) side->decode_new();
     }
+    if (mode == CacheMode::kStrict) fit_and_decode();
     last_chunk = static_cast<int64_t>(keys.size());
     if (mode == CacheMode::kStrict) num_encoded = std::max<int64_t>(0, length() - sink);
   }
@@ -123,7 +120,20 @@ struct ModelLayer {
   // As served: whole tiles leave the tail when the chunk has been read.
   void settle() {
     if (mode != CacheMode::kAsServed) return;
+    if (length() - sink - num_encoded < recent + 64) return;
+    fit_and_decode();
     while (length() - sink - num_encoded >= recent + 64) num_encoded += 64;
+  }
+
+  // Key parameters come from all tokens that are there when the first ones are encoded.
+  void fit_and_decode() {
+    if (length() <= sink) return;
+    for (auto* side : {&key, &value}) {
+      if (side->is_key && is_compressed(side->codec) && side->ranges.empty()) {
+        side->fit(static_cast<size_t>(sink));
+      }
+      side->decode_new();
+    }
   }
 
   bool sees_exactly(int64_t query, int64_t token) const {

@@ -61,19 +61,25 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
   read_compressed_ = num_encoded();
   if (!plan_->is_compressed() || first_exact >= length_) return;
   pending_ = length_ - first_exact;
+  if (plan_->mode == CacheMode::kAsServed) return;
   const int64_t size = pending_ * plan_->row_size();
-  const bool encodes_now = plan_->mode == CacheMode::kStrict;
   for (Side* side : {&key_, &value_}) {
     if (!side->nuq) continue;
-    const bool fits = !side->nuq->is_fitted();
-    if (!fits && !encodes_now) continue;
     const auto rows = to_floats((side == &key_ ? staging.key : staging.value).data(), size);
-    if (fits) side->nuq->fit(rows, pool);
-    if (encodes_now) side->nuq->append(rows, pool);
+    if (!side->nuq->is_fitted()) side->nuq->fit(rows, pool);
+    side->nuq->append(rows, pool);
   }
-  if (encodes_now) {
-    read_compressed_ = std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded());
-  }
+  read_compressed_ = std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded());
+}
+
+// The first num_rows of window and staging.
+std::vector<float> LayerStore::oldest_rows(const Side& side, const Buffer<Half>& staging,
+                                           int64_t num_rows) const {
+  const int64_t size = plan_->row_size(), from_window = std::min(num_rows, window_rows_);
+  std::vector<float> rows = to_floats(side.window.data(), from_window * size);
+  const std::vector<float> rest = to_floats(staging.data(), (num_rows - from_window) * size);
+  rows.insert(rows.end(), rest.begin(), rest.end());
+  return rows;
 }
 
 void LayerStore::reserve_window(Side& side, int64_t num_rows) {
@@ -95,10 +101,10 @@ void LayerStore::settle_side(Side& side, const Buffer<Half>& staging, int64_t nu
   const int64_t from_window = std::min(num_leaving, window_rows_);
   const int64_t from_staging = num_leaving - from_window;
   if (plan_->mode == CacheMode::kAsServed && num_leaving > 0) {
-    std::vector<float> rows = to_floats(side.window.data(), from_window * size);
-    const std::vector<float> rest = to_floats(staging.data(), from_staging * size);
-    rows.insert(rows.end(), rest.begin(), rest.end());
-    side.nuq->append(rows, pool);
+    if (!side.nuq->is_fitted()) {  // a first chunk of few tokens would say little
+      side.nuq->fit(oldest_rows(side, staging, window_rows_ + pending_), pool);
+    }
+    side.nuq->append(oldest_rows(side, staging, num_leaving), pool);
   }
   const int64_t kept = window_rows_ - from_window, added = pending_ - from_staging;
   reserve_window(side, kept + added);

@@ -113,6 +113,8 @@ class LayerStore {
 
   void stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging);
   void settle_side(Side& side, const Buffer<Half>& staging, int64_t num_leaving, ThreadPool& pool);
+  std::vector<float> oldest_rows(const Side& side, const Buffer<Half>& staging,
+                                 int64_t num_rows) const;
   void reserve_window(Side& side, int64_t num_rows);
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
   void fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first, int64_t num_tokens,

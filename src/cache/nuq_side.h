@@ -1,6 +1,6 @@
 // The encoded tokens of one side of one layer of one sequence: codebook indices in blocks
-// (formats/kv_block.h), outliers in pages, and for keys the channel parameters that the sequence's
-// first chunk fixed. Token i here is position sink + i of the sequence. Appended tokens never
+// (formats/kv_block.h), outliers in pages, and for keys the channel parameters, fitted once
+// per sequence. Token i here is position sink + i of the sequence. Appended tokens never
 // change earlier codes.
 #pragma once
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+
 namespace kvquant {
 namespace {
 
@@ -14,13 +16,18 @@ DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fac
   const auto tokens =
       model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
   const int64_t most = model.config().max_context - kRoomForQuestion;
+  check_arg(most > 0, "demo: the model's context of " + std::to_string(model.config().max_context) +
+                          " tokens is too short: " + std::to_string(kRoomForQuestion) +
+                          " are for questions");
   DemoResult out;
   out.prompt_tokens = std::min(static_cast<int64_t>(tokens.size()), most);
   std::string prompt = text;
   if (out.prompt_tokens < static_cast<int64_t>(tokens.size())) {
     prompt =
         model.tokenizer().decode(std::span(tokens).first(static_cast<size_t>(out.prompt_tokens)));
-    prompt.resize(prompt.find_last_of('.') + 1);  // a whole sentence, and whole characters
+    const size_t stop = prompt.find_last_of('.');
+    check_arg(stop != std::string::npos, "demo: not one sentence of the text fits the context");
+    prompt.resize(stop + 1);  // a whole sentence, and whole characters
   }
   for (const Fact& fact : facts) {
     if (prompt.find(fact.answer) != std::string::npos) out.facts.push_back(fact);

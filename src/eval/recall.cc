@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/timer.h"
 #include "kvquant/error.h"
@@ -52,27 +53,32 @@ std::vector<Fact> facts_from_json(const std::string& text, const std::string& pa
 
 RecallResult evaluate_recall(Model& model, const SessionOptions& options, const std::string& text,
                              const std::vector<Fact>& facts, const Progress& progress) {
-  Session session(model, options);
+  std::optional<Session> session(std::in_place, model, options);
   RecallResult out;
   const auto prompt = model.tokenizer().encode(text, Tokenizer::Special::kAsText);
   const Timer prompt_timer;
-  session.feed(prompt, progress);
+  session->feed(prompt, progress);
   out.prompt_s = prompt_timer.seconds();
-  out.num_prompt_tokens = session.length();
-  out.cache_bytes = session.cache().memory_bytes();
-  out.compressed_tokens = session.num_compressed_tokens();
+  out.num_prompt_tokens = session->length();
+  out.cache_bytes = session->cache().memory_bytes();
+  out.compressed_tokens = session->num_compressed_tokens();
 
   for (const Fact& fact : facts) {
     const std::string cue = fact.cue.empty() ? "" : " " + fact.cue;
     const auto question =
         model.tokenizer().encode("\n\nQuestion: " + fact.question + "\nAnswer:" + cue,
                                  Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
-    const auto logits = session.feed(question);
+    if (session->can_truncate(out.num_prompt_tokens)) {
+      session->truncate(out.num_prompt_tokens);
+    } else {  // the window was too short for question and answer: read the prompt anew
+      session.emplace(model, options);
+      session->feed(prompt, progress);
+    }
+    const auto logits = session->feed(question);
     const Timer timer;
-    out.answers.push_back(greedy_answer(session, logits, out.num_decoded_tokens));
+    out.answers.push_back(greedy_answer(*session, logits, out.num_decoded_tokens));
     out.decode_s += timer.seconds();
     out.num_correct += lower(out.answers.back()).find(lower(fact.answer)) != std::string::npos;
-    session.truncate(out.num_prompt_tokens);
   }
   return out;
 }

@@ -17,6 +17,15 @@ int64_t resolve_context(const Model& model, int64_t context) {
   return context == 0 ? most : context;
 }
 
+void check_vocabulary(const Model& model, std::span<const int32_t> tokens) {
+  const int64_t size = model.config().vocab_size;
+  for (const int32_t token : tokens) {
+    check_arg(
+        0 <= token && token < size,
+        "token " + std::to_string(token) + " is not in the vocabulary of " + std::to_string(size));
+  }
+}
+
 }  // namespace
 
 Session::Session(Model& model, const SessionOptions& options)
@@ -32,27 +41,32 @@ Session::Session(Model& model, const SessionOptions& options)
 
 std::span<const float> Session::feed(std::span<const int32_t> tokens, const Progress& progress) {
   const auto count = static_cast<int64_t>(tokens.size());
+  check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   check_arg(count > 0, "the prompt is empty: there is nothing to continue");
   check_arg(length() + count <= context_, "the prompt needs " + std::to_string(length() + count) +
                                               " tokens, the context has " +
                                               std::to_string(context_));
+  check_vocabulary(model_, tokens);
   Transformer& transformer = model_.transformer();
   for (int64_t begin = 0; begin < count; begin += ubatch_) {
     const int64_t size = std::min(ubatch_, count - begin);
     const ForwardChunk chunk{sequence_,
                              tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
+    is_broken_ = true;  // until the chunk is through all layers
     const auto hidden = transformer.forward({&chunk, 1}, cache_);
     tokens_.insert(tokens_.end(), chunk.tokens.begin(), chunk.tokens.end());
     if (begin + size == count) {
       transformer.logits(row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
                          row_major(logits_.data(), {1, logits_.size()}));
     }
+    is_broken_ = false;
     report(progress, begin + size, count);
   }
   return logits_.span();
 }
 
 void Session::truncate(int64_t length) {
+  check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   cache_.truncate(sequence_, length);
   tokens_.resize(static_cast<size_t>(length));
 }

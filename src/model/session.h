@@ -30,11 +30,13 @@ class Session {
 
   // Runs tokens (at least one) through the model in chunks of ubatch and returns the logits after
   // the last one, [vocab_size], valid until the next call. Throws std::invalid_argument when they
-  // don't fit into the context; nothing is fed then.
+  // don't fit into the context or are unknown; nothing is fed then. After any other exception but
+  // one of `progress`, the session refuses to go on: its cache stopped between two layers.
   std::span<const float> feed(std::span<const int32_t> tokens, const Progress& progress = {});
 
   // Forgets the last tokens until `length` are left. See KvCache::truncate.
   void truncate(int64_t length);
+  bool can_truncate(int64_t length) const { return cache_.can_truncate(sequence_, length); }
 
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t context() const { return context_; }
@@ -51,6 +53,7 @@ class Session {
   KvCache::SequenceId sequence_;
   std::vector<int32_t> tokens_;
   Buffer<float> logits_;  // [vocab_size]
+  bool is_broken_ = false;
 };
 
 struct GenerateOptions {

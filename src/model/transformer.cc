@@ -1,9 +1,12 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <set>
 #include <string>
 
 #include "base/check.h"
+#include "kvquant/error.h"
 #include "ops/attend.h"
 #include "ops/norm.h"
 
@@ -45,7 +48,12 @@ KvShape Transformer::kv_shape() const {
 }
 
 void Transformer::check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const {
+  check_arg(!chunks.empty(), "the batch is empty");
+  std::set<KvCache::SequenceId> sequences;
   for (const auto& chunk : chunks) {
+    check_arg(!chunk.tokens.empty(), "a chunk of the batch is empty");
+    check_arg(sequences.insert(chunk.sequence).second,
+              "two chunks of the batch are of sequence " + std::to_string(chunk.sequence));
     const int64_t end = cache.length(chunk.sequence) + static_cast<int64_t>(chunk.tokens.size());
     check_arg(end <= config_.max_context, "the sequence would reach " + std::to_string(end) +
                                               " tokens, the model's context is " +
@@ -91,6 +99,11 @@ TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> ch
   const auto residual = row_major<const float, 2>(residual_.data(), {n, config_.hidden});
   rms_norm(residual, weights_.final_norm, config_.norm_eps,
            row_major(normed_.data(), {n, config_.hidden}));
+  // Infinities of a layer that attention doesn't see end as NaN here.
+  const std::span<const float> out(normed_.data(), static_cast<size_t>(n * config_.hidden));
+  if (!std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
+    throw FormatError("the model's hidden states are not finite after the last layer");
+  }
   return row_major<const float, 2>(normed_.data(), {n, config_.hidden});
 }
 

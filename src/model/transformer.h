@@ -36,8 +36,10 @@ class Transformer {
 
   // Runs the chunks through all layers and appends them to the cache. Returns the hidden states
   // after the last norm, [sum of chunk lengths, hidden], chunk after chunk, valid until the next
-  // call. Throws std::invalid_argument on unknown tokens or when a sequence would pass the context,
-  // FormatError when activations are not finite.
+  // call. Requires a chunk at least, each of one token at least and of a sequence of its own;
+  // throws std::invalid_argument otherwise, on unknown tokens, or when a sequence would pass the
+  // context: nothing is changed then. Throws FormatError when activations are not finite; the
+  // chunks' sequences can only be dropped after that.
   TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks, KvCache& cache);
 
   // Logits of some hidden states: hidden [num_rows, hidden] -> out [num_rows, vocab_size].

@@ -1,0 +1,23 @@
+// Start here: every public header of kvquant, and where the rest lives.
+//
+// Public so far are the types that all parts share:
+//
+//   error.h        what is thrown, and which exit code it becomes
+//   tensor_view.h  TensorView, a strided view of a tensor; shapes stand in comments everywhere
+//   spec.h         CacheSpec, what is stored for keys and values ("nuq3-1%,sink=4"), and its
+//   grammar
+//
+// What runs a model is used by the program through the headers of src/; they are documented like
+// these, and become public with the version that promises to keep them:
+//
+//   src/model/model.h      Model, a checkpoint ready to run; session.h: feed, generate
+//   src/cache/kv_cache.h   KvCache, sequences stored as a spec says, and views for attention
+//   src/ops/attend.h       attention over those views
+//   src/eval/perplexity.h  what a spec costs in quality
+//
+// docs/design.md follows one token through all of them.
+#pragma once
+
+#include "kvquant/error.h"
+#include "kvquant/spec.h"
+#include "kvquant/tensor_view.h"
