@@ -43,7 +43,7 @@ size_t display_width(const std::string& text) {
 void check_not_built(const CommonOptions& options) {
   check_arg(options.calibration.empty(),
             "--calib is not built yet: this version uses heuristic "
-            "codebooks and each sequence's first chunk");
+            "codebooks and key ranges of each sequence");
   check_arg(options.preset.empty(), "--preset is not built yet");
   const bool is_cuda = options.device.rfind("cuda", 0) == 0;
   check_arg(!is_cuda, "--device cuda is not built yet: use cpu");

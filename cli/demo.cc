@@ -64,9 +64,9 @@ int run(const CommonOptions& options) {
     fmt::print(stderr, "model {} ({}), {} threads, loaded in {:.1f} s\n", model.config().name,
                model.path(), model.pool().num_threads(), timer.seconds());
   }
-  const DemoResult result =
-      run_demo(model, text, facts, {.specs = specs, .ubatch = options.ubatch},
-               [&](const std::string& stage) { return progress_on_stderr(options, stage); });
+  const DemoResult result = run_demo(
+      model, text, facts, {.specs = specs, .ubatch = options.ubatch, .context = options.context},
+      [&](const std::string& stage) { return progress_on_stderr(options, stage); });
 
   Json document = make_document("demo", model_info(model), common_config(options, model));
   for (const DemoRow& row : result.rows) document["results"].push_back(to_json(row));

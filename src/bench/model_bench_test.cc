@@ -57,7 +57,7 @@ TEST(ModelBench, RowsComeTestByTestAndSpecBySpec) {
   Model model = Model::load(kEmbedded);
   const ModelBenchOptions options{.prompt_sizes = {16},
                                   .gen_sizes = {2},
-                                  .depths = {0, 200},
+                                  .depths = {0, 70},
                                   .batches = {1, 2},
                                   .repetitions = 2};
   const auto rows = bench_model(model, {parse_spec("fp16"), parse_spec("nuq4")}, options);

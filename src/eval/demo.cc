@@ -15,10 +15,13 @@ DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fac
                     const DemoOptions& options, const StageProgress& stage) {
   const auto tokens =
       model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
-  const int64_t most = model.config().max_context - kRoomForQuestion;
-  check_arg(most > 0, "demo: the model's context of " + std::to_string(model.config().max_context) +
-                          " tokens is too short: " + std::to_string(kRoomForQuestion) +
-                          " are for questions");
+  const int64_t longest = model.config().max_context;
+  const int64_t context = options.context == 0 ? longest : options.context;
+  check_arg(kRoomForQuestion < context && context <= longest,
+            "demo: a context of " + std::to_string(context) + " tokens is not in [" +
+                std::to_string(kRoomForQuestion + 1) + ", " + std::to_string(longest) +
+                "]: the model's, and room for questions");
+  const int64_t most = context - kRoomForQuestion;
   DemoResult out;
   out.prompt_tokens = std::min(static_cast<int64_t>(tokens.size()), most);
   std::string prompt = text;
@@ -33,13 +36,14 @@ DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fac
     if (prompt.find(fact.answer) != std::string::npos) out.facts.push_back(fact);
   }
 
-  const PerplexityOptions perplexity{.window = std::min(options.window, model.config().max_context),
+  const PerplexityOptions perplexity{.window = std::min(options.window, context),
                                      .max_windows = options.max_windows,
                                      .ubatch = options.ubatch};
   const auto quality =
       evaluate_perplexity(model, tokens, options.specs, perplexity, stage("quality"));
   for (size_t i = 0; i < options.specs.size(); ++i) {
-    const SessionOptions session{.spec = options.specs[i], .ubatch = options.ubatch};
+    const SessionOptions session{
+        .spec = options.specs[i], .context = context, .ubatch = options.ubatch};
     out.rows.push_back({quality[i], evaluate_recall(model, session, prompt, out.facts,
                                                     stage("recall " + options.specs[i].text))});
   }

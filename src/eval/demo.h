@@ -16,6 +16,7 @@ struct DemoOptions {
   int64_t window = 1024;    // of the strict perplexity
   int64_t max_windows = 2;  // of it
   int64_t ubatch = 512;
+  int64_t context = 0;  // most tokens of the prompt, questions included; 0: the model's
 };
 
 struct DemoRow {
@@ -23,7 +24,7 @@ struct DemoRow {
   RecallResult recall;       // as served
 };
 
-// `text` with the facts of `facts` in it. When the text is longer than the model's context, its
+// `text` with the facts of `facts` in it. When the text is longer than the context, its
 // beginning is used, and facts that are cut off are left out; `facts` says which were asked.
 // `stage` is told what goes on ("quality", "recall nuq3-1%").
 struct DemoResult {

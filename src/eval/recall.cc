@@ -23,8 +23,9 @@ std::string lower(std::string text) {
 std::string greedy_answer(Session& session, std::span<const float> logits, int64_t& num_decoded) {
   std::vector<int32_t> tokens;
   const auto eos = session.model().checkpoint().eos_token_ids();
+  const auto num_tokens = static_cast<size_t>(session.model().tokenizer().vocab_size());
   while (static_cast<int64_t>(tokens.size()) < kAnswerTokens) {
-    const int32_t token = argmax(logits);
+    const int32_t token = argmax(logits.first(num_tokens));
     if (std::find(eos.begin(), eos.end(), token) != eos.end()) break;
     tokens.push_back(token);
     const std::string text = session.model().tokenizer().decode(tokens);

@@ -73,6 +73,17 @@ TEST(Demo, TablesEverySpecAndAsksOnlyWhatTheTextTells) {
   EXPECT_LT(out.rows[1].quality.true_bits, 5);
   EXPECT_GT(out.rows[1].quality.kl_mean, 0);
   EXPECT_LT(out.rows[1].recall.cache_bytes, out.rows[0].recall.cache_bytes);
+
+  DemoOptions bad = options;
+  for (const int64_t context : {100, 100000}) {
+    bad.context = context;
+    EXPECT_THROW(run_demo(model, story(30), facts, bad, {}), std::invalid_argument) << context;
+  }
+  bad.context = 228;  // 100 tokens of the text
+  bad.specs = {parse_spec("fp16")};
+  const auto cut =
+      run_demo(model, story(30), facts, bad, [](const std::string&) { return Progress(); });
+  EXPECT_EQ(cut.prompt_tokens, 100);
 }
 
 }  // namespace

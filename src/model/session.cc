@@ -84,8 +84,10 @@ Generation generate(Session& session, std::span<const int32_t> prompt,
 
   const Timer timer;
   const auto& stop = options.stop_tokens;
+  // Models may have more logits than their tokenizer has tokens: nothing stands for the others.
+  const auto num_tokens = static_cast<size_t>(session.model().tokenizer().vocab_size());
   while (static_cast<int64_t>(out.tokens.size()) < options.max_tokens) {
-    const int32_t token = sampler.sample(logits, session.tokens());
+    const int32_t token = sampler.sample(logits.first(num_tokens), session.tokens());
     if (std::find(stop.begin(), stop.end(), token) != stop.end()) {
       out.stop = StopReason::kStopToken;
       break;

@@ -89,6 +89,27 @@ TEST(Session, APromptThatDoesNotFitIsRefusedWhole) {
                std::invalid_argument);
 }
 
+// The tokenizer of this model has fewer tokens than the model has logits.
+TEST(Generate, OnlyTokensThatHaveTextAreSampled) {
+  Model model = Model::load(KVQUANT_SOURCE_DIR "/tests/golden/tiny_tied");
+  ASSERT_LT(model.tokenizer().vocab_size(), model.config().vocab_size);
+  Session session(model, {.spec = parse_spec("fp16")});
+  const GenerateOptions options{
+      .max_tokens = 400, .sampler = {.temperature = 100, .top_k = 0, .top_p = 1, .min_p = 0}};
+  const auto out = generate(session, std::vector<int32_t>{1, 2, 3}, options);
+  EXPECT_LT(*std::max_element(out.tokens.begin(), out.tokens.end()),
+            model.tokenizer().vocab_size());
+}
+
+TEST(Generate, NothingIsGeneratedWhenNothingIsAskedFor) {
+  Model model = Model::load(kEmbedded);
+  Session session(model, {.spec = parse_spec("fp16")});
+  const auto out = generate(session, tokens_of(model, 5), {.max_tokens = 0});
+  EXPECT_TRUE(out.tokens.empty());
+  EXPECT_EQ(out.stop, StopReason::kMaxTokens);
+  EXPECT_EQ(session.length(), 5);
+}
+
 TEST(Generate, StopsWhereItIsTold) {
   Model model = Model::load(kEmbedded);
   const auto tokens = tokens_of(model, 10);

@@ -1,7 +1,7 @@
 // Scales, zero points and outliers without calibration. Keys: per channel, from the values of a
-// sequence's first chunk. Values: per token, over its row. A scale is half the range, a zero point
-// its middle, so that normalised values lie in [-1, 1]; both are rounded to fp16. A constant has
-// scale 0 and decodes to its zero point.
+// sequence's first tokens (cache/kv_cache.h says which). Values: per token, over its row. A scale
+// is half the range, a zero point its middle, so that normalised values lie in [-1, 1]; both are
+// rounded to fp16. A constant has scale 0 and decodes to its zero point.
 //
 // Ranges from a few tokens are poor, and they are frozen: what lies outside later is clamped to the
 // last levels, or kept exactly where the codec has outliers.
