@@ -79,7 +79,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   const auto list = [&](const char* flag, auto& value, const char* help) {
     command->add_option(flag, value, help)
         ->delimiter(',')
-        ->check(CLI::NonNegativeNumber)
+        ->check(at_least(0))
         ->capture_default_str();
   };
   list("-p,--n-prompt", options->bench.prompt_sizes, "prompt lengths, e.g. 512,4096; 0: none");
@@ -87,7 +87,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   list("-d,--n-depth", options->bench.depths, "tokens in the cache before the test");
   list("-b,--batch", options->bench.batches, "sequences side by side");
   command->add_option("-r,--repetitions", options->bench.repetitions, "repetitions")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->add_option("-o,--output", options->output, "md or json")
       ->check(CLI::IsMember({"md", "json"}))

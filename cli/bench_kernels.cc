@@ -126,7 +126,7 @@ void add_bench_kernels(CLI::App& bench, int& exit_code) {
       ->capture_default_str();
   add_common_flags(*command, options->common, 0);
   const auto number = [&](const char* flag, int64_t& value, const char* help) {
-    command->add_option(flag, value, help)->check(CLI::PositiveNumber)->capture_default_str();
+    command->add_option(flag, value, help)->check(at_least(1))->capture_default_str();
   };
   number("--layers", options->attend.num_layers, "layers of the cache");
   number("--heads", options->attend.num_heads, "query heads");
@@ -135,7 +135,7 @@ void add_bench_kernels(CLI::App& bench, int& exit_code) {
   number("--chunk", options->attend.chunk, "queries of a prefill chunk");
   command->add_option("-d,--n-depth", options->depths, "tokens in the cache")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }

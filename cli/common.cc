@@ -14,6 +14,8 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/timer.h"
+#include "kvquant/error.h"
+#include "model/utf8.h"
 
 namespace kvquant::cli {
 namespace {
@@ -52,6 +54,17 @@ void check_not_built(const CommonOptions& options) {
 
 }  // namespace
 
+CLI::Validator at_least(int64_t least) {
+  return {[least](std::string& text) {
+            int64_t value = 0;
+            const char* end = text.data() + text.size();
+            const auto [stop, error] = std::from_chars(text.data(), end, value);
+            if (error == std::errc() && stop == end && value >= least) return std::string();
+            return fmt::format("'{}' is not a whole number of at least {}", text, least);
+          },
+          fmt::format("INT>={}", least)};
+}
+
 void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags) {
   if (flags & kModelFlags) {
     command.add_option("-m,--model", options.model,
@@ -85,8 +98,18 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
         ->capture_default_str();
     command.add_option("--seed", options.seed, "random seed")->capture_default_str();
   }
-  command.add_option("--json", options.json, "write results as JSON to this file (- for stdout)");
+  command.add_option("--json", options.json, "write results as JSON to this file (- for stdout)")
+      ->each([](const std::string& path) {  // now, not after the work
+        if (!path.empty() && path != "-") check_writable(path);
+      });
   command.add_flag("-q,--quiet", options.quiet, "no progress, no logs");
+}
+
+std::string read_utf8(const std::string& path) {
+  std::string text = read_text(path);
+  const int64_t at = find_invalid_utf8(text);
+  if (at >= 0) throw FormatError(path + ": not UTF-8 at byte " + std::to_string(at));
+  return text;
 }
 
 Precision precision_of(const CommonOptions& options) {

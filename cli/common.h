@@ -35,9 +35,15 @@ struct CommonOptions {
   bool quiet = false;
 };
 
+// Checks of numbers: CLI11's own name the ends of double's range, and let NaN and overflow pass.
+CLI::Validator at_least(int64_t least);
+
 // Which groups of common flags a command takes.
 enum Flags : unsigned { kModelFlags = 1, kSpecFlags = 2, kRunFlags = 4 };
 void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags);
+
+// A file's text. Throws FormatError with its path when it is not UTF-8.
+std::string read_utf8(const std::string& path);
 
 Model load_model(const CommonOptions& options);
 Precision precision_of(const CommonOptions& options);

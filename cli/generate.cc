@@ -5,7 +5,6 @@
 #include <memory>
 
 #include "base/check.h"
-#include "base/file.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/sampling.h"
@@ -24,7 +23,7 @@ struct Options {
 
 std::string prompt_text(const Options& options, const Model& model) {
   check_arg(options.prompt.empty() || options.file.empty(), "-p and -f exclude each other");
-  const std::string text = options.file.empty() ? options.prompt : read_text(options.file);
+  const std::string text = options.file.empty() ? options.prompt : read_utf8(options.file);
   check_arg(!text.empty(), "the prompt is empty: give -p TEXT or -f FILE");
   if (!options.chat) {
     check_arg(options.system.empty(), "--system needs --chat");

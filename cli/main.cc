@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <exception>
 #include <new>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "cli/commands.h"
@@ -35,6 +37,19 @@ bool has_command(const CLI::App& app, const std::string& name) {
                      [&](const CLI::App* command) { return command->get_name() == name; });
 }
 
+// What was printed may be in a buffer still, and not fit on the disk.
+void flush_output() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  throw std::system_error(errno, std::generic_category(), "cannot write to standard output");
+}
+
+// Thrown by fmt and flush_output, and where no thread can be started.
+ExitCode code_of(const std::system_error& error) {
+  const int code = error.code().value();
+  return code == ENOSPC || code == EDQUOT || code == EAGAIN || code == ENOMEM ? kResources
+                                                                              : kBadInput;
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"kvquant: compressed KV caches for large language models"};
   app.name("kvquant");
@@ -59,10 +74,13 @@ int run(int argc, char** argv) {
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
     app.parse(arguments);
   } catch (const CLI::Success& help) {
-    return app.exit(help);
+    app.exit(help);
+    flush_output();
+    return kDone;
   } catch (const CLI::ParseError& error) {
     return fail(kBadInput, std::string(error.what()) + " (kvquant --help lists what there is)");
   }
+  flush_output();
   return exit_code;
 }
 
@@ -82,6 +100,8 @@ int main(int argc, char** argv) {
     return fail(kResources, error.what());
   } catch (const std::bad_alloc&) {
     return fail(kResources, "out of memory");
+  } catch (const std::system_error& error) {
+    return fail(code_of(error), error.what());
   } catch (const std::exception& error) {
     return fail(kBadInput, error.what());
   }

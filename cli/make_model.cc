@@ -25,7 +25,7 @@ void add_make_model(CLI::App& app, int& exit_code) {
       "make-model", "write a random Llama checkpoint with realistic key outlier channels");
   MakeModelOptions& m = options->model;
   const auto number = [&](const char* flag, auto& value, const char* help) {
-    command->add_option(flag, value, help)->check(CLI::PositiveNumber)->capture_default_str();
+    command->add_option(flag, value, help)->check(at_least(1))->capture_default_str();
   };
   number("--layers", m.num_layers, "transformer layers");
   number("--hidden", m.hidden, "width of the residual stream");
@@ -39,7 +39,9 @@ void add_make_model(CLI::App& app, int& exit_code) {
   command->add_option("-o,--output", options->folder, "folder to write")->required();
   command->add_flag("-q,--quiet", options->quiet, "no logs");
   command->callback([options, &exit_code] {
-    make_model(options->model, options->folder);
+    CommonOptions common;
+    common.quiet = options->quiet;
+    make_model(options->model, options->folder, progress_on_stderr(common, "make-model"));
     if (!options->quiet) fmt::print(stderr, "wrote {}\n", options->folder);
     exit_code = kDone;
   });

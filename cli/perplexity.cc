@@ -3,9 +3,11 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <memory>
+#include <optional>
 
-#include "base/file.h"
+#include "base/check.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 
@@ -18,7 +20,7 @@ struct Options {
   int64_t stride = 0;
   int64_t max_windows = 0;
   bool as_served = false;
-  double max_ppl_delta = -1;  // relative; negative: no limit
+  std::optional<double> max_ppl_delta;  // relative
 };
 
 Json to_json(const PerplexityResult& r, CacheMode mode) {
@@ -60,9 +62,12 @@ void print_table(const std::vector<PerplexityResult>& results) {
 }
 
 int run(const Options& options) {
+  const double limit = options.max_ppl_delta.value_or(0);
+  check_arg(std::isfinite(limit) && limit >= 0,
+            fmt::format("--max-ppl-delta is {}, not a number of at least 0", limit));
   const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
   const std::string text =
-      read_text(options.file.empty() ? find_asset("sample.txt") : options.file);
+      read_utf8(options.file.empty() ? find_asset("sample.txt") : options.file);
   Model model = load_model(options.common);
   const auto tokens =
       model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
@@ -91,7 +96,7 @@ int run(const Options& options) {
       fmt::print(stderr, "kvquant: {}: no token was read compressed, so this is no result\n",
                  r.spec.text);
     }
-    if (options.max_ppl_delta >= 0 && r.ppl_delta_rel > options.max_ppl_delta) {
+    if (options.max_ppl_delta && r.ppl_delta_rel > *options.max_ppl_delta) {
       fmt::print(stderr, "kvquant: {}: perplexity rises by {:.2f}%, more than --max-ppl-delta\n",
                  r.spec.text, 100 * r.ppl_delta_rel);
       exit_code = kCheckFailed;
@@ -115,15 +120,13 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
   command->add_option("-f,--file", options->file, "text (default: the sample text)");
   command->add_option("--stride", options->stride, "tokens between windows (default: the window)")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   command->add_option("--windows", options->max_windows, "windows at most (default: all)")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   command->add_flag("--as-served", options->as_served,
                     "the chunk's own tokens and the tail are exact, as in generation");
-  command
-      ->add_option("--max-ppl-delta", options->max_ppl_delta,
-                   "exit 1 when perplexity rises by more than this share of fp16's")
-      ->check(CLI::NonNegativeNumber);
+  command->add_option("--max-ppl-delta", options->max_ppl_delta,
+                      "exit 1 when perplexity rises by more than this share of fp16's");
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }
 

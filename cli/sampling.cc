@@ -9,7 +9,7 @@ namespace kvquant::cli {
 void add_sampling_flags(CLI::App& command, SamplingOptions& options) {
   SamplerOptions& s = options.sampler;
   command.add_option("-n,--n-predict", options.max_tokens, "tokens to generate at most")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   command.add_option("--temp", s.temperature, "temperature; 0 is greedy")->capture_default_str();
   command.add_option("--top-k", s.top_k, "keep the k likeliest; 0: all")->capture_default_str();

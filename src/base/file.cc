@@ -52,6 +52,32 @@ class TemporaryFile {
   std::string path_;
 };
 
+// Something that a new file can't take the place of: a device, a pipe. A folder is an error.
+bool is_special(const std::string& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) return false;
+  if (S_ISDIR(info.st_mode)) {
+    errno = EISDIR;
+    throw_errno("can't write", path);
+  }
+  return !S_ISREG(info.st_mode);
+}
+
+Descriptor create(const TemporaryFile& temporary, const std::string& path) {
+  const int fd = ::open(temporary.path().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) throw_errno("can't write", path);
+  return Descriptor(fd);
+}
+
+void write_all(int fd, std::span<const std::byte> bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw_errno("can't write", path);
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -97,17 +123,14 @@ std::string read_text(const std::string& path, int64_t max_bytes) {
 }
 
 void write_file_atomic(const std::string& path, const std::function<void(const ByteSink&)>& write) {
+  if (is_special(path)) {
+    const Descriptor fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    if (fd.get() < 0) throw_errno("can't write", path);
+    return write([&](std::span<const std::byte> bytes) { write_all(fd.get(), bytes, path); });
+  }
   TemporaryFile temporary(path + ".tmp" + std::to_string(::getpid()));
-  Descriptor fd(::open(temporary.path().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (fd.get() < 0) throw_errno("can't write", path);
-  write([&](std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) throw_errno("can't write", path);
-      bytes = bytes.subspan(static_cast<size_t>(n));
-    }
-  });
+  Descriptor fd = create(temporary, path);
+  write([&](std::span<const std::byte> bytes) { write_all(fd.get(), bytes, path); });
   if (::fsync(fd.get()) != 0 && errno != EINVAL) throw_errno("can't write", path);
   if (::close(fd.release()) != 0) throw_errno("can't write", path);
   if (::rename(temporary.path().c_str(), path.c_str()) != 0) throw_errno("can't write", path);
@@ -118,6 +141,15 @@ void write_file_atomic(const std::string& path, std::string_view content) {
   write_file_atomic(path, [&](const ByteSink& sink) {
     sink(std::as_bytes(std::span(content.data(), content.size())));
   });
+}
+
+void check_writable(const std::string& path) {
+  if (is_special(path)) {
+    if (::access(path.c_str(), W_OK) != 0) throw_errno("can't write", path);
+    return;
+  }
+  const TemporaryFile temporary(path + ".tmp" + std::to_string(::getpid()));
+  create(temporary, path);
 }
 
 }  // namespace kvquant

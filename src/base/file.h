@@ -33,11 +33,15 @@ class MappedFile {
 std::string read_text(const std::string& path, int64_t max_bytes = int64_t{1} << 32);
 
 // Writes `content` to `path` atomically. Throws IoError (or OutOfMemory when the disk is full) with
-// the path; then `path` is what it was before.
+// the path; then `path` is what it was before. Devices and pipes are written to, not replaced.
 void write_file_atomic(const std::string& path, std::string_view content);
 
 // The same for content too large to hold at once: `write` is called with a sink.
 using ByteSink = std::function<void(std::span<const std::byte>)>;
 void write_file_atomic(const std::string& path, const std::function<void(const ByteSink&)>& write);
+
+// Throws what write_file_atomic would for lack of a folder or of permission, so that long work is
+// not done in vain.
+void check_writable(const std::string& path);
 
 }  // namespace kvquant

@@ -1,6 +1,9 @@
 #include "base/file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -39,6 +42,40 @@ TEST(File, AFailedWriteLeavesTheOldContentAndNoTemporaryFile) {
                IoError);
   EXPECT_EQ(read_text(path), "old");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder), fs::directory_iterator()), 1);
+}
+
+TEST(File, APipeIsWrittenToAndNotReplaced) {
+  const auto path = (fresh_folder("kvquant_file_pipe") / "pipe").string();
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const int reader = ::open(path.c_str(), O_RDWR | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  check_writable(path);
+  write_file_atomic(path, "through");
+  char text[8] = {};
+  EXPECT_EQ(::read(reader, text, sizeof text), 7);
+  EXPECT_STREQ(text, "through");
+  EXPECT_TRUE(fs::is_fifo(path));
+  ::close(reader);
+}
+
+TEST(File, AFullDiskIsOutOfMemory) {
+  if (!fs::is_character_file("/dev/full")) GTEST_SKIP() << "there is no /dev/full";
+  const auto path = fresh_folder("kvquant_file_full") / "full";
+  fs::create_symlink("/dev/full", path);
+  EXPECT_THROW(write_file_atomic(path.string(), "x"), OutOfMemory);
+  EXPECT_TRUE(fs::is_symlink(path));
+}
+
+TEST(File, WhatCanBeWrittenIsKnownBefore) {
+  const auto folder = fresh_folder("kvquant_file_writable");
+  const auto path = (folder / "a.txt").string();
+  check_writable(path);
+  EXPECT_TRUE(fs::is_empty(folder));
+  write_file_atomic(path, "old");
+  check_writable(path);
+  EXPECT_EQ(read_text(path), "old");
+  EXPECT_THROW(check_writable((folder / "no" / "such").string()), IoError);
+  EXPECT_THROW(check_writable(folder.string()), IoError);
 }
 
 TEST(File, ErrorsNameThePath) {

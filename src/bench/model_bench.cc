@@ -95,12 +95,16 @@ std::vector<Test> list_tests(const ModelBenchOptions& options) {
 
 void check_options(const Model& model, const ModelBenchOptions& options) {
   check_arg(options.repetitions > 0, "bench: at least one repetition is needed");
-  for (const Test& test : list_tests(options)) {
-    const int64_t end = test.n_depth + test.n_prompt + test.n_gen;
+  const auto tests = list_tests(options);
+  check_arg(!tests.empty(), "bench: nothing to time: no prompt, no generated tokens");
+  const int64_t most = model.config().max_context;
+  for (const Test& test : tests) {
     check_arg(test.n_depth >= 0 && test.batch >= 1, "bench: a negative depth or an empty batch");
-    check_arg(end <= model.config().max_context,
-              "bench: depth and test need " + std::to_string(end) + " tokens, the context has " +
-                  std::to_string(model.config().max_context));
+    const int64_t size = test.n_prompt + test.n_gen;  // one of them is 0
+    check_arg(test.n_depth <= most && size <= most - test.n_depth,
+              "bench: a depth of " + std::to_string(test.n_depth) + " and a test of " +
+                  std::to_string(size) + " tokens are more than the context of " +
+                  std::to_string(most));
   }
 }
 

@@ -162,15 +162,36 @@ void fill_row(const CounterRng& rng, int64_t row, float scale, std::span<BFloat1
   }
 }
 
+// Refused before anything is written.
+void check_space(const std::string& folder, const std::vector<NamedShape>& weights) {
+  std::error_code error;
+  const auto space = fs::space(folder, error);
+  if (error) return;  // then writing tells
+  double bytes = 0;   // of a size that int64_t need not hold
+  for (const auto& weight : weights) {
+    double size = sizeof(BFloat16);
+    for (const int64_t dim : weight.shape) size *= static_cast<double>(dim);
+    bytes += size;
+  }
+  if (bytes <= static_cast<double>(space.available)) return;
+  throw OutOfMemory("can't write " + folder + ": the model needs " + std::to_string(bytes / 1e9) +
+                    " GB, the disk has " +
+                    std::to_string(static_cast<double>(space.available) / 1e9));
+}
+
 class WeightWriter {
  public:
-  WeightWriter(const ModelConfig& config, uint64_t seed) : config_(config), seed_(seed) {}
+  WeightWriter(const ModelConfig& config, uint64_t seed, const Progress& progress)
+      : config_(config), seed_(seed), progress_(progress) {
+    for (const auto& weight : llama_weights(config)) num_rows_ += num_rows(weight);
+  }
 
   void write(uint64_t index, const NamedShape& weight, const ByteSink& sink) {
     row_.resize(static_cast<size_t>(weight.shape.back()));
     if (weight.shape.size() == 1) {  // a norm
       std::fill(row_.begin(), row_.end(), to_bfloat16(1.0f));
-      return sink(std::as_bytes(std::span(row_)));
+      sink(std::as_bytes(std::span(row_)));
+      return report(progress_, ++rows_done_, num_rows_);
     }
     const CounterRng rng(seed_, index);
     const float scale = 1.0f / std::sqrt(static_cast<float>(weight.shape.back()));
@@ -187,24 +208,33 @@ class WeightWriter {
       }
       fill_row(rng, row, scale * channel, row_);
       sink(std::as_bytes(std::span(row_)));
+      report(progress_, ++rows_done_, num_rows_);
     }
   }
 
  private:
+  static int64_t num_rows(const NamedShape& weight) {
+    return weight.shape.size() == 1 ? 1 : weight.shape[0];
+  }
+
   const ModelConfig& config_;
   uint64_t seed_;
+  const Progress& progress_;
+  int64_t num_rows_ = 0, rows_done_ = 0;
   std::vector<BFloat16> row_;
 };
 
 }  // namespace
 
-void make_model(const MakeModelOptions& options, const std::string& folder) {
+void make_model(const MakeModelOptions& options, const std::string& folder,
+                const Progress& progress) {
   const ModelConfig config = config_of(options);
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) throw IoError("can't make folder " + folder + ": " + error.message());
+  const std::vector<NamedShape> weights = llama_weights(config);
+  check_space(folder, weights);
   const fs::path base(folder);
-  write_file_atomic((base / "config.json").string(), config_json(config));
   write_file_atomic((base / "generation_config.json").string(),
                     "{\"bos_token_id\": 0, \"eos_token_id\": 0}\n");
   write_file_atomic((base / "tokenizer.json").string(), tokenizer_json(config.vocab_size));
@@ -215,12 +245,12 @@ void make_model(const MakeModelOptions& options, const std::string& folder) {
                                  {"model_max_length", config.max_context}};
   write_file_atomic((base / "tokenizer_config.json").string(), tokenizer_config.dump(1) + "\n");
 
-  const std::vector<NamedShape> weights = llama_weights(config);
   std::vector<SafetensorsEntry> entries;
   for (const auto& weight : weights) entries.push_back({weight.name, "BF16", weight.shape});
-  WeightWriter writer(config, options.seed);
+  WeightWriter writer(config, options.seed, progress);
   write_safetensors((base / "model.safetensors").string(), entries, {{"format", "pt"}},
                     [&](size_t i, const ByteSink& sink) { writer.write(i, weights[i], sink); });
+  write_file_atomic((base / "config.json").string(), config_json(config));  // last: now it loads
 }
 
 }  // namespace kvquant

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "base/progress.h"
+
 namespace kvquant {
 
 struct MakeModelOptions {
@@ -23,9 +25,11 @@ struct MakeModelOptions {
 
 // Writes config.json, generation_config.json, tokenizer.json, tokenizer_config.json and
 // model.safetensors (bf16) into `folder`, which is made when it is missing. Every file appears
-// whole or not at all, the weights last. The same options give the same bytes on every machine.
+// whole or not at all, config.json last. The same options give the same bytes on every machine.
 // Needs memory for one tensor row, not for the model. Throws std::invalid_argument naming a number
-// that is not possible, IoError and OutOfMemory (disk full).
-void make_model(const MakeModelOptions& options, const std::string& folder);
+// that is not possible, IoError and OutOfMemory (disk full; seen before anything is written).
+// Progress counts rows of weights.
+void make_model(const MakeModelOptions& options, const std::string& folder,
+                const Progress& progress = {});
 
 }  // namespace kvquant

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "kvquant/error.h"
 #include "model/checkpoint.h"
 #include "model/json_fields.h"
 #include "model/weight_names.h"
@@ -159,6 +160,33 @@ TEST_F(MakeModel, ImpossibleNumbersAreRefusedBeforeAnythingIsWritten) {
   refused(&MakeModelOptions::vocab_size, 256);
   refused(&MakeModelOptions::max_context, 0);
   EXPECT_FALSE(fs::exists(folder_));
+}
+
+TEST_F(MakeModel, AStoppedCallLeavesNoModel) {
+  struct Stop {};
+  int64_t reported = 0, of = 0;
+  make_model(small_options(), folder_, [&](int64_t done, int64_t total) {
+    reported = done;
+    of = total;
+  });
+  EXPECT_EQ(reported, of);
+  fs::remove_all(folder_);
+  EXPECT_THROW(make_model(small_options(), folder_,
+                          [](int64_t done, int64_t) {
+                            if (done == 100) throw Stop{};
+                          }),
+               Stop);
+  EXPECT_FALSE(fs::exists(folder_ + "/config.json"));
+  EXPECT_FALSE(fs::exists(folder_ + "/model.safetensors"));
+}
+
+TEST_F(MakeModel, AModelLargerThanTheDiskIsRefusedAtOnce) {
+  MakeModelOptions options = small_options();
+  options.hidden = 1 << 20;
+  options.ffn = 1 << 22;
+  options.num_layers = 4096;  // 53 PB
+  EXPECT_THROW(make_model(options, folder_), OutOfMemory);
+  EXPECT_TRUE(fs::is_empty(folder_));
 }
 
 }  // namespace

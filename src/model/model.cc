@@ -52,8 +52,12 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
   model.checkpoint_ = open_checkpoint(path);
   model.tokenizer_ = std::make_unique<Tokenizer>(model.checkpoint_->tokenizer());
   model.pool_ = std::make_unique<ThreadPool>(options.num_threads);
-  model.transformer_ = std::make_unique<Transformer>(
-      *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_);
+  try {
+    model.transformer_ = std::make_unique<Transformer>(
+        *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_);
+  } catch (const FormatError& error) {  // of weights, which don't know where they come from
+    throw FormatError(path + ": " + error.what());
+  }
   return model;
 }
 

@@ -1,11 +1,36 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
 #include <numeric>
 #include <string>
 
+#include "base/half.h"
+#include "base/quote.h"
+#include "kvquant/error.h"
+
 namespace kvquant {
 namespace {
+
+// Attention would take such values for zeros and give plausible text.
+[[noreturn]] void fail_not_finite(const std::string& name) {
+  throw FormatError("tensor " + quote(name) + " holds values that are not finite");
+}
+
+bool all_finite(std::span<const float> values) {
+  uint32_t found = 0;  // branch-free: every weight of a model passes here
+  for (const float value : values) {
+    found |= (std::bit_cast<uint32_t>(value) & 0x7F800000u) == 0x7F800000u;
+  }
+  return found == 0;
+}
+
+bool all_finite(std::span<const Half> values) {
+  return std::all_of(values.begin(), values.end(),
+                     [](Half value) { return std::isfinite(to_float(value)); });
+}
 
 // Several tensors of one width, stacked row by row into one matrix.
 class Stack {
@@ -33,22 +58,31 @@ class Stack {
 
   PackedMatrix pack(Precision precision, ThreadPool& pool) const {
     const WeightType type = weight_type(precision);
+    std::atomic<int64_t> bad_row = -1;  // readers must not throw
+    PackedMatrix packed;
     if (type == WeightType::kInt8) {
-      return PackedMatrix::pack_int8(
+      packed = PackedMatrix::pack_int8(
           num_out(), num_in(),
-          [this](int64_t row, QuantizedRow out) {
+          [&](int64_t row, QuantizedRow out) {
             const size_t part = part_of(row);
             checkpoint_.read_row_groups(names_[part], row - first_rows_[part], out);
+            if (!all_finite(std::span<const Half>(out.scales)) ||
+                !all_finite(std::span<const Half>(out.offsets)))
+              bad_row = row;
+          },
+          pool);
+    } else {
+      packed = PackedMatrix::pack(
+          num_out(), num_in(), type,
+          [&](int64_t row, std::span<float> out) {
+            const size_t part = part_of(row);
+            checkpoint_.read_row(names_[part], row - first_rows_[part], out);
+            if (!all_finite(std::span<const float>(out))) bad_row = row;
           },
           pool);
     }
-    return PackedMatrix::pack(
-        num_out(), num_in(), type,
-        [this](int64_t row, std::span<float> out) {
-          const size_t part = part_of(row);
-          checkpoint_.read_row(names_[part], row - first_rows_[part], out);
-        },
-        pool);
+    if (bad_row >= 0) fail_not_finite(names_[part_of(bad_row)]);
+    return packed;
   }
 
  private:
@@ -66,6 +100,7 @@ class Stack {
 std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& name) {
   std::vector<float> out(static_cast<size_t>(checkpoint.info(name).shape[0]));
   checkpoint.read_row(name, 0, out);
+  if (!all_finite(std::span<const float>(out))) fail_not_finite(name);
   return out;
 }
 

@@ -72,12 +72,55 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("generate -m no/such/model -p Hello", "no/such/model");
   expect_refused("perplexity -m embedded -f no/such/text", "no/such/text");
   expect_refused("info -m embedded --memory lots", "lots");
-  expect_refused("info -m embedded --json no/such/folder/x.json", "no/such/folder");
+  expect_refused("bench -m embedded -p 0 -n 0", "nothing to time");
+  expect_refused("bench -m embedded -p 8 -d 9223372036854775807", "context");
+  expect_refused("perplexity -m embedded --max-ppl-delta nan", "max-ppl-delta");
+}
+
+TEST_F(Cli, ANumberThatIsNoneIsNamedWithItsLeast) {
+  for (const char* number : {"-1", "x", "1.5", "nan", "99999999999999999999"}) {
+    const std::string text = number;
+    expect_refused("generate -m embedded -p a -n " + text,
+                   "'" + text + "' is not a whole number of at least 0");
+    expect_refused("perplexity -m embedded --windows " + text, "at least 1");
+    expect_refused("bench -m embedded -p 8," + text, "at least 0");
+  }
+}
+
+TEST_F(Cli, APlaceThatCannotBeWrittenIsRefusedBeforeTheWork) {
+  // Neither model exists: the message would be about it.
+  expect_refused("info -m no/model --json no/such/folder/x.json", "no/such/folder");
+  expect_refused("perplexity -m no/model --json " + folder_.string(), "directory");
+  expect_refused("bench kernels --json no/such/folder/x.json", "no/such/folder");
+}
+
+TEST_F(Cli, OutputThatDoesNotFitIsNotASuccess) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "there is no /dev/full";
+  for (const char* arguments :
+       {"--help", "formats", "formats --json -", "generate -m embedded -p a -n 2 -q"}) {
+    const std::string command =
+        std::string(KVQUANT_PROGRAM) + " " + arguments + " >/dev/full 2>" + path("err");
+    const int status = std::system(command.c_str());
+    EXPECT_EQ(WEXITSTATUS(status), 3) << arguments;
+    const std::string err = read_text(path("err"));
+    EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
+    EXPECT_NE(err.find("No space left"), std::string::npos) << err;
+  }
+}
+
+TEST_F(Cli, AnInterruptIsExitCode130) {
+  const std::string command = std::string("timeout --preserve-status -s INT 1 ") + KVQUANT_PROGRAM +
+                              " perplexity -m embedded -q --kv fp16 --kv nuq4 --kv nuq3 --kv nuq2" +
+                              " --json " + path("x.json") + " 2>" + path("err");
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 130);
+  EXPECT_EQ(read_text(path("err")), "kvquant: interrupted\n");
+  EXPECT_FALSE(fs::exists(path("x.json")));
 }
 
 TEST_F(Cli, TextThatIsNotUtf8IsRefused) {
   write_file_atomic(path("bad.txt"), "abc\xff\xfe");
-  expect_refused("generate -m embedded -f " + path("bad.txt"), "UTF-8");
+  expect_refused("generate -m embedded -f " + path("bad.txt"), "bad.txt: not UTF-8 at byte 3");
 }
 
 TEST_F(Cli, ATruncatedModelIsRefused) {
