@@ -90,7 +90,7 @@ TEST_F(Batches, ThatMakeNoSenseAreRefusedAndChangeNothing) {
   EXPECT_EQ(cache.length(id), 4);
 }
 
-// A copy of a golden model with NaN in one weight.
+// A copy of a golden model with 3.4e38 throughout one weight: finite, but its products are not.
 std::string broken_model(const std::string& weight) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::path(testing::TempDir()) / ("kvquant_broken_" + weight);
@@ -109,7 +109,7 @@ std::string broken_model(const std::string& weight) {
   const auto begin = entry.at("data_offsets").at(0).get<size_t>();
   const auto end = entry.at("data_offsets").at(1).get<size_t>();
   std::fill(bytes.begin() + static_cast<std::ptrdiff_t>(8 + header_size + begin),
-            bytes.begin() + static_cast<std::ptrdiff_t>(8 + header_size + end), '\xFF');
+            bytes.begin() + static_cast<std::ptrdiff_t>(8 + header_size + end), '\x7F');
   std::ofstream(path, std::ios::binary) << bytes;
   return folder.string();
 }
