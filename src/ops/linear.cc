@@ -16,7 +16,7 @@ namespace kvquant {
 namespace {
 
 // Which kernels multiply.
-enum class Path { kReference, kVector, kVectorBf16, kMatrix, kMatrixBf16 };
+enum class Path { kReference, kVector, kVectorBf16, kVectorInt8, kMatrix, kMatrixBf16 };
 
 // Up to so many rows the vector kernels beat oneDNN's matrix product: at 12 by 1.1 to 2.7 times,
 // at 16 no longer for all types (2816 x 1024, one core of Zen 4).
@@ -42,12 +42,22 @@ struct Job {
   int64_t padded_in() const { return weights[0]->padded_in(); }
   bool is_matrix() const { return path == Path::kMatrix || path == Path::kMatrixBf16; }
   bool is_bf16() const { return path == Path::kVectorBf16 || path == Path::kMatrixBf16; }
-  int64_t input_bytes() const { return is_bf16() ? sizeof(BFloat16) : sizeof(float); }
+  int64_t element_bytes() const { return is_bf16() ? sizeof(BFloat16) : sizeof(float); }
+  int64_t input_row_bytes() const {
+    if (path == Path::kVectorInt8) return padded_in() / kWeightGroup * sizeof(InputGroup);
+    return padded_in() * element_bytes();
+  }
   int64_t block_rows() const { return is_matrix() ? std::min(num_rows(), kRowBlock) : num_rows(); }
   int64_t padded_block_rows() const {
     return is_matrix() ? round_up(block_rows(), kRowMultiple) : block_rows();
   }
   int64_t num_blocks() const { return (num_rows() + block_rows() - 1) / block_rows(); }
+  bool all_are(WeightType type) const {
+    return weights[0]->type() == type && weights[num_weights - 1]->type() == type;
+  }
+  bool has(WeightType type) const {
+    return weights[0]->type() == type || weights[num_weights - 1]->type() == type;
+  }
   bool must_unpack(const PackedMatrix& w) const {
     return is_matrix() && w.type() != (is_bf16() ? WeightType::kBF16 : WeightType::kF32);
   }
@@ -55,13 +65,13 @@ struct Job {
 
 Path choose_path(const Job& job, Precision precision, Backend backend) {
   if (backend == Backend::kReference) return Path::kReference;
-  bool bf16 = backend == Backend::kAvx512Bf16 && precision == Precision::kBF16;
-  for (int i = 0; i < job.num_weights; ++i) {
-    bf16 = bf16 && job.weights[i]->type() != WeightType::kF32;
+  const bool bf16 = backend == Backend::kAvx512Bf16 && precision == Precision::kBF16;
+  if (job.num_rows() > kMostVectorRows) {
+    return bf16 && !job.has(WeightType::kF32) ? Path::kMatrixBf16 : Path::kMatrix;
   }
-  if (job.num_rows() == 1) return Path::kVector;
-  if (job.num_rows() <= kMostVectorRows) return bf16 ? Path::kVectorBf16 : Path::kVector;
-  return bf16 ? Path::kMatrixBf16 : Path::kMatrix;
+  if (bf16 && job.all_are(WeightType::kInt8)) return Path::kVectorInt8;
+  if (bf16 && job.all_are(WeightType::kBF16) && job.num_rows() > 1) return Path::kVectorBf16;
+  return Path::kVector;
 }
 
 void check_shapes(const char* op, const Job& job) {
@@ -86,11 +96,11 @@ void check_shapes(const char* op, const Job& job) {
 // The job's rows as its kernels read them. `data` may be x itself.
 struct PackedInput {
   const std::byte* data;
-  int64_t stride;  // elements
+  int64_t stride_bytes;
 };
 
 void pack_rows(const Job& job, int64_t first, int64_t end, std::byte* out) {
-  const int64_t row_bytes = job.padded_in() * job.input_bytes();
+  const int64_t row_bytes = job.input_row_bytes();
   for (int64_t row = first; row < end; ++row) {
     std::byte* target = out + row * row_bytes;
     if (row >= job.num_rows()) {
@@ -98,7 +108,9 @@ void pack_rows(const Job& job, int64_t first, int64_t end, std::byte* out) {
       continue;
     }
     const float* source = job.x.data + row * job.x.stride[0];
-    if (job.is_bf16()) {
+    if (job.path == Path::kVectorInt8) {
+      avx512bf16::quantize_input(source, job.num_in(), reinterpret_cast<InputGroup*>(target));
+    } else if (job.is_bf16()) {
       avx512bf16::round_to_bfloat16(source, job.num_in(), reinterpret_cast<BFloat16*>(target),
                                     job.padded_in());
     } else {
@@ -110,11 +122,13 @@ void pack_rows(const Job& job, int64_t first, int64_t end, std::byte* out) {
 }
 
 PackedInput pack_input(const Job& job, LinearScratch& scratch, ThreadPool& pool) {
-  if (!job.is_matrix() && !job.is_bf16() && job.num_in() == job.padded_in()) {
-    return {reinterpret_cast<const std::byte*>(job.x.data), job.x.stride[0]};
+  const bool takes_floats = job.path == Path::kReference || job.path == Path::kVector;
+  if (takes_floats && job.num_in() == job.padded_in()) {
+    return {reinterpret_cast<const std::byte*>(job.x.data),
+            job.x.stride[0] * static_cast<int64_t>(sizeof(float))};
   }
   const int64_t rows = (job.num_blocks() - 1) * job.block_rows() + job.padded_block_rows();
-  scratch.input.reserve_discarding(rows * job.padded_in() * job.input_bytes());
+  scratch.input.reserve_discarding(rows * job.input_row_bytes());
   std::byte* out = scratch.input.data();
   if (job.is_matrix()) {
     pool.parallel_for((rows + kRowMultiple - 1) / kRowMultiple, [&](int64_t task, int) {
@@ -123,7 +137,7 @@ PackedInput pack_input(const Job& job, LinearScratch& scratch, ThreadPool& pool)
   } else {
     pack_rows(job, 0, rows, out);
   }
-  return {out, job.padded_in()};
+  return {out, job.input_row_bytes()};
 }
 
 // A worker's part of the scratch.
@@ -141,7 +155,7 @@ void reserve_workspaces(const Job& job, LinearScratch& scratch, ThreadPool& pool
   if (scratch.per_worker.size() < num_workers) scratch.per_worker.resize(num_workers);
   bool unpacks = false;
   for (int i = 0; i < job.num_weights; ++i) unpacks |= job.must_unpack(*job.weights[i]);
-  const int64_t panel = unpacks ? job.padded_in() * kPanelOutputs * job.input_bytes() : 0;
+  const int64_t panel = unpacks ? job.padded_in() * kPanelOutputs * job.element_bytes() : 0;
   const int64_t bytes = job.num_weights * products_bytes(job) + panel;
   for (size_t i = 0; i < num_workers; ++i) scratch.per_worker[i].reserve_discarding(bytes);
 }
@@ -172,30 +186,38 @@ Plans make_plans(const Job& job, LinearScratch& scratch, int num_workers) {
 struct Task {
   PanelView panel;
   const std::byte* x;
-  int64_t x_stride;  // elements
+  int64_t x_stride_bytes;
   int64_t num_rows;
   PanelGemm::Plan* plan;
   int worker;
 };
 
+template <class T>
+PanelInput<T> input_of(const Task& task) {
+  return {reinterpret_cast<const T*>(task.x), task.x_stride_bytes / static_cast<int64_t>(sizeof(T)),
+          task.num_rows};
+}
+
 // Returns whether oneDNN succeeded.
 bool multiply(const Job& job, const Task& task, bool unpack, std::byte* unpacked, float* y) {
-  const PanelInput<float> x{reinterpret_cast<const float*>(task.x), task.x_stride, task.num_rows};
-  const PanelInput<BFloat16> x_bf16{reinterpret_cast<const BFloat16*>(task.x), task.x_stride,
-                                    task.num_rows};
+  const PanelView& panel = task.panel;
   switch (job.path) {
-    case Path::kReference: ref::panel_product(task.panel, x, y); return true;
-    case Path::kVector: simd::panel_product(task.panel, x, y); return true;
-    case Path::kVectorBf16: avx512bf16::panel_product(task.panel, x_bf16, y); return true;
+    case Path::kReference: ref::panel_product(panel, input_of<float>(task), y); return true;
+    case Path::kVector: simd::panel_product(panel, input_of<float>(task), y); return true;
+    case Path::kVectorBf16:
+      avx512bf16::panel_product(panel, input_of<BFloat16>(task), y);
+      return true;
+    case Path::kVectorInt8:
+      avx512bf16::panel_product(panel, input_of<InputGroup>(task), y);
+      return true;
     case Path::kMatrix:
-      if (unpack) simd::unpack_panel(task.panel, reinterpret_cast<float*>(unpacked));
+      if (unpack) simd::unpack_panel(panel, reinterpret_cast<float*>(unpacked));
       break;
     case Path::kMatrixBf16:
-      if (unpack) avx512bf16::unpack_panel(task.panel, reinterpret_cast<BFloat16*>(unpacked));
+      if (unpack) avx512bf16::unpack_panel(panel, reinterpret_cast<BFloat16*>(unpacked));
       break;
   }
-  return PanelGemm::multiply(*task.plan, task.worker, task.x, unpack ? unpacked : task.panel.data,
-                             y);
+  return PanelGemm::multiply(*task.plan, task.worker, task.x, unpack ? unpacked : panel.data, y);
 }
 
 void store(const Job& job, const Workspace& workspace, const PanelOutput& out) {
@@ -225,8 +247,8 @@ void run(const Job& job, LinearScratch& scratch, ThreadPool& pool) {
     for (int i = 0; i < job.num_weights; ++i) {
       const PackedMatrix& w = *job.weights[i];
       const Task task{.panel = {w.panel(panel), w.padded_in(), w.type()},
-                      .x = input.data + first_row * input.stride * job.input_bytes(),
-                      .x_stride = input.stride,
+                      .x = input.data + first_row * input.stride_bytes,
+                      .x_stride_bytes = input.stride_bytes,
                       .num_rows = num_rows,
                       .plan = num_rows < job.block_rows() ? plans.last : plans.block,
                       .worker = worker};

@@ -6,8 +6,8 @@
 //
 //   kF32   [num_in][64]                 float
 //   kBF16  [num_in / 2][64][2]          BFloat16, two inputs side by side
-//   kInt8  [num_in][64]  uint8 codes, then [num_in / 32][64] Half scales and [num_in / 32][64] Half
-//          offsets: w = scale * code + offset. Q8_0 and Q4_1 blocks of GGUF files fit exactly.
+//   kInt8  [num_in / 32]                Int8Group: w = scale * code + offset. Q8_0 and Q4_1 blocks
+//                                       of GGUF files fit exactly.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,15 @@ enum class WeightType { kF32, kBF16, kInt8 };
 
 inline constexpr int64_t kPanelOutputs = 64;
 inline constexpr int64_t kWeightGroup = 32;  // inputs that share a scale in kInt8
+
+// 32 inputs of a kInt8 panel: codes in quads of inputs side by side, which is what 8-bit dot
+// products add up, then scales and offsets, so that a panel is read from front to back.
+struct Int8Group {
+  uint8_t codes[kWeightGroup / 4][kPanelOutputs][4];  // [input / 4][output][input % 4]
+  Half scales[kPanelOutputs];
+  Half offsets[kPanelOutputs];
+};
+static_assert(sizeof(Int8Group) == 2304);
 
 // One row of a quantized weight matrix as 32-groups: num_in codes, num_in / 32 scales and offsets.
 struct QuantizedRow {
@@ -88,7 +97,7 @@ struct LinearScratch {
   LinearScratch(LinearScratch&&) noexcept;
   LinearScratch& operator=(LinearScratch&&) noexcept;
 
-  Buffer<std::byte> input;                    // x as f32 or bf16, padded
+  Buffer<std::byte> input;                    // x as the kernels read it, padded
   std::vector<Buffer<std::byte>> per_worker;  // panels of outputs, an unpacked panel
   std::unique_ptr<PanelGemm> gemm;            // oneDNN primitives by shape
 };
@@ -102,13 +111,23 @@ struct LinearContext {
 };
 
 // x [num_rows, w.num_in()], out [num_rows, w.num_out()], both with innermost stride 1.
-// Precision of the products: kBF16 rounds x (and for kInt8 weights, w) to bf16 for matrix products
-// of several rows; matrix-vector products and kF32 weights keep x in f32.
+// Precision of the products: kF32, and kBF16 on CPUs without bf16 dot products, keep x and w in
+// f32. kBF16 rounds, depending on the weights and the number of rows,
+//
+//   kInt8, up to 12 rows   x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
+//                          is at most 2^-14 times the sum over groups of max|x| sum|w|, a tenth of
+//                          what bf16 costs on random data. Groups below 2^-100 count as zero; a
+//                          row with infinity or NaN becomes NaN.
+//   kInt8, more rows       x and w to bf16
+//   kBF16, one row         nothing
+//   kBF16, several rows    x to bf16
+//   kF32                   nothing
 void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<float, 2> out,
             Epilogue epilogue, const LinearContext& context);
 
 // The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel. The two matrices
-// have one shape; their types may differ, and one of kF32 keeps both products in f32.
+// have one shape; their types may differ: then one of kF32 keeps both products in f32, and so do up
+// to 12 rows.
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
                    TensorView<float, 2> out, const LinearContext& context);
 

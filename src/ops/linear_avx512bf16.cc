@@ -1,5 +1,5 @@
 // Panel kernels with the bf16 dot product of AVX-512: a lane is an output, its two halves are
-// neighbouring inputs, as the kBF16 panel stores them.
+// neighbouring inputs, as the kBF16 panel stores them. And kInt8 panels expanded to that.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns of its own intrinsics' undefined vectors (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -17,54 +17,36 @@ constexpr int kVectors = 4;       // to a panel's outputs
 constexpr int64_t kGroup = 32;    // kWeightGroup
 constexpr int64_t kOutputs = 64;  // kPanelOutputs
 
-// Two vectors of f32 as bf16 side by side: even in the low halves of the lanes, odd in the high.
-__m512i interleave_bf16(__m512 even, __m512 odd, __m512i order) {
-  const auto both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-  return _mm512_permutexvar_epi16(order, both);
-}
-
-__m512i interleaving_order() {
-  alignas(64) uint16_t order[32];
-  for (int i = 0; i < 16; ++i) {
-    order[2 * i] = static_cast<uint16_t>(i);
-    order[2 * i + 1] = static_cast<uint16_t>(i + 16);
+// Which bytes of 16 outputs' quads are the codes of inputs `first` and first + 1 of outputs
+// [output, output + 8), as the low bytes of lanes; the other bytes must be masked to zero.
+__m512i pair_bytes(int first, int output) {
+  alignas(64) uint8_t bytes[64] = {};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    bytes[4 * lane] = static_cast<uint8_t>(4 * (output + lane / 2) + first + lane % 2);
   }
-  return _mm512_load_si512(order);
+  return _mm512_load_si512(bytes);
 }
 
-__m512 decode(const uint8_t* codes, __m512 scale, __m512 offset) {
-  const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(codes));
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), scale, offset);
-}
-
-// One vector of outputs of a kInt8 panel.
-class Int8Column {
+// Eight outputs of a kInt8 panel, a lane for each of two neighbouring inputs.
+class PairDecoder {
  public:
-  Int8Column(const PanelView& w, int column)
-      : codes_(reinterpret_cast<const uint8_t*>(w.data) + column),
-        scales_(reinterpret_cast<const uint16_t*>(w.data + w.padded_in * kOutputs) + column),
-        offsets_(scales_ + w.padded_in / kGroup * kOutputs) {}
+  PairDecoder(const Int8Group& group, int output)
+      : scale_(twice(group.scales + output)), offset_(twice(group.offsets + output)) {}
 
-  void start_group(int64_t group) {
-    scale_ = halves(scales_ + group * kOutputs);
-    offset_ = halves(offsets_ + group * kOutputs);
-  }
-  // Weights of inputs `in` (even) and in + 1.
-  __m512i pair(int64_t in, __m512i order) const {
-    const uint8_t* at = codes_ + in * kOutputs;
-    return interleave_bf16(decode(at, scale_, offset_), decode(at + kOutputs, scale_, offset_),
-                           order);
+  __m512 decode(__m512i quads, __m512i bytes) const {
+    constexpr __mmask64 kLowBytes = 0x1111111111111111;
+    const __m512i codes = _mm512_maskz_permutexvar_epi8(kLowBytes, bytes, quads);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale_, offset_);
   }
 
  private:
-  static __m512 halves(const uint16_t* at) {
-    return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
+  static __m512 twice(const Half* halves) {
+    const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(halves));
+    return _mm512_cvtph_ps(
+        _mm256_set_m128i(_mm_unpackhi_epi16(eight, eight), _mm_unpacklo_epi16(eight, eight)));
   }
 
-  const uint8_t* codes_;
-  const uint16_t* scales_;
-  const uint16_t* offsets_;
-  __m512 scale_ = _mm512_setzero_ps(), offset_ = _mm512_setzero_ps();
+  __m512 scale_, offset_;
 };
 
 template <int kRows>
@@ -92,31 +74,12 @@ void product_bf16(const PanelView& w, const PanelInput<BFloat16>& x,
 }
 
 template <int kRows>
-void product_int8(const PanelView& w, const PanelInput<BFloat16>& x,
-                  __m512 (&sum)[kRows][kVectors]) {
-  const __m512i order = interleaving_order();
-  Int8Column columns[kVectors] = {{w, 0}, {w, kLanes}, {w, 2 * kLanes}, {w, 3 * kLanes}};
-  for (int64_t group = 0; group < w.padded_in / kGroup; ++group) {
-    for (auto& column : columns) column.start_group(group);
-    for (int64_t in = group * kGroup; in < (group + 1) * kGroup; in += 2) {
-      __m512i pair[kVectors];
-      for (int i = 0; i < kVectors; ++i) pair[i] = columns[i].pair(in, order);
-      add_pair(pair, x, in, sum);
-    }
-  }
-}
-
-template <int kRows>
 void rows_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) {
   __m512 sum[kRows][kVectors];
   for (auto& row : sum) {
     for (__m512& v : row) v = _mm512_setzero_ps();
   }
-  if (w.type == WeightType::kBF16) {
-    product_bf16(w, x, sum);
-  } else {
-    product_int8(w, x, sum);
-  }
+  product_bf16(w, x, sum);
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kVectors; ++i) {
       _mm512_storeu_ps(y + row * kOutputs + i * kLanes, sum[row][i]);
@@ -143,18 +106,19 @@ void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) 
 }
 
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept {
-  if (w.type == WeightType::kBF16) {
-    __builtin_memcpy(out, w.data, static_cast<size_t>(w.padded_in * kOutputs) * sizeof(BFloat16));
-    return;
-  }
-  const __m512i order = interleaving_order();
-  for (int64_t group = 0; group < w.padded_in / kGroup; ++group) {
-    for (int i = 0; i < kVectors; ++i) {
-      Int8Column column(w, i * kLanes);
-      column.start_group(group);
-      for (int64_t in = group * kGroup; in < (group + 1) * kGroup; in += 2) {
-        BFloat16* at = out + in * kOutputs + i * 2 * kLanes;
-        _mm512_storeu_si512(at, column.pair(in, order));
+  const __m512i bytes[2][2] = {{pair_bytes(0, 0), pair_bytes(0, 8)},
+                               {pair_bytes(2, 0), pair_bytes(2, 8)}};
+  const auto* groups = reinterpret_cast<const Int8Group*>(w.data);
+  for (int64_t g = 0; g < w.padded_in / kGroup; ++g, out += kGroup * kOutputs) {
+    for (int column = 0; column < kOutputs; column += kLanes) {
+      const PairDecoder low(groups[g], column), high(groups[g], column + 8);
+      for (int quad = 0; quad < kGroup / 4; ++quad) {
+        const __m512i quads = _mm512_load_si512(groups[g].codes[quad][column]);
+        for (int pair = 0; pair < 2; ++pair) {
+          const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
+                                                       low.decode(quads, bytes[pair][0]));
+          _mm512_storeu_si512(out + ((quad * 2 + pair) * kOutputs + column) * 2, (__m512i)weights);
+        }
       }
     }
   }

@@ -2,8 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
-#include <type_traits>
 
 #include "base/check.h"
 #include "kvquant/error.h"
@@ -20,7 +20,7 @@ int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
   switch (type) {
     case WeightType::kF32: return kWeights * sizeof(float);
     case WeightType::kBF16: return kWeights * sizeof(BFloat16);
-    case WeightType::kInt8: return kWeights + 2 * kPanelOutputs * sizeof(Half);
+    case WeightType::kInt8: return sizeof(Int8Group);
   }
   return 0;
 }
@@ -58,24 +58,26 @@ void write_strip_bf16(const float* strip, int64_t length, int64_t num_rows, BFlo
   }
 }
 
-// The three arrays of a kInt8 panel.
-template <class Byte>
-struct Int8Panel {
-  template <class T>
-  using Pointer = std::conditional_t<std::is_const_v<Byte>, const T*, T*>;
-  Pointer<uint8_t> codes;
-  Pointer<Half> scales, offsets;
-
-  Int8Panel(Byte* panel, int64_t num_in)
-      : codes(reinterpret_cast<Pointer<uint8_t>>(panel)),
-        scales(reinterpret_cast<Pointer<Half>>(panel + num_in * kPanelOutputs)),
-        offsets(scales + num_in / kWeightGroup * kPanelOutputs) {}
-};
-
+// Rows of 32-groups that are read before they are written side by side.
 struct QuantizedStrip {
   Buffer<uint8_t> codes;
   Buffer<Half> scales, offsets;
 };
+
+// Writes the strip to outputs [column, column + num_rows) of a panel.
+void write_strip_int8(const QuantizedStrip& strip, int64_t num_groups, int64_t num_rows,
+                      int64_t column, Int8Group* out) {
+  for (int64_t g = 0; g < num_groups; ++g) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const uint8_t* codes = strip.codes.data() + (row * num_groups + g) * kWeightGroup;
+      for (int64_t quad = 0; quad < kWeightGroup / 4; ++quad) {
+        std::memcpy(out[g].codes[quad][column + row], codes + quad * 4, 4);
+      }
+      out[g].scales[column + row] = strip.scales.data()[row * num_groups + g];
+      out[g].offsets[column + row] = strip.offsets.data()[row * num_groups + g];
+    }
+  }
+}
 
 }  // namespace
 
@@ -135,7 +137,7 @@ PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
 
   pool.parallel_for(packed.num_panels(), [&](int64_t index, int worker) {
     QuantizedStrip& strip = strips[static_cast<size_t>(worker)];
-    Int8Panel<std::byte> panel(packed.bytes_.data() + index * packed.panel_bytes(), num_in);
+    auto* panel = reinterpret_cast<Int8Group*>(packed.bytes_.data() + index * packed.panel_bytes());
     const int64_t first = index * kPanelOutputs;
     const int64_t end = std::min(first + kPanelOutputs, num_out);
     for (int64_t row = first; row < end; row += kStripRows) {
@@ -147,10 +149,7 @@ PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
                          {strip.scales.data() + i * num_groups, groups},
                          {strip.offsets.data() + i * num_groups, groups}});
       }
-      const int64_t column = row - first;
-      write_strip(strip.codes.data(), num_in, num_rows, panel.codes + column);
-      write_strip(strip.scales.data(), num_groups, num_rows, panel.scales + column);
-      write_strip(strip.offsets.data(), num_groups, num_rows, panel.offsets + column);
+      write_strip_int8(strip, num_groups, num_rows, row - first, panel);
     }
   });
   return packed;
@@ -166,16 +165,17 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
   const int64_t column = row % kPanelOutputs;
   const auto* f32 = reinterpret_cast<const float*>(data) + column;
   const auto* bf16 = reinterpret_cast<const BFloat16*>(data) + 2 * column;
-  const Int8Panel<const std::byte> int8(data, padded_in());
+  const auto* int8 = reinterpret_cast<const Int8Group*>(data);
   for (int64_t in = 0; in < num_in_; ++in) {
     float& value = out[static_cast<size_t>(in)];
-    const int64_t group = in / kWeightGroup * kPanelOutputs + column;
+    const Int8Group& group = int8[in / kWeightGroup];
     switch (type_) {
       case WeightType::kF32: value = f32[in * kPanelOutputs]; break;
       case WeightType::kBF16: value = to_float(bf16[in / 2 * kPanelOutputs * 2 + in % 2]); break;
       case WeightType::kInt8:
-        value = to_float(int8.scales[group]) * int8.codes[in * kPanelOutputs + column] +
-                to_float(int8.offsets[group]);
+        value =
+            to_float(group.scales[column]) * group.codes[in % kWeightGroup / 4][column][in % 4] +
+            to_float(group.offsets[column]);
         break;
     }
   }

@@ -61,13 +61,15 @@ TEST(PackedMatrix, LaysOutInt8PanelsAsDocumented) {
         }
       },
       pool);
-  EXPECT_EQ(w.panel_bytes(), 64 * 64 + 2 * 2 * 64 * 2);
+  constexpr int64_t kGroupBytes = 32 * 64 + 2 * 64 * 2;
+  EXPECT_EQ(w.panel_bytes(), 2 * kGroupBytes);
   for (int64_t in = 0; in < 64; ++in) {
-    EXPECT_EQ(element<uint8_t>(w, 1, in * 64 + 5), (69 * 2 + in) % 256);
-    EXPECT_EQ(element<uint8_t>(w, 1, in * 64 + 6), 0);  // beyond the last row
+    const int64_t at = in / 32 * kGroupBytes + in % 32 / 4 * 64 * 4 + in % 4;
+    EXPECT_EQ(element<uint8_t>(w, 1, at + 5 * 4), (69 * 2 + in) % 256);
+    EXPECT_EQ(element<uint8_t>(w, 1, at + 6 * 4), 0);  // beyond the last row
   }
-  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, 64 * 64)), 69.5f);
-  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, 64 * 64 + 2 * 64 * 2)), -69.0f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 5, kGroupBytes + 32 * 64)), 69.5f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, kGroupBytes + 32 * 64)), -69.0f);
   std::vector<float> row(64);
   w.read_row(3, row);
   EXPECT_EQ(row[40], 3.5f * 46 - 3.0f);

@@ -20,7 +20,15 @@ struct PanelView {
   WeightType type;
 };
 
-// Rows of x, `stride` elements apart, each with padded_in elements.
+// 32 inputs of a row of x in two bytes each: x = scale * (128 * high + low).
+struct InputGroup {
+  int8_t high[kWeightGroup];  // -127 ... 127
+  int8_t low[kWeightGroup];   // -64 ... 63
+  float scale;
+  float sum;  // of the 32 inputs as they are represented
+};
+
+// Rows of x, `stride` elements apart, each with padded_in inputs.
 template <class T>
 struct PanelInput {
   const T* data;
@@ -52,11 +60,16 @@ void store_panel(const float* y, const PanelOutput& out, Epilogue epilogue) noex
 void store_swiglu(const float* gate, const float* up, const PanelOutput& out) noexcept;
 }  // namespace simd
 
-// Requires the CPU features of Backend::kAvx512Bf16, and weights of type kBF16 or kInt8.
+// Requires the CPU features of Backend::kAvx512Bf16.
 namespace avx512bf16 {
-// Inputs and weights rounded to bf16, two products added to the f32 sum at a time.
+// For kInt8. Sums of a group's products are exact integers, sums of groups f32.
+void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept;
+// Rounds size inputs, a multiple of 32, to multiples of max|x| / 16256 of their group. The scale of
+// a group with infinity or NaN is NaN.
+void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept;
+// For kBF16. Two products are added to the f32 sum at a time.
 void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept;
-// The weights rounded to bf16, in the layout of kBF16.
+// For kInt8: the weights rounded to bf16, in the layout of kBF16.
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept;
 // out[i] = x[i] rounded to nearest even, subnormals to zero; then zeros up to padded_size.
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept;

@@ -22,12 +22,9 @@ double weight(const PanelView& w, int64_t in, int64_t out) {
       return to_float(load<BFloat16>(w.data, (in / 2 * kPanelOutputs + out) * 2 + in % 2));
     case WeightType::kInt8: break;
   }
-  const int64_t num_codes = w.padded_in * kPanelOutputs;
-  const int64_t group = in / kWeightGroup * kPanelOutputs + out;
-  const std::byte* scales = w.data + num_codes;
-  const std::byte* offsets = scales + num_codes / kWeightGroup * sizeof(Half);
-  return double{to_float(load<Half>(scales, group))} * load<uint8_t>(w.data, at) +
-         to_float(load<Half>(offsets, group));
+  const auto group = load<Int8Group>(w.data, in / kWeightGroup);
+  return double{to_float(group.scales[out])} * group.codes[in % kWeightGroup / 4][out][in % 4] +
+         to_float(group.offsets[out]);
 }
 
 }  // namespace

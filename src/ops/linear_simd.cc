@@ -1,4 +1,4 @@
-// Panel kernels in Google Highway: weights are widened to f32 in registers, two inputs at a time,
+// Panel kernels in Google Highway: weights are widened to f32 in registers, four inputs at a time,
 // and multiplied with broadcast inputs. A lane is an output, so there are no horizontal sums.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear_simd.cc"
@@ -23,8 +23,8 @@ using Vec = hn::Vec<F32>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(F32()));
 constexpr int kVectors = static_cast<int>(kPanelOutputs) / kLanes;  // to a panel's outputs
 
-struct Pair {
-  Vec even, odd;  // weights of inputs 2i and 2i + 1
+struct Quad {
+  Vec input[4];  // weights of inputs 4i ... 4i + 3
 };
 
 // Scales and offsets of one 32-group of kInt8; nothing for the other types.
@@ -36,45 +36,59 @@ template <WeightType kType>
 HWY_INLINE Group load_group(const PanelView& w, int64_t group, int column) {
   if constexpr (kType != WeightType::kInt8) return {hn::Zero(F32()), hn::Zero(F32())};
   const hn::Rebind<hwy::float16_t, F32> f16;
-  const auto* scales =
-      reinterpret_cast<const hwy::float16_t*>(w.data + w.padded_in * kPanelOutputs);
-  const auto* offsets = scales + w.padded_in / kWeightGroup * kPanelOutputs;
-  const int64_t at = group * kPanelOutputs + column;
-  return {hn::PromoteTo(F32(), hn::Load(f16, scales + at)),
-          hn::PromoteTo(F32(), hn::Load(f16, offsets + at))};
+  const Int8Group& weights = reinterpret_cast<const Int8Group*>(w.data)[group];
+  const auto* scales = reinterpret_cast<const hwy::float16_t*>(weights.scales);
+  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(weights.offsets);
+  return {hn::PromoteTo(F32(), hn::Load(f16, scales + column)),
+          hn::PromoteTo(F32(), hn::Load(f16, offsets + column))};
 }
 
-HWY_INLINE Vec decode(const uint8_t* codes, const Group& group) {
-  const hn::Rebind<uint8_t, F32> u8;
-  const hn::Rebind<int32_t, F32> i32;
-  const Vec code = hn::ConvertTo(F32(), hn::PromoteTo(i32, hn::Load(u8, codes)));
-  return hn::MulAdd(code, group.scale, group.offset);
+// A lane's four bytes as floats.
+HWY_INLINE Quad load_codes(const uint8_t* codes) {
+  const hn::RebindToUnsigned<F32> u32;
+  const hn::RebindToSigned<F32> i32;
+  const auto all = hn::Load(u32, reinterpret_cast<const uint32_t*>(codes));
+  const auto byte = hn::Set(u32, 0xFF);
+  return {{hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(all, byte))),
+           hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(hn::ShiftRight<8>(all), byte))),
+           hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(hn::ShiftRight<16>(all), byte))),
+           hn::ConvertTo(F32(), hn::BitCast(i32, hn::ShiftRight<24>(all)))}};
 }
 
-// Weights of inputs `in` (even) and in + 1, kLanes outputs from `column` on.
+HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
+  const Int8Group& group = reinterpret_cast<const Int8Group*>(w.data)[in / kWeightGroup];
+  return group.codes[in % kWeightGroup / 4][column];
+}
+
+// Weights of inputs in ... in + 3 (a multiple of 4), kLanes outputs from `column` on.
 template <WeightType kType>
-HWY_INLINE Pair load_pair(const PanelView& w, int64_t in, int column, const Group& group) {
+HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Group& group) {
   if constexpr (kType == WeightType::kF32) {
     const float* at = reinterpret_cast<const float*>(w.data) + in * kPanelOutputs + column;
-    return {hn::Load(F32(), at), hn::Load(F32(), at + kPanelOutputs)};
+    return {{hn::Load(F32(), at), hn::Load(F32(), at + kPanelOutputs),
+             hn::Load(F32(), at + 2 * kPanelOutputs), hn::Load(F32(), at + 3 * kPanelOutputs)}};
   } else if constexpr (kType == WeightType::kBF16) {
     const hn::RebindToUnsigned<F32> u32;
     const auto* at = reinterpret_cast<const uint32_t*>(w.data) + in / 2 * kPanelOutputs + column;
-    const auto both = hn::Load(u32, at);
-    return {hn::BitCast(F32(), hn::ShiftLeft<16>(both)),
-            hn::BitCast(F32(), hn::And(both, hn::Set(u32, 0xFFFF0000u)))};
+    const auto first = hn::Load(u32, at);
+    const auto second = hn::Load(u32, at + kPanelOutputs);
+    const auto high = hn::Set(u32, 0xFFFF0000u);
+    return {{hn::BitCast(F32(), hn::ShiftLeft<16>(first)), hn::BitCast(F32(), hn::And(first, high)),
+             hn::BitCast(F32(), hn::ShiftLeft<16>(second)),
+             hn::BitCast(F32(), hn::And(second, high))}};
   } else {
-    const auto* at = reinterpret_cast<const uint8_t*>(w.data) + in * kPanelOutputs + column;
-    return {decode(at, group), decode(at + kPanelOutputs, group)};
+    Quad quad = load_codes(codes_of(w, in, column));
+    for (Vec& v : quad.input) v = hn::MulAdd(v, group.scale, group.offset);
+    return quad;
   }
 }
 
-// Asks for the codes of two inputs, 64 inputs ahead. Decoding them keeps the core too busy for the
-// hardware to run far enough ahead by itself (17 -> 21 GB/s on one core of Zen 4); the other types
-// gain nothing.
+// Asks for the codes of four inputs, two groups ahead. Decoding them keeps the core too busy for
+// the hardware to run far enough ahead by itself; the other types gain nothing.
 HWY_INLINE void prefetch_codes(const uint8_t* codes) {
-  hwy::Prefetch(codes + 64 * kPanelOutputs);
-  hwy::Prefetch(codes + 65 * kPanelOutputs);
+  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) {
+    hwy::Prefetch(codes + 2 * static_cast<int64_t>(sizeof(Int8Group)) + i);
+  }
 }
 
 // As many vectors of outputs as have room for kRows sums each in half the registers.
@@ -98,16 +112,15 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
     for (int i = 0; i < kWidth; ++i) {
       groups[i] = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
     }
-    for (int64_t in = first; in < first + kWeightGroup; in += 2) {
-      if constexpr (kType == WeightType::kInt8) {
-        prefetch_codes(reinterpret_cast<const uint8_t*>(w.data) + in * kPanelOutputs);
-      }
+    for (int64_t in = first; in < first + kWeightGroup; in += 4) {
+      if constexpr (kType == WeightType::kInt8) prefetch_codes(codes_of(w, in, 0));
       for (int i = 0; i < kWidth; ++i) {
-        const Pair weights = load_pair<kType>(w, in, column + i * kLanes, groups[i]);
+        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, groups[i]);
         for (int row = 0; row < kRows; ++row) {
           const float* at = x.data + row * x.stride + in;
-          sum[row][i] = hn::MulAdd(weights.even, hn::Set(F32(), at[0]), sum[row][i]);
-          sum[row][i] = hn::MulAdd(weights.odd, hn::Set(F32(), at[1]), sum[row][i]);
+          for (int j = 0; j < 4; ++j) {
+            sum[row][i] = hn::MulAdd(weights.input[j], hn::Set(F32(), at[j]), sum[row][i]);
+          }
         }
       }
     }
@@ -124,20 +137,18 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
 HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
                                    float* HWY_RESTRICT y) {
   constexpr int kWidth = block_vectors(2);
-  const hn::Rebind<uint8_t, F32> u8;
-  const hn::Rebind<int32_t, F32> i32;
-  const auto* codes = reinterpret_cast<const uint8_t*>(w.data) + column;
   Vec sum[kWidth];
   for (Vec& v : sum) v = hn::Zero(F32());
   for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
     Vec group_sum[kWidth];
     for (Vec& v : group_sum) v = hn::Zero(F32());
-    for (int64_t in = first; in < first + kWeightGroup; ++in, codes += kPanelOutputs) {
-      if (in % 2 == 0) prefetch_codes(codes);
-      const Vec input = hn::Set(F32(), x[in]);
+    for (int64_t in = first; in < first + kWeightGroup; in += 4) {
+      prefetch_codes(codes_of(w, in, 0));
       for (int i = 0; i < kWidth; ++i) {
-        const auto code = hn::PromoteTo(i32, hn::Load(u8, codes + i * kLanes));
-        group_sum[i] = hn::MulAdd(hn::ConvertTo(F32(), code), input, group_sum[i]);
+        const Quad codes = load_codes(codes_of(w, in, column + i * kLanes));
+        for (int j = 0; j < 4; ++j) {
+          group_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), group_sum[i]);
+        }
       }
     }
     Vec inputs = hn::Zero(F32());
@@ -196,10 +207,11 @@ void typed_unpack(const PanelView& w, float* HWY_RESTRICT out) {
   for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
     for (int column = 0; column < kPanelOutputs; column += kLanes) {
       const Group group = load_group<kType>(w, first / kWeightGroup, column);
-      for (int64_t in = first; in < first + kWeightGroup; in += 2) {
-        const Pair weights = load_pair<kType>(w, in, column, group);
-        hn::Store(weights.even, F32(), out + in * kPanelOutputs + column);
-        hn::Store(weights.odd, F32(), out + (in + 1) * kPanelOutputs + column);
+      for (int64_t in = first; in < first + kWeightGroup; in += 4) {
+        const Quad weights = load_quad<kType>(w, in, column, group);
+        for (int j = 0; j < 4; ++j) {
+          hn::Store(weights.input[j], F32(), out + (in + j) * kPanelOutputs + column);
+        }
       }
     }
   }

@@ -1,0 +1,156 @@
+// Products with kInt8 panels by 8-bit integer dot products (VNNI): inputs are two signed bytes
+// each, four of them are multiplied with four unsigned codes and added up by one instruction, and a
+// group's sum is an exact integer. Nothing is widened, so that reading the codes is what takes
+// time.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of its own intrinsics' undefined vectors (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include "ops/linear_panel.h"
+
+namespace kvquant::avx512bf16 {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kVectors = 4;       // to a panel's outputs
+constexpr int kQuads = 8;         // to a group's inputs
+constexpr int64_t kGroup = 32;    // kWeightGroup
+constexpr int64_t kOutputs = 64;  // kPanelOutputs
+constexpr float kSteps = 16256;   // 127 * 128: the largest magnitude of a rounded input
+
+// Sums over a group's inputs of codes times high and low bytes.
+template <int kRows, int kWidth>
+struct GroupSums {
+  __m512i high[kRows][kWidth], low[kRows][kWidth];
+};
+
+__m512i broadcast_quad(const int8_t* bytes) {
+  int32_t quad;
+  __builtin_memcpy(&quad, bytes, sizeof quad);
+  return _mm512_set1_epi32(quad);
+}
+
+template <int kRows, int kWidth>
+GroupSums<kRows, kWidth> sum_group(const Int8Group& w, const InputGroup* x, int64_t stride,
+                                   int column) {
+  GroupSums<kRows, kWidth> sums;
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kWidth; ++i) {
+      sums.high[row][i] = _mm512_setzero_si512();
+      sums.low[row][i] = _mm512_setzero_si512();
+    }
+  }
+  for (int quad = 0; quad < kQuads; ++quad) {
+    __m512i codes[kWidth];
+    for (int i = 0; i < kWidth; ++i) {
+      codes[i] = _mm512_load_si512(w.codes[quad][column + i * kLanes]);
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const __m512i high = broadcast_quad(x[row * stride].high + 4 * quad);
+      const __m512i low = broadcast_quad(x[row * stride].low + 4 * quad);
+      for (int i = 0; i < kWidth; ++i) {
+        sums.high[row][i] = _mm512_dpbusd_epi32(sums.high[row][i], codes[i], high);
+        sums.low[row][i] = _mm512_dpbusd_epi32(sums.low[row][i], codes[i], low);
+      }
+    }
+  }
+  return sums;
+}
+
+__m512 load_halves(const Half* halves) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(halves)));
+}
+
+// kRows rows of x with kWidth vectors of outputs from `column` on.
+template <int kRows, int kWidth>
+void block_product(const PanelView& w, const PanelInput<InputGroup>& x, int column, float* y) {
+  const auto* groups = reinterpret_cast<const Int8Group*>(w.data);
+  __m512 sum[kRows][kWidth];
+  for (auto& row : sum) {
+    for (__m512& v : row) v = _mm512_setzero_ps();
+  }
+  for (int64_t g = 0; g < w.padded_in / kGroup; ++g) {
+    const auto dots = sum_group<kRows, kWidth>(groups[g], x.data + g, x.stride, column);
+    for (int i = 0; i < kWidth; ++i) {
+      const __m512 scale = load_halves(groups[g].scales + column + i * kLanes);
+      const __m512 offset = load_halves(groups[g].offsets + column + i * kLanes);
+      for (int row = 0; row < kRows; ++row) {
+        const InputGroup& input = x.data[row * x.stride + g];
+        const __m512i high = _mm512_slli_epi32(dots.high[row][i], 7);
+        const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(high, dots.low[row][i]));
+        const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(input.scale));
+        sum[row][i] = _mm512_fmadd_ps(offset, _mm512_set1_ps(input.sum),
+                                      _mm512_fmadd_ps(step, dot, sum[row][i]));
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kWidth; ++i) {
+      _mm512_storeu_ps(y + row * kOutputs + column + i * kLanes, sum[row][i]);
+    }
+  }
+}
+
+// As many vectors of outputs as leave the sums in registers.
+template <int kRows>
+void rows_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) {
+  constexpr int kWidth = kRows <= 2 ? kVectors : kVectors / 2;
+  for (int i = 0; i < kVectors; i += kWidth) {
+    block_product<kRows, kWidth>(w, x, i * kLanes, y);
+  }
+}
+
+void quantize_group(const float* x, InputGroup& out) {
+  const __m512 values[2] = {_mm512_loadu_ps(x), _mm512_loadu_ps(x + kLanes)};
+  // Magnitudes compare as integers do, infinity and NaN above all others.
+  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+  const int32_t largest_bits = _mm512_reduce_max_epi32(
+      _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(values[0]), magnitude),
+                       _mm512_and_si512(_mm512_castps_si512(values[1]), magnitude)));
+  float largest;
+  __builtin_memcpy(&largest, &largest_bits, sizeof largest);
+  const bool is_finite = largest_bits < 0x7F800000;
+  const bool is_zero = !is_finite || largest < 0x1p-100f;
+  const __m512 steps = _mm512_set1_ps(is_zero ? 0.0f : kSteps / largest);
+  out.scale = is_zero ? 0.0f : largest / kSteps;
+  if (!is_finite) out.scale = __builtin_nanf("");
+
+  __m512i sum = _mm512_setzero_si512();
+  for (int i = 0; i < 2; ++i) {
+    // A NaN times zero becomes the integer INT_MIN; what bytes it has does not matter then.
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
+    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(rounded, _mm512_set1_epi32(64)), 7);
+    const __m512i low = _mm512_sub_epi32(rounded, _mm512_slli_epi32(high, 7));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.high + i * kLanes), _mm512_cvtepi32_epi8(high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + i * kLanes), _mm512_cvtepi32_epi8(low));
+    sum = _mm512_add_epi32(sum, rounded);
+  }
+  out.sum = out.scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
+}
+
+}  // namespace
+
+void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept {
+  PanelInput<InputGroup> rest = x;
+  while (rest.num_rows > 0) {
+    const int64_t num_rows = rest.num_rows < 4 ? rest.num_rows : 4;
+    switch (num_rows) {
+      case 1: rows_product<1>(w, rest, y); break;
+      case 2: rows_product<2>(w, rest, y); break;
+      case 3: rows_product<3>(w, rest, y); break;
+      default: rows_product<4>(w, rest, y); break;
+    }
+    rest.num_rows -= num_rows;
+    rest.data += num_rows * rest.stride;
+    y += num_rows * kOutputs;
+  }
+}
+
+void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept {
+  for (int64_t g = 0; g < size / kGroup; ++g) quantize_group(x + g * kGroup, out[g]);
+}
+
+}  // namespace kvquant::avx512bf16
