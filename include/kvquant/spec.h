@@ -11,7 +11,7 @@
 
 namespace kvquant {
 
-enum class Quantizer { kF16, kBF16, kInt8, kInt4, kNuq4, kNuq3, kNuq2, kWaterfill };
+enum class Quantizer { kF32, kF16, kBF16, kInt8, kInt4, kNuq4, kNuq3, kNuq2, kWaterfill };
 enum class Transform { kPca, kPcaWeighted, kLnNullspace, kHadamard };
 
 struct TransformStep {
@@ -30,7 +30,7 @@ struct Codec {
 };
 
 std::string to_string(const Codec& codec);  // "pca96+int8", "nuq3-1%"
-bool is_compressed(const Codec& codec);     // anything but fp16 and bf16 without transforms
+bool is_compressed(const Codec& codec);     // anything but fp32, fp16 and bf16 without transforms
 
 // Codecs of layers [first, last], set by a layers= item.
 struct LayerOverride {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
+#include <type_traits>
 
 #include "base/half.h"
 
@@ -18,31 +18,46 @@ int64_t tile_index(const DensePlan& plan, int64_t token, int64_t channel) {
 
 // Of a finite number, without branches, so that loops vectorise: half subnormals become normal in
 // the product, which is exact.
-template <DenseType kType>
-float finite_to_float(uint16_t bits) {
-  if constexpr (kType == DenseType::kBF16) return to_float(BFloat16{bits});
-  const float magnitude = std::bit_cast<float>((bits & 0x7FFFu) << 13) * 0x1p112f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | (bits & 0x8000u) << 16);
+float finite_to_float(Half x) {
+  const float magnitude = std::bit_cast<float>((x.bits & 0x7FFFu) << 13) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | (x.bits & 0x8000u) << 16);
 }
+float finite_to_float(BFloat16 x) { return to_float(x); }
+float finite_to_float(float x) { return x; }
+
+void store(float x, Half& out) { out = to_half(x); }
+void store(float x, BFloat16& out) { out = to_bfloat16(x); }
+void store(float x, float& out) { out = x; }
 
 // `count` tokens of a stored tile from token `from` on, to token `to` of an f32 tile.
-template <DenseType kType>
-void copy_tokens(const DensePlan& plan, const uint16_t* source, int64_t from, int64_t count,
-                 int64_t to, float* out) {
+template <class T>
+void copy_tokens(const DensePlan& plan, const T* source, int64_t from, int64_t count, int64_t to,
+                 float* out) {
   if (plan.side == KvSide::kKey) {
     for (int64_t c = 0; c < plan.head_dim; c += 2) {
-      const uint16_t* in = source + key_index(from, c);
+      const T* in = source + key_index(from, c);
       float* target = out + key_index(to, c);
-      for (int64_t i = 0; i < 2 * count; ++i) target[i] = finite_to_float<kType>(in[i]);
+      for (int64_t i = 0; i < 2 * count; ++i) target[i] = finite_to_float(in[i]);
     }
     return;
   }
   for (int64_t t = 0; t < count; ++t) {
-    const uint16_t* in = source + value_index(from + t, 0, plan.head_dim);
+    const T* in = source + value_index(from + t, 0, plan.head_dim);
     float* target = out + value_index(to + t, 0, plan.head_dim);
-    for (int64_t c = 0; c < plan.head_dim; ++c) {
-      target[2 * c] = finite_to_float<kType>(in[2 * c]);
-    }
+    for (int64_t c = 0; c < plan.head_dim; ++c) target[2 * c] = finite_to_float(in[2 * c]);
+  }
+}
+
+// Calls fn with the bytes as a pointer to elements of the type.
+template <class Bytes, class Fn>
+void with_elements(DenseType type, Bytes* bytes, const Fn& fn) {
+  const auto as = [&]<class T>(T*) {
+    fn(reinterpret_cast<std::conditional_t<std::is_const_v<Bytes>, const T, T>*>(bytes));
+  };
+  switch (type) {
+    case DenseType::kF16: return as(static_cast<Half*>(nullptr));
+    case DenseType::kBF16: return as(static_cast<BFloat16*>(nullptr));
+    case DenseType::kF32: return as(static_cast<float*>(nullptr));
   }
 }
 
@@ -60,11 +75,11 @@ const std::byte* DenseSide::tile(int64_t index, int64_t head) const {
 
 void DenseSide::write_token(const float* row, int64_t token, int64_t head) {
   auto* out = const_cast<std::byte*>(tile(token / kTileTokens, head));
-  for (int64_t c = 0; c < plan_->head_dim; ++c) {
-    const uint16_t bits =
-        plan_->type == DenseType::kF16 ? to_half(row[c]).bits : to_bfloat16(row[c]).bits;
-    std::memcpy(out + 2 * tile_index(*plan_, token % kTileTokens, c), &bits, 2);
-  }
+  with_elements(plan_->type, out, [&](auto* elements) {
+    for (int64_t c = 0; c < plan_->head_dim; ++c) {
+      store(row[c], elements[tile_index(*plan_, token % kTileTokens, c)]);
+    }
+  });
 }
 
 void DenseSide::append(TensorView<const float, 3> x, const RopeTable& rope, ThreadPool& pool) {
@@ -113,12 +128,8 @@ void DenseSide::read_tile(int64_t first, int64_t num_tokens, int64_t head, float
   for (int64_t done = 0; done < num_tokens;) {
     const int64_t token = first + done, from = token % kTileTokens;
     const int64_t count = std::min(num_tokens - done, kTileTokens - from);
-    const auto* source = reinterpret_cast<const uint16_t*>(tile(token / kTileTokens, head));
-    if (plan_->type == DenseType::kF16) {
-      copy_tokens<DenseType::kF16>(*plan_, source, from, count, done, out);
-    } else {
-      copy_tokens<DenseType::kBF16>(*plan_, source, from, count, done, out);
-    }
+    with_elements(plan_->type, tile(token / kTileTokens, head),
+                  [&](const auto* source) { copy_tokens(*plan_, source, from, count, done, out); });
     done += count;
   }
 }

@@ -1,4 +1,4 @@
-// The keys (after RoPE) or values of one layer of one sequence in fp16 or bf16: tiles of
+// The keys (after RoPE) or values of one layer of one sequence in fp16, bf16 or fp32: tiles of
 // dense_tile.h in blocks from a pool, token 0 first.
 #pragma once
 
@@ -17,7 +17,7 @@ namespace kvquant {
 // What all sequences share of one side of one layer.
 struct DensePlan {
   KvSide side = KvSide::kKey;
-  DenseType type = DenseType::kF16;  // kF16 or kBF16
+  DenseType type = DenseType::kF16;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t tiles_per_block = 0;

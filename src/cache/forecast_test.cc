@@ -34,7 +34,7 @@ int64_t real_bytes(const KvShape& shape, const CacheSpec& spec, int64_t num_toke
 TEST(Forecast, IsWithinTwoPercentOfARealCache) {
   ThreadPool pool(1, ThreadPool::Pin::kNo);
   const KvShape shape{2, 2, 64};
-  for (const char* text : {"fp16", "nuq4", "nuq3-1%", "k=nuq2-2%,v=bf16,block=64",
+  for (const char* text : {"fp16", "fp32", "nuq4", "nuq3-1%", "k=nuq2-2%,v=bf16,block=64",
                            "nuq4-1%,layers=1:fp16", "nuq4,sink=100,recent=1500"}) {
     const CacheSpec spec = parse_spec(text);
     const CacheForecast forecast = forecast_cache(shape, spec, pool);

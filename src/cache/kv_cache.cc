@@ -20,6 +20,14 @@ constexpr int64_t kMaxRowSize = int64_t{1} << 20;  // values of a token per laye
 constexpr int64_t kMaxLayers = int64_t{1} << 16;
 constexpr int64_t kMaxDenseHeadDim = 1024;
 
+DenseType dense_type(Quantizer quantizer) {
+  switch (quantizer) {
+    case Quantizer::kF32: return DenseType::kF32;
+    case Quantizer::kBF16: return DenseType::kBF16;
+    default: return DenseType::kF16;
+  }
+}
+
 // The largest magnitude that a side stores without becoming infinite. Rotation may make a key
 // sqrt(2) times as large before it is rounded.
 double largest_value(const SidePlan& plan) {
@@ -147,12 +155,11 @@ BlockPool* KvCache::Impl::pool_of(int64_t block_bytes) {
 SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_tiles) {
   SidePlan plan;
   if (!kvquant::is_compressed(codec)) {
-    plan.dense =
-        DensePlan{.side = side,
-                  .type = codec.quantizer == Quantizer::kF16 ? DenseType::kF16 : DenseType::kBF16,
-                  .num_kv_heads = shape.num_kv_heads,
-                  .head_dim = shape.head_dim,
-                  .tiles_per_block = num_tiles};
+    plan.dense = DensePlan{.side = side,
+                           .type = dense_type(codec.quantizer),
+                           .num_kv_heads = shape.num_kv_heads,
+                           .head_dim = shape.head_dim,
+                           .tiles_per_block = num_tiles};
     plan.dense->pool = pool_of(plan.dense->block_bytes());
     return plan;
   }

@@ -186,7 +186,7 @@ TEST(KvCacheStorage, DroppedSequencesGiveTheirBlocksBack) {
 }
 
 TEST(KvCacheStorage, BadNumbersAreRefusedAndChangeNothing) {
-  for (const char* spec : {"fp16", "bf16", "nuq3-1%"}) {
+  for (const char* spec : {"fp16", "bf16", "fp32", "nuq3-1%"}) {
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
       Fixture f(spec, CacheMode::kStrict);
       const auto id = f.cache.add_sequence();

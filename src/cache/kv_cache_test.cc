@@ -113,8 +113,7 @@ class Pair {
     Row key = expected(model.key);
     rope_row(key.data(), rope_.cos(token), rope_.sin(token), head_dim);
     if (!is_compressed(model.key.codec)) {  // rounded after the rotation, to the bit
-      const bool bf16 = model.key.codec.quantizer == Quantizer::kBF16;
-      for (float& x : key) x = bf16 ? round_to_bfloat16(x) : round_to_half(x);
+      for (float& x : key) x = test::round_as_stored(model.key.codec, x);
       ASSERT_EQ(keys, key) << "token " << token;
       return;
     }
@@ -143,6 +142,8 @@ class Pair {
 constexpr const char* kSpecs[] = {
     "fp16",
     "bf16,block=64",
+    "fp32",
+    "k=fp32,v=nuq3-1%",
     "k=fp16,v=bf16",
     "nuq4",
     "nuq3-1%,block=64",

@@ -31,6 +31,12 @@ inline std::vector<Row> random_rows(int64_t num_tokens, int64_t row_size, std::m
   return rows;
 }
 
+// Of a codec's exact values: those of compressed codecs are fp16.
+inline float round_as_stored(const Codec& codec, float x) {
+  if (codec.quantizer == Quantizer::kF32) return x;
+  return codec.quantizer == Quantizer::kBF16 ? round_to_bfloat16(x) : round_to_half(x);
+}
+
 inline float nearest(const NuqCodebook& book, float x, float scale, float zero) {
   const float y = (x - zero) * (scale > 0 ? 1 / scale : 0.0f);
   int best = 0;
@@ -105,10 +111,9 @@ struct ModelLayer {
     settle();
     for (auto* side : {&key, &value}) {
       const auto& rows = side == &key ? keys : values;
-      const bool bf16 = side->codec.quantizer == Quantizer::kBF16;
       for (Row row : rows) {
         const bool rotated = side->is_key && !is_compressed(side->codec);  // rounded later
-        for (float& x : row) x = rotated ? x : bf16 ? round_to_bfloat16(x) : round_to_half(x);
+        for (float& x : row) x = rotated ? x : round_as_stored(side->codec, x);
         side->rows.push_back(row);
       }
     }

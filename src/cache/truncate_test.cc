@@ -54,7 +54,7 @@ class TruncateTest : public testing::Test {
 
 TEST_F(TruncateTest, ADenseCacheEqualsAFreshOneAfterwards) {
   const auto rows = stream(600, 1), others = stream(600, 2);
-  for (const char* spec : {"fp16", "bf16,block=64", "k=fp16,v=bf16,block=128"}) {
+  for (const char* spec : {"fp16", "fp32", "bf16,block=64", "k=fp16,v=bf16,block=128"}) {
     for (const int64_t left : {0, 1, 10, 64, 255, 256, 399, 400}) {
       SCOPED_TRACE(testing::Message() << spec << ", back to " << left);
       KvCache cache = make(spec, CacheMode::kAsServed);

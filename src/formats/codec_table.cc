@@ -46,7 +46,7 @@ int64_t num_value_outliers(int64_t row_size, double percent) {
 
 double marginal_key_bits(const Codec& codec, int64_t head_dim) {
   if (!is_built(codec)) return 0;
-  if (!is_compressed(codec)) return 16;
+  if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
   double bits = nuq_bits(codec.quantizer);
   if (codec.outlier_percent > 0) {
     bits += codec.outlier_percent / 100 * kOutlierBits + count_bits(head_dim);
@@ -56,7 +56,7 @@ double marginal_key_bits(const Codec& codec, int64_t head_dim) {
 
 double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads) {
   if (!is_built(codec)) return 0;
-  if (!is_compressed(codec)) return 16;
+  if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
   const int64_t row_size = head_dim * num_kv_heads;
   const auto row = static_cast<double>(row_size);
   double bits = nuq_bits(codec.quantizer) + 32 / row;  // an fp16 scale and zero point per token
@@ -70,6 +70,7 @@ double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_
 std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads) {
   const std::pair<const char*, const char*> codecs[] = {
       {"fp16", "half precision, keys after RoPE"},
+      {"fp32", "single precision, keys after RoPE: shows what fp16 costs"},
       {"bf16", "bfloat16, keys after RoPE"},
       {"nuq4", "4-bit codebook indices; keys per channel before RoPE, values per token"},
       {"nuq4-1%", "nuq4 with 1% of outliers kept exactly"},

@@ -34,7 +34,8 @@ struct NamedQuantizer {
   std::string_view name;
   Quantizer quantizer;
 };
-constexpr std::array<NamedQuantizer, 8> kQuantizers = {{{"fp16", Quantizer::kF16},
+constexpr std::array<NamedQuantizer, 9> kQuantizers = {{{"fp32", Quantizer::kF32},
+                                                        {"fp16", Quantizer::kF16},
                                                         {"bf16", Quantizer::kBF16},
                                                         {"int8", Quantizer::kInt8},
                                                         {"int4", Quantizer::kInt4},
@@ -263,10 +264,12 @@ void check_codec_fits(const Codec& codec, int head_dim) {
                         to_string(codec)));
 }
 
+bool is_float(Quantizer q) {
+  return q == Quantizer::kF32 || q == Quantizer::kF16 || q == Quantizer::kBF16;
+}
+
 bool is_built(const Codec& codec) {
-  return codec.transforms.empty() &&
-         (codec.quantizer == Quantizer::kF16 || codec.quantizer == Quantizer::kBF16 ||
-          is_nuq(codec.quantizer));
+  return codec.transforms.empty() && (is_float(codec.quantizer) || is_nuq(codec.quantizer));
 }
 
 }  // namespace
@@ -284,8 +287,7 @@ std::string to_string(const Codec& codec) {
 }
 
 bool is_compressed(const Codec& codec) {
-  return !codec.transforms.empty() ||
-         (codec.quantizer != Quantizer::kF16 && codec.quantizer != Quantizer::kBF16);
+  return !codec.transforms.empty() || !is_float(codec.quantizer);
 }
 
 const Codec& CacheSpec::key_of(int layer) const {

@@ -159,9 +159,9 @@ Codec generate_codec() {
     const bool has_rank = kind == Transform::kPca || kind == Transform::kPcaWeighted;
     codec.transforms.push_back({kind, has_rank ? *rc::gen::inRange(1, 300) : 0});
   }
-  codec.quantizer = *rc::gen::element(Quantizer::kF16, Quantizer::kBF16, Quantizer::kInt8,
-                                      Quantizer::kInt4, Quantizer::kNuq4, Quantizer::kNuq3,
-                                      Quantizer::kNuq2, Quantizer::kWaterfill);
+  codec.quantizer = *rc::gen::element(Quantizer::kF32, Quantizer::kF16, Quantizer::kBF16,
+                                      Quantizer::kInt8, Quantizer::kInt4, Quantizer::kNuq4,
+                                      Quantizer::kNuq3, Quantizer::kNuq2, Quantizer::kWaterfill);
   const double share = *rc::gen::inRange(1, 5'000'001) / 1e6;
   if (codec.quantizer == Quantizer::kWaterfill) codec.waterfill_bits = share;
   const bool is_nuq = codec.quantizer == Quantizer::kNuq4 || codec.quantizer == Quantizer::kNuq3 ||

@@ -13,15 +13,15 @@ class Golden : public testing::TestWithParam<const char*> {
   std::string folder() const {
     return std::string(KVQUANT_SOURCE_DIR "/tests/golden/") + GetParam();
   }
-  nlohmann::json golden() const {
-    return test::read_golden(std::string(GetParam()) + "/golden.json");
-  }
+
+  const nlohmann::json golden_ = test::read_golden(std::string(GetParam()) + "/golden.json");
 };
 
 // All logits of a prompt fed at once.
-std::vector<float> all_logits(Model& model, const std::vector<int32_t>& ids) {
+std::vector<float> all_logits(Model& model, const std::vector<int32_t>& ids,
+                              const char* spec = "fp32") {
   Transformer& transformer = model.transformer();
-  KvCache cache(transformer.kv_shape(), parse_spec("fp16"), CacheMode::kAsServed,
+  KvCache cache(transformer.kv_shape(), parse_spec(spec), CacheMode::kAsServed,
                 transformer.rope_table(), model.pool());
   const ForwardChunk chunk{cache.add_sequence(), ids};
   const auto hidden = transformer.forward({&chunk, 1}, cache);
@@ -35,7 +35,7 @@ TEST_P(Golden, LogitsAreWithin2e4OfTheirRange) {
   for (const int num_threads : {1, 2}) {
     Model model = Model::load(folder(), {.num_threads = num_threads, .precision = Precision::kF32});
     const auto vocab = static_cast<size_t>(model.config().vocab_size);
-    for (const auto& prompt : golden().at("prompts")) {
+    for (const auto& prompt : golden_.at("prompts")) {
       const auto ids = prompt.at("ids").get<std::vector<int32_t>>();
       const auto actual = all_logits(model, ids);
       ASSERT_FALSE(prompt.at("logits").empty());
@@ -56,7 +56,7 @@ TEST_P(Golden, LogitsAreWithin2e4OfTheirRange) {
 
 TEST_P(Golden, GreedyTokensAreTheSame) {
   Model model = Model::load(folder(), {.precision = Precision::kF32});
-  for (const auto& prompt : golden().at("prompts")) {
+  for (const auto& prompt : golden_.at("prompts")) {
     const auto expected = prompt.at("greedy").get<std::vector<int32_t>>();
     EXPECT_EQ(test::greedy_agreement(model, prompt.at("ids").get<std::vector<int32_t>>(), expected,
                                      std::vector<double>(expected.size(), 1.0), 0.0),
@@ -67,7 +67,7 @@ TEST_P(Golden, GreedyTokensAreTheSame) {
 TEST_P(Golden, Bf16ArithmeticStaysClose) {
   Model model = Model::load(folder(), {.precision = Precision::kBF16});
   Model exact = Model::load(folder(), {.precision = Precision::kF32});
-  const auto ids = golden().at("prompts").back().at("ids").get<std::vector<int32_t>>();
+  const auto ids = golden_.at("prompts").back().at("ids").get<std::vector<int32_t>>();
   const auto a = all_logits(exact, ids), b = all_logits(model, ids);
   const auto [low, high] = std::minmax_element(a.begin(), a.end());
   double error = 0;
