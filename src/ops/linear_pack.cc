@@ -169,13 +169,13 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
   for (int64_t in = 0; in < num_in_; ++in) {
     float& value = out[static_cast<size_t>(in)];
     const Int8Group& group = int8[in / kWeightGroup];
+    const int64_t quad = in % kWeightGroup / 4;
     switch (type_) {
       case WeightType::kF32: value = f32[in * kPanelOutputs]; break;
       case WeightType::kBF16: value = to_float(bf16[in / 2 * kPanelOutputs * 2 + in % 2]); break;
       case WeightType::kInt8:
-        value =
-            to_float(group.scales[column]) * group.codes[in % kWeightGroup / 4][column][in % 4] +
-            to_float(group.offsets[column]);
+        value = to_float(group.scales[column]) * group.codes[quad][column][in % 4] +
+                to_float(group.offsets[column]);
         break;
     }
   }

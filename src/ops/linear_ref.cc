@@ -23,7 +23,8 @@ double weight(const PanelView& w, int64_t in, int64_t out) {
     case WeightType::kInt8: break;
   }
   const auto group = load<Int8Group>(w.data, in / kWeightGroup);
-  return double{to_float(group.scales[out])} * group.codes[in % kWeightGroup / 4][out][in % 4] +
+  const int64_t quad = in % kWeightGroup / 4;
+  return double{to_float(group.scales[out])} * group.codes[quad][out][in % 4] +
          to_float(group.offsets[out]);
 }
 
