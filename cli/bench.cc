@@ -27,6 +27,7 @@ std::string test_name(const ModelBenchRow& row) {
 }
 
 int run(const Options& options) {
+  check_arg(options.common.context == 0, "bench has no --ctx: -d, -p and -n say how much is read");
   const auto specs = specs_of(options.common, {"fp16"});
   Model model = load_model(options.common);
   for (const CacheSpec& spec : specs) {

@@ -79,6 +79,7 @@ class Conversation {
 int run(const Options& options) {
   const auto specs = specs_of(options.common, {"fp16"});
   check_arg(specs.size() == 1, "chat takes one --kv");
+  check_arg(options.common.json.empty(), "chat has no --json: use generate --chat");
   check_sampler_options(options.sampling.sampler);
   Model model = load_model(options.common);
   Session session(model, {.spec = specs[0],
