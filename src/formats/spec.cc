@@ -351,7 +351,7 @@ std::vector<std::string> spec_warnings(const CacheSpec& spec) {
 void check_spec_built(const CacheSpec& spec) {
   for_each_codec(spec, [](const char*, const Codec& codec) {
     check_arg(is_built(codec),
-              fmt::format("codec '{}' is not built yet; built: fp16, bf16, nuq4, nuq3, nuq2, "
+              fmt::format("codec '{}' is not built yet; built: fp32, fp16, bf16, nuq4, nuq3, nuq2, "
                           "nuq4-P%, nuq3-P%, nuq2-P%",
                           to_string(codec)));
   });

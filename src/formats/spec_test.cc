@@ -138,7 +138,7 @@ TEST(Spec, OnlyBuiltCodecsPass) {
     check_spec_built(parse_spec("v=int8"));
     FAIL();
   } catch (const std::invalid_argument& error) {
-    EXPECT_EQ(std::string(error.what()).rfind("codec 'int8' is not built yet; built: fp16, ", 0),
+    EXPECT_EQ(std::string(error.what()).rfind("codec 'int8' is not built yet; built: fp32, ", 0),
               0u);
   }
 }
