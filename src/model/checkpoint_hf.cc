@@ -4,10 +4,10 @@
 #include <utility>
 
 #include "base/quote.h"
+#include "formats/json_fields.h"
+#include "formats/safetensors.h"
 #include "kvquant/error.h"
 #include "model/file_checkpoint.h"
-#include "model/json_fields.h"
-#include "model/safetensors.h"
 #include "model/tokenizer_json.h"
 #include "model/weight_names.h"
 

@@ -5,11 +5,11 @@
 #include <functional>
 
 #include "base/file.h"
+#include "formats/json_fields.h"
+#include "formats/safetensors.h"
 #include "kvquant/error.h"
 #include "model/checkpoint.h"
-#include "model/json_fields.h"
 #include "model/make_model.h"
-#include "model/safetensors.h"
 
 namespace kvquant {
 namespace {

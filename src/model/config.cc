@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "base/quote.h"
+#include "formats/json_fields.h"
 #include "kvquant/error.h"
-#include "model/json_fields.h"
 
 namespace kvquant {
 namespace {

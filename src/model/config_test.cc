@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "formats/json_fields.h"
 #include "kvquant/error.h"
-#include "model/json_fields.h"
 
 namespace kvquant {
 namespace {

@@ -10,10 +10,10 @@
 #include "base/check.h"
 #include "base/half.h"
 #include "base/rng.h"
+#include "formats/json_fields.h"
+#include "formats/safetensors.h"
 #include "kvquant/error.h"
 #include "model/config.h"
-#include "model/json_fields.h"
-#include "model/safetensors.h"
 #include "model/weight_names.h"
 
 namespace kvquant {

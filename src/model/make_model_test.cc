@@ -7,9 +7,9 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "formats/json_fields.h"
 #include "kvquant/error.h"
 #include "model/checkpoint.h"
-#include "model/json_fields.h"
 #include "model/weight_names.h"
 
 namespace kvquant {

@@ -6,10 +6,10 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "formats/safetensors.h"
 #include "kvquant/error.h"
 #include "model/make_model.h"
 #include "model/model.h"
-#include "model/safetensors.h"
 
 namespace kvquant {
 namespace {

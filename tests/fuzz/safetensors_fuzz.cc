@@ -2,9 +2,9 @@
 // FormatError. Views of what was accepted are read to the last byte.
 #include <string>
 
+#include "formats/safetensors.h"
 #include "kvquant/error.h"
 #include "model/config.h"
-#include "model/safetensors.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "model/safetensors.h"
+#include "formats/safetensors.h"
 
 #include <algorithm>
 #include <bit>
@@ -7,8 +7,8 @@
 
 #include "base/check.h"
 #include "base/quote.h"
+#include "formats/json_fields.h"
 #include "kvquant/error.h"
-#include "model/json_fields.h"
 
 namespace kvquant {
 namespace {
