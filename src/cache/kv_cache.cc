@@ -10,8 +10,8 @@
 #include "base/check.h"
 #include "cache/layer_store.h"
 #include "formats/codec_table.h"
+#include "kvquant/codebook.h"
 #include "kvquant/error.h"
-#include "quant/codebook.h"
 
 namespace kvquant {
 namespace {

@@ -12,7 +12,7 @@
 #include "formats/codec_table.h"
 #include "formats/dense_tile.h"
 #include "formats/nuq_codebook.h"
-#include "quant/codebook.h"
+#include "kvquant/codebook.h"
 #include "quant/ranges.h"
 
 namespace kvquant::test {

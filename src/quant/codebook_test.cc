@@ -1,4 +1,4 @@
-#include "quant/codebook.h"
+#include "kvquant/codebook.h"
 
 #include <gtest/gtest.h>
 
