@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 #include <stdexcept>
+#include <thread>
 
 #include "formats/nuq_codebook.h"
 
@@ -36,6 +37,55 @@ TEST(Codebook, BadLevelsAreRefused) {
   EXPECT_THROW(make_codebook(std::vector<float>{0, 0.5f, 0.5f, 1}), std::invalid_argument);
   EXPECT_THROW(make_codebook(std::vector<float>{-2, 0.5f, 0.6f, 1}), std::invalid_argument);
   EXPECT_THROW(make_codebook(std::vector<float>{-1, 0, NAN, 1}), std::invalid_argument);
+}
+
+TEST(Codebook, TheCachedOneIsTheHeuristicOneFromAnyThread) {
+  std::vector<std::thread> threads;
+  std::vector<std::vector<float>> books(8);
+  for (size_t i = 0; i < books.size(); ++i) {
+    threads.emplace_back([&books, i] { books[i] = get_cached_codebook("nuq3-1%"); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& book : books) EXPECT_EQ(book, create_heuristic_codebook("nuq3"));
+  for (const char* name : {"nuq2", "nuq4"}) {
+    EXPECT_EQ(get_cached_codebook(name), create_heuristic_codebook(name));
+  }
+  EXPECT_THROW(get_cached_codebook("int8"), std::invalid_argument);
+}
+
+TEST(Quantize, TakesTheNearestLevelWithTiesToTheLowerIndex) {
+  const std::vector<float> levels = {-1, -0.5f, 0, 1};
+  const std::vector<float> x = {-9, -0.75f, -0.74f, -0.25f, 0, 0.5f, 0.51f, 1, 77};
+  std::vector<uint8_t> codes(x.size());
+  quantize_to_nuq(x, levels, codes);
+  EXPECT_EQ(codes, (std::vector<uint8_t>{0, 0, 1, 1, 2, 2, 3, 3, 3}));
+  std::vector<float> out(x.size());
+  dequantize_from_nuq(codes, levels, out);
+  EXPECT_EQ(out, (std::vector<float>{-1, -1, -0.5f, -0.5f, 0, 0, 1, 1, 1}));
+}
+
+TEST(Quantize, LevelsComeBackAsThemselves) {
+  for (const char* name : {"nuq2", "nuq3", "nuq4"}) {
+    const auto levels = create_heuristic_codebook(name);
+    std::vector<uint8_t> codes(levels.size());
+    quantize_to_nuq(levels, levels, codes);
+    for (size_t i = 0; i < codes.size(); ++i) EXPECT_EQ(codes[i], i);
+    quantize_to_nuq({}, levels, {});
+  }
+}
+
+TEST(Quantize, RefusesOtherSizesBadNumbersAndBadCodes) {
+  const auto levels = create_heuristic_codebook("nuq2");
+  std::vector<uint8_t> codes(2, 0);
+  std::vector<float> out(2);
+  EXPECT_THROW(quantize_to_nuq(std::vector<float>(3), levels, codes), std::invalid_argument);
+  EXPECT_THROW(quantize_to_nuq(std::vector<float>{0, NAN}, levels, codes), std::invalid_argument);
+  EXPECT_THROW(quantize_to_nuq(std::vector<float>{-INFINITY, 0}, levels, codes),
+               std::invalid_argument);
+  EXPECT_THROW(quantize_to_nuq(out, std::vector<float>{1, 0, 2, 3}, codes), std::invalid_argument);
+  codes[1] = 4;
+  EXPECT_THROW(dequantize_from_nuq(codes, levels, out), std::invalid_argument);
+  EXPECT_THROW(dequantize_from_nuq(std::vector<uint8_t>(1), levels, out), std::invalid_argument);
 }
 
 // Squared error on standard normal data, its 1% of outliers without error.
