@@ -6,6 +6,7 @@
 //   tensor_view.h  TensorView, a strided view of a tensor; shapes stand in comments everywhere
 //   spec.h         CacheSpec, what is stored for keys and values ("nuq3-1%,sink=4"), and its
 //   grammar
+//   codebook.h     non-uniform codebooks: fitted, from a formula, from files
 //
 // What runs a model is used by the program through the headers of src/; they are documented like
 // these, and become public with the version that promises to keep them:
@@ -18,6 +19,7 @@
 // docs/design.md follows one token through all of them.
 #pragma once
 
+#include "kvquant/codebook.h"
 #include "kvquant/error.h"
 #include "kvquant/spec.h"
 #include "kvquant/tensor_view.h"
