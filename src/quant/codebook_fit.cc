@@ -178,7 +178,7 @@ void WeightedHistogram::add(float x, float w) {
   check_arg(std::isfinite(x) && std::isfinite(w) && w >= 0,
             "histogram: a value is not finite, or its weight is negative or not finite");
   const double inside = clamped(x);
-  const auto bin = static_cast<int>((inside + 1) * (kNumBins / 2));
+  const auto bin = static_cast<int>((inside + 1) * (kNumBins / 2.0));
   cells_[std::min(bin, kNumBins - 1)].add(inside, w);
 }
 

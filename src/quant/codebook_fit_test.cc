@@ -167,7 +167,7 @@ TEST(CodebookFit, EqualChoicesGoToTheFirstCut) {
   // Five evenly spaced values, four levels: any neighbours could share one.
   const std::vector<float> values = {-1, -0.5f, 0, 0.5f, 1};
   const auto levels = compute_nuq_codebook(values, {}, 2);
-  EXPECT_EQ(levels.size(), 4u);
+  EXPECT_EQ(levels, (std::vector<float>{-1, -0.5f, 0, 0.75f}));
   EXPECT_EQ(compute_nuq_codebook(std::vector<float>(values.rbegin(), values.rend()), {}, 2),
             levels);
   EXPECT_DOUBLE_EQ(codebook_cost({values, {}}, levels), 0.125);
