@@ -27,8 +27,8 @@ struct HistogramCell {
 };
 
 // Weighted normalised values, streamed: kNumBins cells of equal width over [-1, 1]. Bin b holds the
-// x in [-1 + b / 2048, -1 + (b + 1) / 2048), x + 1 rounded to double, the last one also 1. Not thread-safe: one for each
-// thread, merged in a fixed order.
+// x in [-1 + b / 2048, -1 + (b + 1) / 2048), x + 1 rounded to double, the last one also 1. Not
+// thread-safe: one for each thread, merged in a fixed order.
 class WeightedHistogram {
  public:
   static constexpr int kNumBins = 4096;

@@ -97,7 +97,8 @@ def nuq_case(side, x, bits, percent):
     y = normalise(x, scale, zero)
     weights = np.broadcast_to(scale * scale, x.shape).astype(F)
     inside = ~mask & (weights > 0)
-    book = kmeans(y[inside], weights[inside], bits)
+    # Scales are rounded to fp16, so y may pass 1 by a little; levels may not.
+    book = kmeans(np.clip(y[inside], -1, 1), weights[inside], bits)
     middles = (F(0.5) * (book[:-1] + book[1:]).astype(F)).astype(F)
     codes = (y[..., None] > middles).sum(-1)
     out = ((book[codes] * scale).astype(F) + zero).astype(F)
