@@ -6,6 +6,7 @@
 //   tensor_view.h  TensorView, a strided view of a tensor; shapes stand in comments everywhere
 //   spec.h         CacheSpec, what is stored for keys and values ("nuq3-1%,sink=4"), and its
 //   grammar
+//   sparse.h       BlockedCSCMatrix, BlockedCSRMatrix: outliers that grow token by token
 //
 // What runs a model is used by the program through the headers of src/; they are documented like
 // these, and become public with the version that promises to keep them:
@@ -19,5 +20,6 @@
 #pragma once
 
 #include "kvquant/error.h"
+#include "kvquant/sparse.h"
 #include "kvquant/spec.h"
 #include "kvquant/tensor_view.h"

@@ -47,8 +47,9 @@ void BlockedSparse::make_room(int64_t num_entries) {
   if (blocks_.size() <= num_tokens_ / block_size_) {
     blocks_.push_back({num_nonzeros_, Buffer<std::byte>(block_size_ * end_bytes_)});
   }
-  while (pages_.size() * kSparsePageEntries < num_nonzeros_ + num_entries) {
-    pages_.push_back(Buffer<std::byte>(kSparsePageEntries * (index_bytes_ + value_bytes_)));
+  while (sparse_pages_capacity(pages_.size()) < num_nonzeros_ + num_entries) {
+    const int64_t size = sparse_page_of(sparse_pages_capacity(pages_.size())).size;
+    pages_.push_back(Buffer<std::byte>(size * (index_bytes_ + value_bytes_)));
   }
 }
 
@@ -102,11 +103,11 @@ BlockedSparse::Range BlockedSparse::entries_of(int64_t token) const {
 }
 
 SparsePiece BlockedSparse::piece_of(Range range) const {
-  const std::byte* page = pages_[range.first / kSparsePageEntries].data();
-  const int64_t i = range.first % kSparsePageEntries;
-  return {.count = std::min(range.end - range.first, kSparsePageEntries - i),
-          .indices = page + i * index_bytes_,
-          .values = page + kSparsePageEntries * index_bytes_ + i * value_bytes_,
+  const auto [page, i, size] = sparse_page_of(range.first);
+  const std::byte* data = pages_[page].data();
+  return {.count = std::min(range.end - range.first, size - i),
+          .indices = data + i * index_bytes_,
+          .values = data + size * index_bytes_ + i * value_bytes_,
           .index_bytes = index_bytes_,
           .value_type = value_type_};
 }
@@ -118,7 +119,7 @@ SparseFootprint BlockedSparse::footprint() const {
   const int64_t alignment = kBufferAlignment;
   const int64_t ends_bytes = (block_size_ * end_bytes_ + alignment - 1) / alignment * alignment;
   f.offset_bytes += blocks_.size() * ends_bytes;
-  f.data_bytes = pages_.size() * kSparsePageEntries * (index_bytes_ + value_bytes_);
+  f.data_bytes = sparse_pages_capacity(pages_.size()) * (index_bytes_ + value_bytes_);
   f.total_bytes = f.offset_bytes + f.data_bytes;
   f.num_nonzeros = num_nonzeros_;
   return f;

@@ -2,9 +2,9 @@
 // their entries in one list of pages. Nothing moves, and appending allocates at most what one token
 // needs.
 //
-//   block                      bytes              page of 512 entries       bytes
-//   first entry                8                  indices  u8 or u16        512 or 1024
-//   end[block_size] u16 / u32  2 or 4 per token   values   f32 or fp16      2048 or 1024
+//   block                        bytes           page of n entries (sparse_pages.h)   bytes
+//   first entry  i64             8               indices  u8 or u16                   n or 2 n
+//   end[block_size] u16 or u32   2 or 4 each     values   f32 or fp16                 4 n or 2 n
 //
 // Token t is in block t / block_size. Its entries are those from the end of the token before it up
 // to its own end, counted from the block's first entry; entry e is in page e / 512. Ends have 16
@@ -17,11 +17,11 @@
 
 #include "base/buffer.h"
 #include "cache/segmented_array.h"
+#include "cache/sparse_pages.h"
 #include "kvquant/sparse.h"
 
 namespace kvquant {
 
-inline constexpr int64_t kSparsePageEntries = 512;
 inline constexpr int64_t kSparseMostWidth = 65536;
 inline constexpr int64_t kSparseMostBlockSize = 32768;  // so that an end fits 32 bits
 

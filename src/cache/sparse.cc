@@ -30,6 +30,15 @@ struct TokenRules {
                   token, index, rule, value));
 }
 
+bool is_half(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  constexpr uint32_t kSmallestNormal = 0x38800000, kLargest = 0x477FE000;
+  if ((bits & 0x7FFFFFFF) - kSmallestNormal <= kLargest - kSmallestNormal) {
+    return (bits & 0x1FFF) == 0;
+  }
+  return std::bit_cast<uint32_t>(round_to_half(x)) == bits;
+}
+
 void check_entries(const TokenRules& rules, int64_t token, std::span<const int32_t> indices,
                    std::span<const float> values) {
   int64_t previous = -1;
@@ -43,8 +52,7 @@ void check_entries(const TokenRules& rules, int64_t token, std::span<const int32
   }
   const bool half = rules.value_type == SparseValueType::kF16;
   for (size_t i = 0; i < values.size(); ++i) {
-    const bool exact = !half || std::bit_cast<uint32_t>(round_to_half(values[i])) ==
-                                    std::bit_cast<uint32_t>(values[i]);
+    const bool exact = !half || is_half(values[i]);
     if (!exact || !std::isfinite(values[i])) refuse_value(rules, token, indices[i], values[i]);
   }
 }
