@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "bench/model_bench.h"
+#include "cli/bench_alloc.h"
 #include "cli/bench_kernels.h"
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -94,6 +95,7 @@ void add_bench(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"md", "json"}))
       ->capture_default_str();
   add_bench_kernels(*command, exit_code);
+  add_bench_alloc(*command, exit_code);
   command->callback([options, command, &exit_code] {
     if (command->get_subcommands().empty()) exit_code = run(*options);
   });

@@ -7,6 +7,7 @@
 //   spec.h         CacheSpec, what is stored for keys and values ("nuq3-1%,sink=4"), and its
 //   grammar
 //   codebook.h     non-uniform codebooks: fitted, from a formula, from files
+//   sparse.h       BlockedCSCMatrix, BlockedCSRMatrix: outliers that grow token by token
 //
 // What runs a model is used by the program through the headers of src/; they are documented like
 // these, and become public with the version that promises to keep them:
@@ -21,5 +22,6 @@
 
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "kvquant/sparse.h"
 #include "kvquant/spec.h"
 #include "kvquant/tensor_view.h"
