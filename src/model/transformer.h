@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -21,6 +22,21 @@ struct ForwardChunk {
   KvCache::SequenceId sequence = 0;
   std::span<const int32_t> tokens;
 };
+
+// What the attention of one layer is about to see of one chunk. Views of scratch, valid during the
+// call.
+struct ObservedChunk {
+  int64_t layer = 0;
+  KvCache::SequenceId sequence = 0;
+  int64_t first_position = 0;                  // of the chunk in its sequence
+  TensorView<const float, 3> queries;          // [n, num_q_heads, head_dim], before RoPE
+  TensorView<const float, 3> rotated_queries;  // after it
+  TensorView<const float, 3> keys;             // [n, num_kv_heads, head_dim], before RoPE
+  TensorView<const float, 3> values;           // [n, num_kv_heads, head_dim]
+};
+// Called from the thread that runs the model, layer by layer, chunk by chunk. What it throws passes
+// through forward, as an error amid the layers.
+using LayerObserver = std::function<void(const ObservedChunk& chunk)>;
 
 class Transformer {
  public:
@@ -41,6 +57,18 @@ class Transformer {
   // context: nothing is changed then. Throws FormatError when activations are not finite; the
   // chunks' sequences can only be dropped after that.
   TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks, KvCache& cache);
+
+  // One layer alone, for calibration: what forward does to residual [tokens of the chunk, hidden]
+  // there. Keys and values go to layer `cache_layer` of the cache, which may have fewer layers than
+  // the model. Requires a chunk that forward would take; its errors.
+  void run_layer(int64_t layer, const ForwardChunk& chunk, KvCache& cache, int64_t cache_layer,
+                 TensorView<float, 2> residual);
+  // What forward starts from: token embeddings into out [tokens, hidden].
+  void embed(std::span<const int32_t> tokens, TensorView<float, 2> out) const;
+
+  // Shows every chunk of every layer to `observer` until it is set again; empty: to nobody.
+  void set_observer(LayerObserver observer) { observer_ = std::move(observer); }
+  bool is_observed() const { return static_cast<bool>(observer_); }
 
   // Logits of some hidden states: hidden [num_rows, hidden] -> out [num_rows, vocab_size].
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out);
