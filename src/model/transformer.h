@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
@@ -77,9 +78,14 @@ class Transformer {
 
  private:
   void check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const;
-  void embed(std::span<const ForwardChunk> chunks);
-  void attention_block(int64_t layer, std::span<const ForwardChunk> chunks, KvCache& cache);
-  void mlp_block(int64_t layer, int64_t num_tokens);
+  // A layer of the model and the one of the cache that holds its keys and values.
+  struct LayerIndex {
+    int64_t model, cache;
+  };
+  void attention_block(LayerIndex layer, std::span<const ForwardChunk> chunks, KvCache& cache,
+                       TensorView<float, 2> residual);
+  void attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row, KvCache& cache);
+  void mlp_block(int64_t layer, TensorView<float, 2> residual);
   void reserve(int64_t num_tokens);
   LinearContext linear_context() { return {precision_, linear_scratch_, pool_}; }
 
@@ -96,7 +102,9 @@ class Transformer {
   Buffer<float> qkv_;        // [n, (num_q_heads + 2 num_kv_heads) * head_dim]
   Buffer<float> attention_;  // the same strides as qkv_, only the query part is used
   Buffer<float> mlp_;        // [n, ffn]
+  Buffer<float> observed_;   // [n, num_q_heads * head_dim], queries before RoPE of a chunk
   LinearScratch linear_scratch_;
+  LayerObserver observer_;
 };
 
 }  // namespace kvquant

@@ -24,8 +24,9 @@ class CovarianceSum {
   explicit CovarianceSum(int64_t dim);
   void add(TensorView<const float, 2> rows);  // [n, dim]
   Covariance result() const;                  // zeros before any row
-  // E[x x^T], not centred, [dim, dim].
-  std::vector<double> second_moment() const;
+  // Sum of x x^T, not centred, [dim, dim].
+  std::vector<double> sum_of_products() const;
+  int64_t count() const { return count_; }
 
  private:
   int64_t dim_;
@@ -49,10 +50,10 @@ struct PcaBasis {
 // of every vector is positive. Throws std::invalid_argument when sizes don't fit.
 PcaBasis fit_pca(std::span<const double> covariance, int64_t dim);
 
-// Minimises E[(x - x')^T M (x - x')] for a symmetric positive semidefinite M [dim, dim] (KVQuant's
-// pcaw: M is the sum of W_o^T W_o over the query heads of a group). Eigenvectors U of
-// M^1/2 C M^1/2: encode = U^T M^1/2, decode = M^-1/2 U. M is regularised: kPcaRidge times its mean
-// eigenvalue is added to every eigenvalue; M = 0 counts as the identity.
+// Minimises E[(x - x')^T M (x - x')] for a symmetric positive semidefinite M [dim, dim] (pcaw: the
+// sum of W_o^T W_o over the query heads of a group). Eigenvectors U of M^1/2 C M^1/2: encode = U^T
+// M^1/2, decode = M^-1/2 U. M is regularised: kPcaRidge times its mean eigenvalue is added to every
+// eigenvalue; M = 0 counts as the identity.
 inline constexpr double kPcaRidge = 1e-4;
 PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const double> weights,
                           int64_t dim);
