@@ -172,7 +172,6 @@ std::vector<CalibrationText> read_texts(const std::string& text, const std::stri
 }
 
 CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
-  metadata.require("format", kFormat);
   metadata.require("format_version", std::to_string(kCalibrationVersion));
   metadata.require("outlier_percents", percents_text());
   metadata.require("quantiles", quantiles_text());
@@ -252,7 +251,8 @@ void save_calibration(const Calibration& calibration, const std::string& path) {
 
 Calibration parse_calibration(std::span<const std::byte> bytes, const std::string& path) {
   const Safetensors file = parse_safetensors(bytes, path);
-  if (file.metadata.count("format") == 0) {
+  const auto format = file.metadata.find("format");
+  if (format == file.metadata.end() || format->second != kFormat) {
     fail(path, "not a calibration file: its metadata don't say so");
   }
   Calibration out;

@@ -95,7 +95,7 @@ TEST_F(CalibrateProgram, AnInterruptLeavesNoFile) {
                               " calibrate -m embedded --samples 500 --seq-len 2048 -q --data" +
                               [&] {
                                 std::string files;
-                                for (int i = 0; i < 100; ++i) {
+                                for (int i = 0; i < 25; ++i) {
                                   files += " " KVQUANT_SOURCE_DIR "/assets/sample.txt";
                                 }
                                 return files;
