@@ -12,6 +12,7 @@ void add_info(CLI::App& app, int& exit_code);
 void add_formats(CLI::App& app, int& exit_code);
 void add_generate(CLI::App& app, int& exit_code);
 void add_chat(CLI::App& app, int& exit_code);
+void add_calibrate(CLI::App& app, int& exit_code);
 void add_perplexity(CLI::App& app, int& exit_code);
 void add_make_model(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);

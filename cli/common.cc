@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "base/timer.h"
 #include "kvquant/error.h"
+#include "model/calibrate.h"
 #include "model/utf8.h"
 
 namespace kvquant::cli {
@@ -43,9 +44,6 @@ size_t display_width(const std::string& text) {
 }
 
 void check_not_built(const CommonOptions& options) {
-  check_arg(options.calibration.empty(),
-            "--calib is not built yet: this version uses heuristic "
-            "codebooks and key ranges of each sequence");
   check_arg(options.preset.empty(), "--preset is not built yet");
   const bool is_cuda = options.device.rfind("cuda", 0) == 0;
   check_arg(!is_cuda, "--device cuda is not built yet: use cpu");
@@ -120,8 +118,21 @@ Precision precision_of(const CommonOptions& options) {
 
 Model load_model(const CommonOptions& options) {
   check_not_built(options);
-  return Model::load(find_model(options.model),
-                     {.num_threads = options.threads, .precision = precision_of(options)});
+  Model model = Model::load(find_model(options.model),
+                            {.num_threads = options.threads, .precision = precision_of(options)});
+  check_arg(calibration_of(options, model) == nullptr,
+            "--calib: the file fits the model, but this version's cache uses heuristic codebooks "
+            "and key ranges of each sequence only");
+  return model;
+}
+
+std::shared_ptr<const Calibration> calibration_of(const CommonOptions& options,
+                                                  const Model& model) {
+  if (options.calibration.empty()) return nullptr;
+  auto calibration = std::make_shared<Calibration>(load_calibration(options.calibration));
+  check_calibration_fits(*calibration, model.checkpoint().fingerprint(),
+                         calibration_shape(model.config()));
+  return calibration;
 }
 
 std::vector<CacheSpec> specs_of(const CommonOptions& options,

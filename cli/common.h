@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "base/progress.h"
 #include "bench/result.h"
 #include "model/model.h"
+#include "quant/calibration.h"
 
 namespace kvquant::cli {
 
@@ -46,6 +48,8 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
 std::string read_utf8(const std::string& path);
 
 Model load_model(const CommonOptions& options);
+// The file of --calib, which must have been made for this model; null without --calib.
+std::shared_ptr<const Calibration> calibration_of(const CommonOptions& options, const Model& model);
 Precision precision_of(const CommonOptions& options);
 
 // --kv (each one), or -ctk/-ctv as one spec, or `defaults`. Prints warnings to stderr.

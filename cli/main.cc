@@ -61,6 +61,7 @@ int run(int argc, char** argv) {
   add_formats(app, exit_code);
   add_generate(app, exit_code);
   add_chat(app, exit_code);
+  add_calibrate(app, exit_code);
   add_perplexity(app, exit_code);
   add_bench(app, exit_code);
   add_make_model(app, exit_code);

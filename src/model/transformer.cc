@@ -33,6 +33,22 @@ TensorView<T, 3> heads_of(T* qkv, const ModelConfig& config, int64_t row, int64_
           .stride = {width, config.head_dim, 1}};
 }
 
+template <int Rank>
+TensorView<const float, Rank> as_const(const TensorView<float, Rank>& view) {
+  TensorView<const float, Rank> out{.data = view.data};
+  std::copy_n(view.shape, Rank, out.shape);
+  std::copy_n(view.stride, Rank, out.stride);
+  return out;
+}
+
+void copy_rows(TensorView<float, 3> source, Buffer<float>& out) {
+  const int64_t size = source.shape[1] * source.shape[2];  // heads of a row lie side by side
+  out.reserve_discarding(source.shape[0] * size);
+  for (int64_t t = 0; t < source.shape[0]; ++t) {
+    std::copy_n(&source(t, 0, 0), size, out.data() + t * size);
+  }
+}
+
 }  // namespace
 
 Transformer::Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool)
@@ -67,21 +83,15 @@ void Transformer::check_chunks(std::span<const ForwardChunk> chunks, const KvCac
 }
 
 void Transformer::reserve(int64_t num_tokens) {
-  residual_.reserve_discarding(num_tokens * config_.hidden);
   normed_.reserve_discarding(num_tokens * config_.hidden);
   qkv_.reserve_discarding(num_tokens * qkv_width(config_));
   attention_.reserve_discarding(num_tokens * qkv_width(config_));
   mlp_.reserve_discarding(num_tokens * config_.ffn);
 }
 
-void Transformer::embed(std::span<const ForwardChunk> chunks) {
-  float* row = residual_.data();
-  for (const auto& chunk : chunks) {
-    for (const int32_t token : chunk.tokens) {
-      checkpoint_.read_row("model.embed_tokens.weight", token,
-                           {row, static_cast<size_t>(config_.hidden)});
-      row += config_.hidden;
-    }
+void Transformer::embed(std::span<const int32_t> tokens, TensorView<float, 2> out) const {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    checkpoint_.read_row("model.embed_tokens.weight", tokens[i], out.row(static_cast<int64_t>(i)));
   }
 }
 
@@ -90,14 +100,20 @@ TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> ch
   check_chunks(chunks, cache);
   const int64_t n = total_tokens(chunks);
   reserve(n);
-  embed(chunks);
+  residual_.reserve_discarding(n * config_.hidden);
+  const auto residual = row_major(residual_.data(), {n, config_.hidden});
+  int64_t row = 0;
+  for (const auto& chunk : chunks) {
+    const auto size = static_cast<int64_t>(chunk.tokens.size());
+    embed(chunk.tokens, row_major(&residual(row, 0), {size, config_.hidden}));
+    row += size;
+  }
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    attention_block(layer, chunks, cache);
-    mlp_block(layer, n);
+    attention_block({layer, layer}, chunks, cache, residual);
+    mlp_block(layer, residual);
   }
   for (const auto& chunk : chunks) cache.settle(chunk.sequence);
-  const auto residual = row_major<const float, 2>(residual_.data(), {n, config_.hidden});
-  rms_norm(residual, weights_.final_norm, config_.norm_eps,
+  rms_norm(as_const(residual), weights_.final_norm, config_.norm_eps,
            row_major(normed_.data(), {n, config_.hidden}));
   // Infinities of a layer that attention doesn't see end as NaN here.
   const std::span<const float> out(normed_.data(), static_cast<size_t>(n * config_.hidden));
@@ -107,62 +123,90 @@ TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> ch
   return row_major<const float, 2>(normed_.data(), {n, config_.hidden});
 }
 
-void Transformer::attention_block(int64_t layer, std::span<const ForwardChunk> chunks,
-                                  KvCache& cache) {
-  const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-  const int64_t n = total_tokens(chunks);
-  const int64_t width = qkv_width(config_);
-  const auto residual = row_major(residual_.data(), {n, config_.hidden});
-  const auto normed = row_major(normed_.data(), {n, config_.hidden});
-  const auto normed_in = row_major<const float, 2>(normed_.data(), {n, config_.hidden});
-  rms_norm(row_major<const float, 2>(residual_.data(), {n, config_.hidden}), weights.attention_norm,
-           config_.norm_eps, normed);
-  linear(weights.qkv, normed_in, row_major(qkv_.data(), {n, width}), Epilogue::kStore,
-         linear_context());
+void Transformer::run_layer(int64_t layer, const ForwardChunk& chunk, KvCache& cache,
+                            int64_t cache_layer, TensorView<float, 2> residual) {
+  const auto n = static_cast<int64_t>(chunk.tokens.size());
+  check_chunks({&chunk, 1}, cache);
+  check_arg(0 <= layer && layer < config_.num_layers,
+            "layer " + std::to_string(layer) + " of " + std::to_string(config_.num_layers));
+  check_arg(residual.shape[0] == n && residual.shape[1] == config_.hidden &&
+                residual.stride[0] == config_.hidden && residual.stride[1] == 1,
+            "the residual of a chunk of " + std::to_string(n) + " tokens is [" +
+                std::to_string(residual.shape[0]) + ", " + std::to_string(residual.shape[1]) +
+                "], not [" + std::to_string(n) + ", " + std::to_string(config_.hidden) + "]");
+  reserve(n);
+  attention_block({layer, cache_layer}, {&chunk, 1}, cache, residual);
+  mlp_block(layer, residual);
+  cache.settle(chunk.sequence);
+}
 
-  const AttendShape shape{config_.head_dim, config_.group(),
-                          1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk> chunks,
+                                  KvCache& cache, TensorView<float, 2> residual) {
+  const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer.model)];
+  const int64_t n = residual.shape[0];
+  const int64_t width = qkv_width(config_);
+  const auto normed = row_major(normed_.data(), {n, config_.hidden});
+  rms_norm(as_const(residual), weights.attention_norm, config_.norm_eps, normed);
+  linear(weights.qkv, as_const(normed), row_major(qkv_.data(), {n, width}), Epilogue::kStore,
+         linear_context());
   int64_t row = 0;
   for (const auto& chunk : chunks) {
-    const auto num_new = static_cast<int64_t>(chunk.tokens.size());
-    const int64_t first = cache.length(chunk.sequence);  // moves on with the last layer
-    cache.append(
-        layer, chunk.sequence,
-        heads_of<const float>(qkv_.data(), config_, row, num_new, config_.num_q_heads,
-                              config_.num_kv_heads),
-        heads_of<const float>(qkv_.data(), config_, row, num_new,
-                              config_.num_q_heads + config_.num_kv_heads, config_.num_kv_heads));
-    const auto queries =
-        heads_of<float>(qkv_.data(), config_, row, num_new, 0, config_.num_q_heads);
-    rope(queries, first, rope_);
-    cache.prepare_view(layer, chunk.sequence);
-    std::vector<AttendJob> jobs;
-    for (int64_t head = 0; head < config_.num_kv_heads; ++head) {
-      const int64_t offset = row * width + head * config_.group() * config_.head_dim;
-      jobs.push_back({.query = qkv_.data() + offset,
-                      .out = attention_.data() + offset,
-                      .query_stride = width,
-                      .num_queries = num_new,
-                      .first_position = first,
-                      .runs = cache.view(layer, chunk.sequence, head)});
-    }
-    attend(shape, jobs, precision_, pool_);  // before the next sequence's view replaces this one
-    row += num_new;
+    attend_chunk(layer, chunk, row, cache);
+    row += static_cast<int64_t>(chunk.tokens.size());
   }
-
   const TensorView<const float, 2> attended{.data = attention_.data(),
                                             .shape = {n, config_.num_q_heads * config_.head_dim},
                                             .stride = {width, 1}};
   linear(weights.output, attended, residual, Epilogue::kAdd, linear_context());
 }
 
-void Transformer::mlp_block(int64_t layer, int64_t n) {
+// One chunk, whose first token is row `row` of qkv_: append, rotate, attend.
+void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row,
+                               KvCache& cache) {
+  const int64_t width = qkv_width(config_);
+  const auto num_new = static_cast<int64_t>(chunk.tokens.size());
+  const int64_t first = cache.length(chunk.sequence);  // moves on with the last layer
+  const auto keys = heads_of<const float>(qkv_.data(), config_, row, num_new, config_.num_q_heads,
+                                          config_.num_kv_heads);
+  const auto values =
+      heads_of<const float>(qkv_.data(), config_, row, num_new,
+                            config_.num_q_heads + config_.num_kv_heads, config_.num_kv_heads);
+  cache.append(layer.cache, chunk.sequence, keys, values);
+  const auto queries = heads_of<float>(qkv_.data(), config_, row, num_new, 0, config_.num_q_heads);
+  if (is_observed()) copy_rows(queries, observed_);
+  rope(queries, first, rope_);
+  if (is_observed()) {
+    observer_({.layer = layer.model,
+               .sequence = chunk.sequence,
+               .first_position = first,
+               .queries = row_major<const float, 3>(
+                   observed_.data(), {num_new, config_.num_q_heads, config_.head_dim}),
+               .rotated_queries = as_const(queries),
+               .keys = keys,
+               .values = values});
+  }
+  cache.prepare_view(layer.cache, chunk.sequence);
+  std::vector<AttendJob> jobs;
+  for (int64_t head = 0; head < config_.num_kv_heads; ++head) {
+    const int64_t offset = row * width + head * config_.group() * config_.head_dim;
+    jobs.push_back({.query = qkv_.data() + offset,
+                    .out = attention_.data() + offset,
+                    .query_stride = width,
+                    .num_queries = num_new,
+                    .first_position = first,
+                    .runs = cache.view(layer.cache, chunk.sequence, head)});
+  }
+  const AttendShape shape{config_.head_dim, config_.group(),
+                          1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+  attend(shape, jobs, precision_, pool_);  // before the next sequence's view replaces this one
+}
+
+void Transformer::mlp_block(int64_t layer, TensorView<float, 2> residual) {
   const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-  const auto residual = row_major(residual_.data(), {n, config_.hidden});
-  rms_norm(row_major<const float, 2>(residual_.data(), {n, config_.hidden}), weights.mlp_norm,
-           config_.norm_eps, row_major(normed_.data(), {n, config_.hidden}));
-  linear_swiglu(weights.gate, weights.up,
-                row_major<const float, 2>(normed_.data(), {n, config_.hidden}),
+  const int64_t n = residual.shape[0];
+  const auto normed = row_major(normed_.data(), {n, config_.hidden});
+  rms_norm(as_const(residual), weights.mlp_norm, config_.norm_eps, normed);
+  linear_swiglu(weights.gate, weights.up, as_const(normed),
                 row_major(mlp_.data(), {n, config_.ffn}), linear_context());
   linear(weights.down, row_major<const float, 2>(mlp_.data(), {n, config_.ffn}), residual,
          Epilogue::kAdd, linear_context());
@@ -175,7 +219,7 @@ void Transformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2>
 int64_t Transformer::scratch_bytes() const {
   int64_t total = linear_scratch_.input.num_bytes();
   for (const auto& buffer : linear_scratch_.per_worker) total += buffer.num_bytes();
-  for (const auto* buffer : {&residual_, &normed_, &qkv_, &attention_, &mlp_}) {
+  for (const auto* buffer : {&residual_, &normed_, &qkv_, &attention_, &mlp_, &observed_}) {
     total += buffer->num_bytes();
   }
   return total;

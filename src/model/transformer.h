@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
@@ -21,6 +23,21 @@ struct ForwardChunk {
   KvCache::SequenceId sequence = 0;
   std::span<const int32_t> tokens;
 };
+
+// What the attention of one layer is about to see of one chunk. Views of scratch, valid during the
+// call.
+struct ObservedChunk {
+  int64_t layer = 0;
+  KvCache::SequenceId sequence = 0;
+  int64_t first_position = 0;                  // of the chunk in its sequence
+  TensorView<const float, 3> queries;          // [n, num_q_heads, head_dim], before RoPE
+  TensorView<const float, 3> rotated_queries;  // after it
+  TensorView<const float, 3> keys;             // [n, num_kv_heads, head_dim], before RoPE
+  TensorView<const float, 3> values;           // [n, num_kv_heads, head_dim]
+};
+// Called from the thread that runs the model, layer by layer, chunk by chunk. What it throws passes
+// through forward, as an error amid the layers.
+using LayerObserver = std::function<void(const ObservedChunk& chunk)>;
 
 class Transformer {
  public:
@@ -42,6 +59,18 @@ class Transformer {
   // chunks' sequences can only be dropped after that.
   TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks, KvCache& cache);
 
+  // One layer alone, for calibration: what forward does to residual [tokens of the chunk, hidden]
+  // there. Keys and values go to layer `cache_layer` of the cache, which may have fewer layers than
+  // the model. Requires a chunk that forward would take; its errors.
+  void run_layer(int64_t layer, const ForwardChunk& chunk, KvCache& cache, int64_t cache_layer,
+                 TensorView<float, 2> residual);
+  // What forward starts from: token embeddings into out [tokens, hidden].
+  void embed(std::span<const int32_t> tokens, TensorView<float, 2> out) const;
+
+  // Shows every chunk of every layer to `observer` until it is set again; empty: to nobody.
+  void set_observer(LayerObserver observer) { observer_ = std::move(observer); }
+  bool is_observed() const { return static_cast<bool>(observer_); }
+
   // Logits of some hidden states: hidden [num_rows, hidden] -> out [num_rows, vocab_size].
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out);
 
@@ -49,9 +78,14 @@ class Transformer {
 
  private:
   void check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const;
-  void embed(std::span<const ForwardChunk> chunks);
-  void attention_block(int64_t layer, std::span<const ForwardChunk> chunks, KvCache& cache);
-  void mlp_block(int64_t layer, int64_t num_tokens);
+  // A layer of the model and the one of the cache that holds its keys and values.
+  struct LayerIndex {
+    int64_t model, cache;
+  };
+  void attention_block(LayerIndex layer, std::span<const ForwardChunk> chunks, KvCache& cache,
+                       TensorView<float, 2> residual);
+  void attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row, KvCache& cache);
+  void mlp_block(int64_t layer, TensorView<float, 2> residual);
   void reserve(int64_t num_tokens);
   LinearContext linear_context() { return {precision_, linear_scratch_, pool_}; }
 
@@ -68,7 +102,9 @@ class Transformer {
   Buffer<float> qkv_;        // [n, (num_q_heads + 2 num_kv_heads) * head_dim]
   Buffer<float> attention_;  // the same strides as qkv_, only the query part is used
   Buffer<float> mlp_;        // [n, ffn]
+  Buffer<float> observed_;   // [n, num_q_heads * head_dim], queries before RoPE of a chunk
   LinearScratch linear_scratch_;
+  LayerObserver observer_;
 };
 
 }  // namespace kvquant

@@ -25,6 +25,8 @@ struct ChannelRange {
 // floor(n * percent / 200) on either end; percent 0: the minimum and the maximum.
 // Reorders `values` [n > 0], which must be finite fp16 numbers.
 ChannelRange fit_channel(std::span<float> values, double percent);
+// The same for values that are ascending already.
+ChannelRange fit_sorted_channel(std::span<const float> values, double percent);
 
 struct RowRange {
   Half scale{};

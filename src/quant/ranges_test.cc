@@ -30,6 +30,25 @@ TEST(FitChannel, WithoutOutliersTheRangeIsThatOfTheValues) {
   EXPECT_EQ(to_float(range.zero), 1);
 }
 
+TEST(FitChannel, SortedValuesHaveTheSameRange) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  for (const size_t size : {1, 2, 39, 40, 41, 1000}) {
+    std::vector<float> values(size);
+    for (float& x : values) x = round_to_half(normal(random));
+    std::vector<float> sorted = values;
+    std::sort(sorted.begin(), sorted.end());
+    for (const double percent : {0.0, 0.1, 1.0, 5.0}) {
+      const ChannelRange expected = fit_channel(values, percent);
+      const ChannelRange range = fit_sorted_channel(sorted, percent);
+      EXPECT_EQ(range.scale, expected.scale);
+      EXPECT_EQ(range.zero, expected.zero);
+      EXPECT_EQ(range.low, expected.low);
+      EXPECT_EQ(range.high, expected.high);
+    }
+  }
+}
+
 TEST(FitChannel, AConstantHasScaleZero) {
   std::vector<float> values(5, -2.5f);
   const ChannelRange range = fit_channel(values, 5);

@@ -1,61 +1,25 @@
 // Runs the program as a user would: exit codes, streams, messages of one line.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "base/file.h"
+#include "program.h"
 
 namespace kvquant {
 namespace {
 
 namespace fs = std::filesystem;
+using test::Outcome;
 
-struct Outcome {
-  int code;
-  std::string out, err;
-};
-
-class Cli : public testing::Test {
- protected:
-  void SetUp() override {
-    const auto* info = testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::path(testing::TempDir()) / (std::string("kvquant_cli_") + info->name());
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
-  Outcome run(const std::string& arguments) const {
-    const std::string command = std::string(KVQUANT_PROGRAM) + " " + arguments + " </dev/null >" +
-                                path("out") + " 2>" + path("err");
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(path("out")),
-            read_text(path("err"))};
-  }
-
-  void expect_refused(const std::string& arguments, const std::string& part) const {
-    const Outcome outcome = run(arguments);
-    EXPECT_EQ(outcome.code, 2) << arguments;
-    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
-    EXPECT_NE(outcome.err.find(part), std::string::npos) << outcome.err;
-    EXPECT_EQ(outcome.out, "") << arguments;
-  }
-
-  fs::path folder_;
-};
+class Cli : public test::ProgramTest {};
 
 TEST_F(Cli, HelpAndVersionSucceed) {
   EXPECT_EQ(run("--help").code, 0);
   EXPECT_EQ(run("--version").code, 0);
-  for (const char* command :
-       {"demo", "info", "formats", "generate", "chat", "perplexity", "bench", "make-model"}) {
+  for (const char* command : {"demo", "info", "formats", "generate", "chat", "calibrate",
+                              "perplexity", "bench", "make-model"}) {
     EXPECT_EQ(run(std::string(command) + " --help").code, 0) << command;
   }
 }

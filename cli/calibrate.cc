@@ -1,0 +1,142 @@
+// kvquant calibrate: fits codebooks, scales and bases to a model on texts, into one file.
+#include "model/calibrate.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <memory>
+#include <new>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/timer.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "kvquant/error.h"
+
+namespace kvquant::cli {
+namespace {
+
+constexpr int64_t kDefaultSeqLen = 2048;  // where the model's context allows it
+
+struct Options {
+  CommonOptions common;
+  std::vector<std::string> data;
+  int64_t samples = 16;
+  int64_t seq_len = 0;  // 0: the default
+  int64_t rank = 0;
+  std::string output;
+};
+
+std::vector<TokenizedText> read_texts(const Options& options, const Model& model) {
+  std::vector<std::string> files = options.data;
+  if (files.empty()) files = {find_asset("sample.txt")};
+  std::vector<TokenizedText> texts;
+  for (const auto& file : files) {
+    texts.push_back({file, model.tokenizer().encode(read_utf8(file), Tokenizer::Special::kAsText,
+                                                    Tokenizer::Bos::kNever)});
+  }
+  return texts;
+}
+
+// What ran out is said by the error; what to do about it only this command knows.
+Calibration calibrate_in_memory(Model& model, const std::vector<TokenizedText>& texts,
+                                const CalibrateOptions& options, const Progress& progress) {
+  const auto message = [&](const char* what) {
+    return fmt::format(
+        "OOM during calibration: {}: use fewer --samples than {} or a --seq-len shorter than {}",
+        what, options.num_samples, options.seq_len);
+  };
+  try {
+    return calibrate(model, texts, options, progress);
+  } catch (const OutOfMemory& error) {
+    throw OutOfMemory(message(error.what()));
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemory(message("out of memory"));
+  }
+}
+
+Json result_of(const Calibration& calibration, int64_t file_bytes, double seconds) {
+  const auto& info = calibration.info;
+  Json texts = Json::array();
+  for (const auto& text : info.texts) {
+    texts.push_back(
+        {{"file", text.file}, {"begin", text.begin}, {"end", text.end}, {"hash", text.hash}});
+  }
+  return {{"num_samples", info.num_samples},
+          {"seq_len", info.seq_len},
+          {"tokens", info.num_samples * info.seq_len},
+          {"rank", info.rank},
+          {"file_bytes", file_bytes},
+          {"calibration_s", seconds},
+          {"texts", texts}};
+}
+
+int run(const Options& options) {
+  check_arg(options.common.context == 0,
+            "calibrate takes --seq-len, the length of a sample, instead of --ctx");
+  Model model = load_model(options.common);
+  const auto texts = read_texts(options, model);
+  const CalibrateOptions calibration_options{
+      .num_samples = options.samples,
+      .seq_len = options.seq_len > 0 ? options.seq_len
+                                     : std::min(kDefaultSeqLen, model.config().max_context),
+      .rank = options.rank,
+      .seed = options.common.seed,
+      .ubatch = options.common.ubatch};
+  const Timer timer;
+  Calibration calibration = calibrate_in_memory(model, texts, calibration_options,
+                                                progress_on_stderr(options.common, "calibrate"));
+  calibration.info.kvquant_version = version();
+  const double seconds = timer.seconds();
+  save_calibration(calibration, options.output);
+
+  const auto& info = calibration.info;
+  if (info.num_samples < options.samples) {
+    fmt::print(stderr,
+               "kvquant: warning: the texts hold {} whole samples of {} tokens, not {}: give more "
+               "text with --data\n",
+               info.num_samples, info.seq_len, options.samples);
+  }
+  std::error_code error;  // a pipe has no size
+  const auto size = std::filesystem::file_size(options.output, error);
+  const int64_t file_bytes = error ? 0 : static_cast<int64_t>(size);
+  Json config = common_config(options.common, model);
+  config.update({{"samples", options.samples}, {"output", options.output}});
+  Json document = make_document("calibrate", model_info(model), config);
+  document["results"].push_back(result_of(calibration, file_bytes, seconds));
+  write_json(options.common, document);
+  if (!json_on_stdout(options.common)) {
+    fmt::print("{} layers calibrated on {} tokens ({} samples of {}) in {:.1f} s\n{}: {}\n",
+               info.shape.num_layers, info.num_samples * info.seq_len, info.num_samples,
+               info.seq_len, seconds, options.output, format_bytes(file_bytes));
+  }
+  return kDone;
+}
+
+}  // namespace
+
+void add_calibrate(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<Options>();
+  auto* command = app.add_subcommand(
+      "calibrate", "fit codebooks, scales and bases to a model on texts, into one file");
+  add_common_flags(*command, options->common, kModelFlags | kRunFlags);
+  command->add_option("--data", options->data, "texts (default: the sample text)");
+  command->add_option("--samples", options->samples, "samples at most")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command
+      ->add_option("--seq-len", options->seq_len,
+                   "tokens of a sample (default: 2048, or the model's context)")
+      ->check(at_least(1));
+  command
+      ->add_option("--rank", options->rank,
+                   "components of the low-rank bases to store (default: all)")
+      ->check(at_least(1));
+  command->add_option("-o,--output", options->output, "calibration file to write (.safetensors)")
+      ->required()
+      ->each([](const std::string& path) { check_writable(path); });  // now, not after the work
+  command->callback([options, &exit_code] { exit_code = run(*options); });
+}
+
+}  // namespace kvquant::cli

@@ -1,0 +1,323 @@
+#include "quant/calibration.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <type_traits>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/quote.h"
+#include "formats/json_fields.h"
+#include "formats/nuq_codebook.h"
+#include "formats/safetensors.h"
+#include "kvquant/error.h"
+
+namespace kvquant {
+namespace {
+
+constexpr const char* kFormat = "kvquant-calibration";
+constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 1024;
+constexpr int64_t kMaxSamples = 1 << 20;
+
+using Shape = std::vector<int64_t>;
+
+// Calls visit(name, shape, array) for every field of a layer. What the file holds is this list.
+template <class Layer, class Visit>
+void visit_fields(Layer& layer, const CalibrationInfo& info, const Visit& visit) {
+  const int64_t h = info.shape.num_kv_heads, q = info.shape.num_q_heads, d = info.shape.head_dim;
+  const int64_t r = info.rank, p = kNumOutlierPercents;
+  const auto visit_side = [&](const std::string& side, auto& fields) {
+    visit(side + ".mean", Shape{h, d}, fields.channels.mean);
+    visit(side + ".variance", Shape{h, d}, fields.channels.variance);
+    visit(side + ".minimum", Shape{h, d}, fields.channels.minimum);
+    visit(side + ".maximum", Shape{h, d}, fields.channels.maximum);
+    visit(side + ".quantiles", Shape{kNumQuantiles, h, d}, fields.channels.quantiles);
+    for (int64_t i = 0; i < kNumCodebooks; ++i) {
+      visit(fmt::format("{}.codebook{}", side, 2 + i), Shape{int64_t{4} << i},
+            fields.codebooks[static_cast<size_t>(i)]);
+    }
+    visit(side + ".gram", Shape{h, d, d}, fields.gram);
+    visit(side + ".basis", Shape{h, r, d}, fields.basis);
+    visit(side + ".spectrum", Shape{h, d}, fields.spectrum);
+  };
+  visit_side("key", layer.key);
+  visit("key.scale", Shape{p, h, d}, layer.key.scale);
+  visit("key.zero", Shape{p, h, d}, layer.key.zero);
+  visit("key.low", Shape{p, h, d}, layer.key.low);
+  visit("key.high", Shape{p, h, d}, layer.key.high);
+  visit("key.rotated_mean", Shape{h, d}, layer.key.rotated_mean);
+  visit("query.second_moment", Shape{q, d}, layer.query.second_moment);
+  visit("query.rotated_second_moment", Shape{q, d}, layer.query.rotated_second_moment);
+  visit("query.gram", Shape{h, d, d}, layer.query.gram);
+  visit_side("value", layer.value);
+  visit("value.output_gram", Shape{h, d, d}, layer.value.output_gram);
+  visit("value.weighted_encode", Shape{h, r, d}, layer.value.weighted_encode);
+  visit("value.weighted_decode", Shape{h, r, d}, layer.value.weighted_decode);
+  visit("value.weighted_spectrum", Shape{h, d}, layer.value.weighted_spectrum);
+}
+
+int64_t num_elements(const Shape& shape) {
+  int64_t size = 1;
+  for (const int64_t dim : shape) size *= dim;  // checked sizes only
+  return size;
+}
+
+std::string tensor_name(size_t layer, const std::string& field) {
+  return fmt::format("layers.{}.{}", layer, field);
+}
+
+// ---- writing
+
+template <class T>
+const char* dtype_of(const std::vector<T>&) {
+  return std::is_same_v<T, Half> ? "F16" : "F32";
+}
+
+std::string percents_text() { return fmt::format("{}", fmt::join(kOutlierPercents, " ")); }
+std::string quantiles_text() { return fmt::format("{}", fmt::join(kQuantiles, " ")); }
+
+std::string texts_json(const std::vector<CalibrationText>& texts) {
+  Json list = Json::array();
+  for (const auto& text : texts) {
+    list.push_back(
+        {{"file", text.file}, {"begin", text.begin}, {"end", text.end}, {"hash", text.hash}});
+  }
+  return Json{{"samples", list}}.dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
+std::map<std::string, std::string> metadata_of(const CalibrationInfo& info) {
+  return {{"format", kFormat},
+          {"format_version", std::to_string(kCalibrationVersion)},
+          {"kvquant_version", info.kvquant_version},
+          {"model_fingerprint", info.model_fingerprint},
+          {"num_layers", std::to_string(info.shape.num_layers)},
+          {"num_q_heads", std::to_string(info.shape.num_q_heads)},
+          {"num_kv_heads", std::to_string(info.shape.num_kv_heads)},
+          {"head_dim", std::to_string(info.shape.head_dim)},
+          {"num_samples", std::to_string(info.num_samples)},
+          {"seq_len", std::to_string(info.seq_len)},
+          {"seed", std::to_string(info.seed)},
+          {"rank", std::to_string(info.rank)},
+          {"outlier_percents", percents_text()},
+          {"quantiles", quantiles_text()},
+          {"texts", texts_json(info.texts)}};
+}
+
+// ---- reading
+
+[[noreturn]] void fail(const std::string& path, const std::string& what) {
+  throw FormatError(path + ": " + what);
+}
+
+class Metadata {
+ public:
+  Metadata(const std::map<std::string, std::string>& fields, const std::string& path)
+      : fields_(fields), path_(path) {}
+
+  const std::string& text(const std::string& key) const {
+    const auto found = fields_.find(key);
+    if (found == fields_.end()) fail(path_, "the metadata have no " + key);
+    return found->second;
+  }
+
+  template <class T>
+  T number(const std::string& key, T least, T most) const {
+    const std::string& digits = text(key);
+    T value{};
+    const char* end = digits.data() + digits.size();
+    const auto [stop, error] = std::from_chars(digits.data(), end, value);
+    if (error != std::errc() || stop != end || value < least || value > most) {
+      fail(path_,
+           fmt::format("{} {} is not a number in [{}, {}]", key, quote(digits), least, most));
+    }
+    return value;
+  }
+
+  void require(const std::string& key, const std::string& expected) const {
+    if (text(key) != expected) {
+      fail(path_,
+           fmt::format("{} is {}, this version reads {}", key, quote(text(key)), quote(expected)));
+    }
+  }
+
+ private:
+  const std::map<std::string, std::string>& fields_;
+  const std::string& path_;
+};
+
+std::vector<CalibrationText> read_texts(const std::string& text, const std::string& path) {
+  const Json json = parse_json_object(text, path + ": texts");
+  const auto list = json.find("samples");
+  if (list == json.end() || !list->is_array()) fail(path, "texts: samples is not a list");
+  std::vector<CalibrationText> out;
+  for (const auto& entry : *list) {
+    if (!entry.is_object()) fail(path, "texts: a sample is not an object");
+    const auto where = path + ": texts";
+    CalibrationText sample{.file = json_text(entry, "file", where).value_or(""),
+                           .begin = require_integer(entry, "begin", where),
+                           .end = require_integer(entry, "end", where),
+                           .hash = json_text(entry, "hash", where).value_or("")};
+    if (sample.begin < 0 || sample.end < sample.begin) {
+      fail(path, fmt::format("texts: a sample of tokens [{}, {})", sample.begin, sample.end));
+    }
+    out.push_back(std::move(sample));
+  }
+  return out;
+}
+
+CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
+  metadata.require("format_version", std::to_string(kCalibrationVersion));
+  metadata.require("outlier_percents", percents_text());
+  metadata.require("quantiles", quantiles_text());
+  CalibrationInfo info;
+  info.kvquant_version = metadata.text("kvquant_version");
+  info.model_fingerprint = metadata.text("model_fingerprint");
+  info.shape.num_layers = metadata.number<int64_t>("num_layers", 1, kMaxLayers);
+  info.shape.num_q_heads = metadata.number<int64_t>("num_q_heads", 1, kMaxHeads);
+  info.shape.num_kv_heads = metadata.number<int64_t>("num_kv_heads", 1, kMaxHeads);
+  info.shape.head_dim = metadata.number<int64_t>("head_dim", 1, kMaxHeadDim);
+  info.rank = metadata.number<int64_t>("rank", 1, info.shape.head_dim);
+  info.num_samples = metadata.number<int64_t>("num_samples", 1, kMaxSamples);
+  info.seq_len = metadata.number<int64_t>("seq_len", 1, int64_t{1} << 40);
+  info.seed = metadata.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max());
+  info.texts = read_texts(metadata.text("texts"), path);
+  return info;
+}
+
+template <class T>
+void read_array(const SafetensorsTensor& tensor, std::vector<T>& out, const std::string& path) {
+  out.resize(tensor.data.size() / sizeof(T));
+  if (!out.empty()) std::memcpy(out.data(), tensor.data.data(), tensor.data.size());
+  for (size_t i = 0; i < out.size(); ++i) {
+    const float value = to_float(out[i]);
+    if (!std::isfinite(value)) {
+      fail(path, fmt::format("tensor {}: element {} is {}", quote(tensor.name), i, value));
+    }
+  }
+}
+
+// What users of the arrays rely on.
+void check_layer(const LayerCalibration& layer, size_t index, const std::string& path) {
+  const auto fail_in = [&](const std::string& field, const std::string& what) {
+    fail(path, "tensor " + quote(tensor_name(index, field)) + ": " + what);
+  };
+  const auto check_codebooks = [&](const auto& books, const std::string& side) {
+    for (int64_t i = 0; i < kNumCodebooks; ++i) {
+      try {
+        make_codebook(books[static_cast<size_t>(i)]);
+      } catch (const std::invalid_argument& error) {
+        fail_in(fmt::format("{}.codebook{}", side, 2 + i), error.what());
+      }
+    }
+  };
+  check_codebooks(layer.key.codebooks, "key");
+  check_codebooks(layer.value.codebooks, "value");
+  for (size_t i = 0; i < layer.key.scale.size(); ++i) {
+    if (to_float(layer.key.scale[i]) < 0) fail_in("key.scale", "a scale is negative");
+    if (to_float(layer.key.low[i]) > to_float(layer.key.high[i])) {
+      fail_in("key.low", fmt::format("element {} is larger than key.high's", i));
+    }
+  }
+}
+
+}  // namespace
+
+void save_calibration(const Calibration& calibration, const std::string& path) {
+  const auto& info = calibration.info;
+  check_arg(static_cast<int64_t>(calibration.layers.size()) == info.shape.num_layers,
+            fmt::format("calibration: {} layers, the shape says {}", calibration.layers.size(),
+                        info.shape.num_layers));
+  std::vector<SafetensorsEntry> entries;
+  std::vector<std::span<const std::byte>> arrays;
+  for (size_t i = 0; i < calibration.layers.size(); ++i) {
+    visit_fields(calibration.layers[i], info,
+                 [&](const std::string& field, const Shape& shape, const auto& array) {
+                   check_arg(static_cast<int64_t>(array.size()) == num_elements(shape),
+                             fmt::format("calibration: {} has {} elements, not {}",
+                                         tensor_name(i, field), array.size(), num_elements(shape)));
+                   entries.push_back({tensor_name(i, field), dtype_of(array), shape});
+                   arrays.push_back(std::as_bytes(std::span(array)));
+                 });
+  }
+  write_safetensors(path, entries, metadata_of(info),
+                    [&](size_t i, const ByteSink& sink) { sink(arrays[i]); });
+}
+
+Calibration parse_calibration(std::span<const std::byte> bytes, const std::string& path) {
+  const Safetensors file = parse_safetensors(bytes, path);
+  const auto format = file.metadata.find("format");
+  if (format == file.metadata.end() || format->second != kFormat) {
+    fail(path, "not a calibration file: its metadata don't say so");
+  }
+  Calibration out;
+  out.path = path;
+  out.info = read_info({file.metadata, path}, path);
+  size_t num_read = 0;
+  for (int64_t i = 0; i < out.info.shape.num_layers; ++i) {
+    LayerCalibration layer;
+    const auto index = static_cast<size_t>(i);
+    visit_fields(layer, out.info, [&](const std::string& field, const Shape& shape, auto& array) {
+      const std::string name = tensor_name(index, field);
+      const SafetensorsTensor* tensor = file.find(name);
+      if (tensor == nullptr) fail(path, "tensor " + quote(name) + " is missing");
+      if (tensor->dtype != dtype_of(array) || tensor->shape != shape) {
+        fail(path,
+             fmt::format("tensor {}: {} [{}], expected {} [{}]", quote(name), tensor->dtype,
+                         fmt::join(tensor->shape, ", "), dtype_of(array), fmt::join(shape, ", ")));
+      }
+      read_array(*tensor, array, path);
+      ++num_read;
+    });
+    check_layer(layer, index, path);
+    out.layers.push_back(std::move(layer));
+  }
+  if (num_read != file.tensors.size()) {
+    fail(path, fmt::format("{} tensors, {} are known", file.tensors.size(), num_read));
+  }
+  return out;
+}
+
+Calibration load_calibration(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (status.type() == std::filesystem::file_type::not_found) {
+    throw IoError("Calibration file not found: " + path +
+                  ": give the full path, in a preset as its calibration_file (kvquant calibrate "
+                  "makes such files)");
+  }
+  const MappedFile file(path);
+  return parse_calibration(file.bytes(), path);
+}
+
+void check_calibration_fits(const Calibration& calibration, const std::string& fingerprint,
+                            const CalibrationShape& shape) {
+  const auto& info = calibration.info;
+  const auto describe = [](const std::string& of, const CalibrationShape& s) {
+    return fmt::format("fingerprint {}, {} layers, {} query and {} KV heads of {}", quote(of),
+                       s.num_layers, s.num_q_heads, s.num_kv_heads, s.head_dim);
+  };
+  if (info.model_fingerprint == fingerprint && info.shape == shape) return;
+  throw std::invalid_argument(
+      fmt::format("calibration {} was made for another model ({}), this one has {}: calibrate this "
+                  "model",
+                  calibration.path, describe(info.model_fingerprint, info.shape),
+                  describe(fingerprint, shape)));
+}
+
+int64_t memory_bytes(const Calibration& calibration) {
+  int64_t total = 0;
+  for (const auto& layer : calibration.layers) {
+    visit_fields(layer, calibration.info, [&](const std::string&, const Shape&, const auto& array) {
+      total += static_cast<int64_t>(std::span(array).size_bytes());
+    });
+  }
+  return total;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,210 @@
+#include "quant/calibration.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+
+#include "base/file.h"
+#include "formats/json_fields.h"
+#include "kvquant/error.h"
+#include "quant/calibration_test_data.h"
+
+namespace kvquant {
+namespace {
+
+std::string temporary(const std::string& name) {
+  return (std::filesystem::path(testing::TempDir()) / ("kvquant_calibration_" + name)).string();
+}
+
+std::string saved_bytes(const Calibration& calibration, const std::string& name) {
+  save_calibration(calibration, temporary(name));
+  std::string bytes = read_text(temporary(name));
+  std::filesystem::remove(temporary(name));
+  return bytes;
+}
+
+Calibration parse(const std::string& bytes) {
+  return parse_calibration(std::as_bytes(std::span(bytes.data(), bytes.size())), "some.file");
+}
+
+// A safetensors file taken apart.
+struct Parts {
+  Json header;
+  std::string data;
+
+  explicit Parts(const std::string& bytes) {
+    uint64_t size = 0;
+    std::memcpy(&size, bytes.data(), 8);
+    header = Json::parse(bytes.substr(8, size));
+    data = bytes.substr(8 + size);
+  }
+  std::string bytes() const {
+    const std::string text = header.dump();
+    const uint64_t size = text.size();
+    return std::string(reinterpret_cast<const char*>(&size), 8) + text + data;
+  }
+  template <class T>
+  void set(const std::string& tensor, size_t index, T value) {
+    const auto begin = header.at(tensor).at("data_offsets").at(0).get<size_t>();
+    std::memcpy(data.data() + begin + index * sizeof(T), &value, sizeof(T));
+  }
+};
+
+// The message with which a file is refused after `edit`.
+std::string refusal(const std::function<void(Parts&)>& edit) {
+  static const std::string bytes = saved_bytes(test_calibration(), "refusal");
+  Parts parts(bytes);
+  edit(parts);
+  try {
+    parse(parts.bytes());
+  } catch (const FormatError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+void expect_refused(const std::string& part, const std::function<void(Parts&)>& edit) {
+  const std::string message = refusal(edit);
+  EXPECT_NE(message.find(part), std::string::npos) << message << "\nexpected: " << part;
+  EXPECT_EQ(message.rfind("some.file", 0), 0u) << message;
+  EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+}
+
+TEST(CalibrationFile, ComesBackAsItWasWritten) {
+  const Calibration out = test_calibration();
+  const std::string bytes = saved_bytes(out, "round_trip");
+  EXPECT_EQ(saved_bytes(out, "again"), bytes);
+  const Calibration in = parse(bytes);
+  EXPECT_EQ(in.path, "some.file");
+  EXPECT_EQ(in.info.shape, out.info.shape);
+  EXPECT_EQ(in.info.model_fingerprint, out.info.model_fingerprint);
+  EXPECT_EQ(in.info.kvquant_version, "test");
+  EXPECT_EQ(in.info.seed, out.info.seed);
+  EXPECT_EQ(in.info.num_samples, 2);
+  EXPECT_EQ(in.info.seq_len, 20);
+  EXPECT_EQ(in.info.rank, 5);
+  ASSERT_EQ(in.info.texts.size(), 2u);
+  EXPECT_EQ(in.info.texts[1].file, "b.txt");
+  EXPECT_EQ(in.info.texts[1].begin, 40);
+  EXPECT_EQ(in.info.texts[1].end, 60);
+  EXPECT_EQ(in.info.texts[0].hash, "00112233445566ff");
+  ASSERT_EQ(in.layers.size(), 2u);
+  EXPECT_EQ(in.layers[1].key.scale, out.layers[1].key.scale);
+  EXPECT_EQ(in.layers[1].key.codebooks, out.layers[1].key.codebooks);
+  EXPECT_EQ(in.layers[0].value.weighted_decode, out.layers[0].value.weighted_decode);
+  EXPECT_EQ(in.layers[0].query.gram, out.layers[0].query.gram);
+  EXPECT_EQ(saved_bytes(in, "copy"), bytes);  // all the other fields
+  EXPECT_EQ(memory_bytes(in), memory_bytes(out));
+  EXPECT_GT(memory_bytes(in), static_cast<int64_t>(bytes.size()) / 2);
+}
+
+TEST(CalibrationFile, IsRefusedWithTheTensorAndTheRuleItBreaks) {
+  EXPECT_EQ(refusal([](Parts&) {}), "accepted");
+  expect_refused("tensor \"layers.1.key.scale\": F32 [8, 2, 4], expected F16 [8, 2, 8]",
+                 [](Parts& p) {
+                   p.header["layers.1.key.scale"]["dtype"] = "F32";
+                   p.header["layers.1.key.scale"]["shape"] = {8, 2, 4};
+                 });
+  expect_refused("tensor \"layers.0.value.basis\": F32 [2, 8, 5]", [](Parts& p) {
+    p.header["layers.0.value.basis"]["shape"] = {2, 8, 5};
+  });
+  expect_refused("tensor \"layers.0.key.mean\" is missing", [](Parts& p) {
+    p.header["layers.0.key.another"] = p.header["layers.0.key.mean"];
+    p.header.erase("layers.0.key.mean");
+  });
+  expect_refused("tensors, ", [](Parts& p) {
+    p.header["more"] = {
+        {"dtype", "F32"}, {"shape", {0}}, {"data_offsets", {p.data.size(), p.data.size()}}};
+  });
+  expect_refused("tensor \"layers.1.query.gram\": element 3 is inf",
+                 [](Parts& p) { p.set("layers.1.query.gram", 3, INFINITY); });
+  expect_refused("tensor \"layers.1.key.zero\": element 2 is nan",
+                 [](Parts& p) { p.set("layers.1.key.zero", 2, Half{0x7E00}); });
+  expect_refused("tensor \"layers.0.value.codebook3\": ",
+                 [](Parts& p) { p.set("layers.0.value.codebook3", 7, -0.5f); });
+  expect_refused("tensor \"layers.0.key.scale\": a scale is negative",
+                 [](Parts& p) { p.set("layers.0.key.scale", 5, to_half(-1.0f)); });
+  expect_refused("tensor \"layers.0.key.low\": element 5 is larger than key.high's",
+                 [](Parts& p) { p.set("layers.0.key.low", 5, to_half(60000.0f)); });
+}
+
+TEST(CalibrationFile, IsRefusedWithTheMetadataThatAreWrong) {
+  const auto with = [](const char* key, const char* value) {
+    return [=](Parts& p) { p.header["__metadata__"][key] = value; };
+  };
+  expect_refused("not a calibration file", [](Parts& p) { p.header.erase("__metadata__"); });
+  expect_refused("no model_fingerprint",
+                 [](Parts& p) { p.header["__metadata__"].erase("model_fingerprint"); });
+  expect_refused("format_version is \"2\", this version reads \"1\"", with("format_version", "2"));
+  expect_refused("not a calibration file", with("format", "pt"));
+  expect_refused("outlier_percents", with("outlier_percents", "0 1"));
+  expect_refused("layers.2.key.mean", with("num_layers", "3"));
+  expect_refused("tensors, ", with("num_layers", "1"));
+  for (const char* number : {"-1", "0", "x", "", "2 ", "9999999999999999999", "99999"}) {
+    expect_refused("num_layers", with("num_layers", number));
+    expect_refused("num_kv_heads", with("num_kv_heads", number));
+    expect_refused("head_dim", with("head_dim", number));
+    expect_refused("rank", with("rank", number));
+  }
+  expect_refused("seed", with("seed", "-1"));
+  expect_refused("texts", with("texts", "{"));
+  expect_refused("texts", with("texts", R"({"samples": 3})"));
+  expect_refused("texts", with("texts", R"({"samples": [3]})"));
+  expect_refused("texts", with("texts", R"({"samples": [{"begin": 5, "end": 2}]})"));
+  expect_refused("texts", with("texts", R"({"samples": [{"begin": 5}]})"));
+}
+
+TEST(CalibrationFile, EveryTruncationIsRefused) {
+  const std::string bytes = saved_bytes(test_calibration({1, 1, 1, 8}), "truncated");
+  for (size_t size = 0; size < bytes.size(); size += 1 + size / 50) {
+    EXPECT_THROW(parse(bytes.substr(0, size)), FormatError) << size;
+  }
+}
+
+TEST(CalibrationFile, ThatIsMissingOrNoFileIsSaid) {
+  try {
+    load_calibration("no/such/file.safetensors");
+    FAIL();
+  } catch (const IoError& error) {
+    const std::string message = error.what();
+    EXPECT_EQ(message.rfind("Calibration file not found: no/such/file.safetensors", 0), 0u);
+    EXPECT_NE(message.find("full path"), std::string::npos);
+  }
+  EXPECT_THROW(load_calibration(testing::TempDir()), IoError);
+}
+
+TEST(CalibrationFile, ArraysOfAnotherSizeAreNotWritten) {
+  Calibration calibration = test_calibration();
+  calibration.layers[1].value.spectrum.pop_back();
+  EXPECT_THROW(save_calibration(calibration, temporary("bad")), std::invalid_argument);
+  calibration = test_calibration();
+  calibration.layers.pop_back();
+  EXPECT_THROW(save_calibration(calibration, temporary("bad")), std::invalid_argument);
+  EXPECT_FALSE(std::filesystem::exists(temporary("bad")));
+}
+
+TEST(CalibrationFit, AnotherModelIsRefused) {
+  Calibration calibration = test_calibration();
+  calibration.path = "c.safetensors";
+  check_calibration_fits(calibration, "0123456789abcdef", {2, 4, 2, 8});
+  for (const auto& [fingerprint, shape] :
+       {std::pair<std::string, CalibrationShape>{"0123456789abcdee", {2, 4, 2, 8}},
+        {"0123456789abcdef", {3, 4, 2, 8}},
+        {"0123456789abcdef", {2, 4, 4, 8}}}) {
+    try {
+      check_calibration_fits(calibration, fingerprint, shape);
+      FAIL();
+    } catch (const std::invalid_argument& error) {
+      const std::string message = error.what();
+      EXPECT_EQ(message.rfind("calibration c.safetensors was made for another model (", 0), 0u)
+          << message;
+      EXPECT_NE(message.find(fingerprint), std::string::npos);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvquant

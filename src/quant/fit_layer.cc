@@ -1,0 +1,186 @@
+#include "quant/fit_layer.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/check.h"
+#include "base/parallel_tasks.h"
+#include "kvquant/error.h"
+#include "quant/codebook.h"
+#include "quant/pca.h"
+#include "quant/ranges.h"
+
+namespace kvquant {
+namespace {
+
+void check_activations(const LayerActivations& a, int64_t rank) {
+  const auto check = [&](TensorView<const float, 3> x, int64_t num_heads, const char* name) {
+    check_arg(x.shape[0] == a.num_tokens() && x.shape[1] == num_heads &&
+                  x.shape[2] == a.head_dim() && x.stride[2] == 1,
+              std::string("calibration: ") + name + " don't have the shape of the keys");
+  };
+  const int64_t num_kv = a.num_kv_heads(), num_q = a.num_q_heads();
+  check(a.keys, num_kv, "keys");
+  check(a.rotated_keys, num_kv, "rotated keys");
+  check(a.values, num_kv, "values");
+  check(a.queries, num_q, "queries");
+  check(a.rotated_queries, num_q, "rotated queries");
+  check_arg(num_kv > 0 && num_q > 0 && num_q % num_kv == 0,
+            "calibration: query heads are not a multiple of KV heads");
+  check_arg(static_cast<int64_t>(a.output_gram.size()) == num_kv * a.head_dim() * a.head_dim(),
+            "calibration: output_gram is not [num_kv_heads, head_dim, head_dim]");
+  check_arg(0 < rank && rank <= a.head_dim(), "calibration: rank " + std::to_string(rank) +
+                                                  " is not in [1, " + std::to_string(a.head_dim()) +
+                                                  "], the head_dim");
+}
+
+// The rows of one head that count, sample by sample, into `sum`.
+void add_head(TensorView<const float, 3> x, int64_t head, const SampleRows& rows,
+              CovarianceSum& sum) {
+  for (int64_t begin = 0; begin < x.shape[0]; begin += rows.seq_len) {
+    sum.add({.data = &x(begin + rows.num_skipped, head, 0),
+             .shape = {rows.seq_len - rows.num_skipped, x.shape[2]},
+             .stride = {x.stride[0], 1}});
+  }
+}
+
+template <class T>
+void store(std::span<const T> source, int64_t head, std::vector<float>& out) {
+  const size_t offset = static_cast<size_t>(head) * source.size();
+  std::transform(source.begin(), source.end(), out.begin() + static_cast<std::ptrdiff_t>(offset),
+                 [](T x) { return static_cast<float>(x); });
+}
+
+// The first `rank` components.
+std::span<const float> leading(const std::vector<float>& basis, int64_t rank, int64_t dim) {
+  return std::span(basis).first(static_cast<size_t>(rank * dim));
+}
+
+struct Fit {
+  const LayerActivations& a;
+  SampleRows rows;
+  int64_t rank;
+  ThreadPool& pool;
+
+  // Key statistics, and the ranges of every outlier percent from the same sorted channels.
+  void key_channels(KeyCalibration& key) const {
+    const auto width = static_cast<size_t>(a.num_kv_heads() * a.head_dim());
+    for (auto* field : {&key.scale, &key.zero, &key.low, &key.high}) {
+      field->resize(static_cast<size_t>(kNumOutlierPercents) * width);
+    }
+    key.channels =
+        channel_statistics(a.keys, rows, pool, [&](int64_t channel, std::span<const float> sorted) {
+          for (size_t p = 0; p < kOutlierPercents.size(); ++p) {
+            const ChannelRange range = fit_sorted_channel(sorted, kOutlierPercents[p]);
+            const size_t at = p * width + static_cast<size_t>(channel);
+            key.scale[at] = range.scale;
+            key.zero[at] = range.zero;
+            key.low[at] = range.low;
+            key.high[at] = range.high;
+          }
+        });
+  }
+
+  void key_basis(int64_t head, KeyCalibration& key) const {
+    const int64_t d = a.head_dim();
+    CovarianceSum sum(d);
+    add_head(a.rotated_keys, head, rows, sum);
+    const Covariance covariance = sum.result();
+    const PcaBasis basis = fit_pca(covariance.matrix, d);
+    store<double>(covariance.mean, head, key.rotated_mean);
+    store<double>(covariance.matrix, head, key.gram);
+    store(leading(basis.encode, rank, d), head, key.basis);
+    store<float>(basis.spectrum, head, key.spectrum);
+  }
+
+  void value_basis(int64_t head, ValueCalibration& value) const {
+    const int64_t d = a.head_dim();
+    CovarianceSum sum(d);
+    add_head(a.values, head, rows, sum);
+    const Covariance covariance = sum.result();
+    const PcaBasis basis = fit_pca(covariance.matrix, d);
+    const auto output_gram =
+        a.output_gram.subspan(static_cast<size_t>(head * d * d), static_cast<size_t>(d * d));
+    const PcaBasis weighted = fit_weighted_pca(covariance.matrix, output_gram, d);
+    store<double>(covariance.matrix, head, value.gram);
+    store(leading(basis.encode, rank, d), head, value.basis);
+    store<float>(basis.spectrum, head, value.spectrum);
+    store(output_gram, head, value.output_gram);
+    store(leading(weighted.encode, rank, d), head, value.weighted_encode);
+    store(leading(weighted.decode, rank, d), head, value.weighted_decode);
+    store<float>(weighted.spectrum, head, value.weighted_spectrum);
+  }
+
+  // Of all query heads that read the KV head.
+  void query_gram(int64_t head, QueryCalibration& query) const {
+    const int64_t group = a.num_q_heads() / a.num_kv_heads();
+    CovarianceSum sum(a.head_dim());
+    for (int64_t i = 0; i < group; ++i) add_head(a.queries, head * group + i, rows, sum);
+    std::vector<double> gram = sum.sum_of_products();
+    for (double& x : gram) x /= static_cast<double>(sum.count());
+    store<double>(gram, head, query.gram);
+  }
+
+  void matrices(LayerCalibration& out) const {
+    const int64_t num_heads = a.num_kv_heads(), d = a.head_dim();
+    const auto resize = [&](std::vector<float>& field, int64_t per_head) {
+      field.resize(static_cast<size_t>(num_heads * per_head));
+    };
+    for (auto* field : {&out.key.rotated_mean, &out.key.spectrum, &out.value.spectrum,
+                        &out.value.weighted_spectrum}) {
+      resize(*field, d);
+    }
+    for (auto* field : {&out.key.gram, &out.query.gram, &out.value.gram, &out.value.output_gram}) {
+      resize(*field, d * d);
+    }
+    for (auto* field : {&out.key.basis, &out.value.basis, &out.value.weighted_encode,
+                        &out.value.weighted_decode}) {
+      resize(*field, rank * d);
+    }
+    parallel_for_throwing(pool, 3 * num_heads, [&](int64_t task, int) {
+      const int64_t head = task % num_heads;
+      switch (task / num_heads) {
+        case 0: return query_gram(head, out.query);  // the longest first
+        case 1: return value_basis(head, out.value);
+        default: return key_basis(head, out.key);
+      }
+    });
+  }
+};
+
+std::array<std::vector<float>, kNumCodebooks> heuristic_codebooks() {
+  return {create_heuristic_codebook("nuq2"), create_heuristic_codebook("nuq3"),
+          create_heuristic_codebook("nuq4")};
+}
+
+// Runs `fit`, and says of which side its data are when they are not finite.
+template <class Fn>
+auto of_side(const char* side, const Fn& fit) {
+  try {
+    return fit();
+  } catch (const FormatError& error) {
+    throw FormatError(std::string(side) + ", " + error.what());
+  }
+}
+
+}  // namespace
+
+LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions& options,
+                           ThreadPool& pool) {
+  const int64_t rank = options.rank == 0 ? activations.head_dim() : options.rank;
+  check_activations(activations, rank);
+  const SampleRows rows{activations.seq_len, kCalibrationSinks};
+  const Fit fit{activations, rows, rank, pool};
+  LayerCalibration out;
+  of_side("keys", [&] { fit.key_channels(out.key); });
+  out.value.channels =
+      of_side("values", [&] { return channel_statistics(activations.values, rows, pool); });
+  out.query.second_moment = second_moments(activations.queries, rows, pool);
+  out.query.rotated_second_moment = second_moments(activations.rotated_queries, rows, pool);
+  fit.matrices(out);
+  out.key.codebooks = heuristic_codebooks();
+  out.value.codebooks = heuristic_codebooks();
+  return out;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,20 @@
+// From one layer's activations to its calibration: the one place that decides what is fitted to
+// what.
+#pragma once
+
+#include "base/threads.h"
+#include "quant/calibration.h"
+#include "quant/layer_activations.h"
+
+namespace kvquant {
+
+struct FitOptions {
+  int64_t rank = 0;  // components of the stored bases; 0: head_dim
+};
+
+// Deterministic at any number of threads. Throws std::invalid_argument when the views don't fit
+// together, FormatError when a key or value is not finite.
+LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions& options,
+                           ThreadPool& pool);
+
+}  // namespace kvquant

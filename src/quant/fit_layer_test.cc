@@ -1,0 +1,151 @@
+#include "quant/fit_layer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <stdexcept>
+
+#include "kvquant/error.h"
+#include "quant/calibration_test_data.h"
+#include "quant/ranges.h"
+
+namespace kvquant {
+namespace {
+
+constexpr CalibrationShape kShape{1, 6, 2, 16};
+
+TEST(FitLayer, KeyRangesAreThoseOfTheSequenceWithoutSinks) {
+  ThreadPool pool(2);
+  const TestLayer layer(kShape, 3, 100, 1);
+  const LayerCalibration fit = fit_layer(layer.views, {}, pool);
+  for (size_t p = 0; p < kOutlierPercents.size(); ++p) {
+    for (int64_t head = 0; head < 2; ++head) {
+      for (int64_t c = 0; c < 16; ++c) {
+        std::vector<float> values;
+        for (int64_t t = 0; t < 300; ++t) {
+          if (t % 100 >= kCalibrationSinks) {
+            values.push_back(round_to_half(layer.views.keys(t, head, c)));
+          }
+        }
+        const ChannelRange range = fit_channel(values, kOutlierPercents[p]);
+        const size_t at = p * 32 + static_cast<size_t>(head * 16 + c);
+        ASSERT_EQ(fit.key.scale[at], range.scale);
+        ASSERT_EQ(fit.key.zero[at], range.zero);
+        ASSERT_EQ(fit.key.low[at], range.low);
+        ASSERT_EQ(fit.key.high[at], range.high);
+      }
+    }
+  }
+}
+
+TEST(FitLayer, SinksTouchNothing) {
+  ThreadPool pool(1);
+  const TestLayer layer(kShape, 2, 50, 2);
+  TestLayer other(kShape, 2, 50, 2);
+  const auto spoil = [&](std::vector<float>& x, int64_t width) {
+    for (const int64_t begin : {0, 50}) {
+      std::fill_n(x.begin() + begin * width, kCalibrationSinks * width, 1e4f);
+    }
+  };
+  for (auto* x : {&other.keys, &other.rotated_keys, &other.values}) spoil(*x, 32);
+  for (auto* x : {&other.queries, &other.rotated_queries}) spoil(*x, 96);
+  Calibration a, b;
+  a.layers.push_back(fit_layer(layer.views, {}, pool));
+  b.layers.push_back(fit_layer(other.views, {}, pool));
+  EXPECT_EQ(a.layers[0].key.scale, b.layers[0].key.scale);
+  EXPECT_EQ(a.layers[0].key.basis, b.layers[0].key.basis);
+  EXPECT_EQ(a.layers[0].value.gram, b.layers[0].value.gram);
+  EXPECT_EQ(a.layers[0].value.channels.maximum, b.layers[0].value.channels.maximum);
+  EXPECT_EQ(a.layers[0].query.gram, b.layers[0].query.gram);
+  EXPECT_EQ(a.layers[0].query.second_moment, b.layers[0].query.second_moment);
+}
+
+TEST(FitLayer, QueryMomentsAreTheDiagonalOfTheGramOverTheGroup) {
+  ThreadPool pool(2);
+  const TestLayer layer(kShape, 2, 60, 3);
+  const LayerCalibration fit = fit_layer(layer.views, {}, pool);
+  for (int64_t head = 0; head < 2; ++head) {
+    for (int64_t c = 0; c < 16; ++c) {
+      double mean = 0;
+      for (int64_t q = head * 3; q < head * 3 + 3; ++q) {
+        mean += fit.query.second_moment[static_cast<size_t>(q * 16 + c)] / 3.0;
+      }
+      EXPECT_NEAR(fit.query.gram[static_cast<size_t>(head * 256 + c * 17)], mean, 1e-4 * mean);
+    }
+  }
+}
+
+TEST(FitLayer, ARankKeepsTheLeadingComponents) {
+  ThreadPool pool(1);
+  const TestLayer layer(kShape, 2, 60, 4);
+  const LayerCalibration full = fit_layer(layer.views, {}, pool);
+  const LayerCalibration part = fit_layer(layer.views, {.rank = 5}, pool);
+  EXPECT_EQ(part.value.spectrum, full.value.spectrum);
+  const auto expect_prefix = [](const std::vector<float>& x, const std::vector<float>& y) {
+    ASSERT_EQ(x.size(), 2u * 5 * 16);
+    ASSERT_EQ(y.size(), 2u * 16 * 16);
+    for (size_t head = 0; head < 2; ++head) {
+      for (size_t i = 0; i < 80; ++i) EXPECT_EQ(x[head * 80 + i], y[head * 256 + i]);
+    }
+  };
+  expect_prefix(part.key.basis, full.key.basis);
+  expect_prefix(part.value.basis, full.value.basis);
+  expect_prefix(part.value.weighted_encode, full.value.weighted_encode);
+  expect_prefix(part.value.weighted_decode, full.value.weighted_decode);
+}
+
+TEST(FitLayer, IsTheSameAtAnyNumberOfThreads) {
+  ThreadPool one(1), three(3);
+  const TestLayer layer(kShape, 2, 60, 5);
+  const LayerCalibration a = fit_layer(layer.views, {}, one);
+  const LayerCalibration b = fit_layer(layer.views, {}, three);
+  EXPECT_EQ(a.key.gram, b.key.gram);
+  EXPECT_EQ(a.key.basis, b.key.basis);
+  EXPECT_EQ(a.query.gram, b.query.gram);
+  EXPECT_EQ(a.value.weighted_encode, b.value.weighted_encode);
+}
+
+TEST(FitLayer, ConstantActivationsGiveFiniteNumbers) {
+  ThreadPool pool(1);
+  TestLayer layer(kShape, 1, 20, 6);
+  for (auto* x :
+       {&layer.keys, &layer.rotated_keys, &layer.values, &layer.queries, &layer.rotated_queries}) {
+    std::fill(x->begin(), x->end(), 0.0f);
+  }
+  std::fill(layer.output_gram.begin(), layer.output_gram.end(), 0.0);
+  const LayerCalibration fit = fit_layer(layer.views, {}, pool);
+  for (const auto* field : {&fit.key.basis, &fit.value.basis, &fit.value.weighted_encode,
+                            &fit.value.weighted_decode, &fit.value.weighted_spectrum}) {
+    for (const float x : *field) ASSERT_TRUE(std::isfinite(x));
+  }
+}
+
+TEST(FitLayer, NumbersThatAreNotFiniteAreNamed) {
+  ThreadPool pool(2);
+  TestLayer layer(kShape, 1, 20, 7);
+  layer.values[10 * 32 + 18] = NAN;
+  try {
+    fit_layer(layer.views, {}, pool);
+    FAIL();
+  } catch (const FormatError& error) {
+    EXPECT_STREQ(error.what(), "values, head 1, channel 2: a value is not finite in fp16");
+  }
+}
+
+TEST(FitLayer, ShapesAndRanksThatDontFitAreRefused) {
+  ThreadPool pool(1);
+  const TestLayer layer(kShape, 1, 20, 8);
+  EXPECT_THROW(fit_layer(layer.views, {.rank = 17}, pool), std::invalid_argument);
+  EXPECT_THROW(fit_layer(layer.views, {.rank = -1}, pool), std::invalid_argument);
+  LayerActivations views = layer.views;
+  views.values.shape[1] = 1;
+  EXPECT_THROW(fit_layer(views, {}, pool), std::invalid_argument);
+  views = layer.views;
+  views.output_gram = views.output_gram.first(10);
+  EXPECT_THROW(fit_layer(views, {}, pool), std::invalid_argument);
+  const TestLayer all_sinks(kShape, 5, kCalibrationSinks, 9);
+  EXPECT_THROW(fit_layer(all_sinks.views, {}, pool), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace kvquant

@@ -1,0 +1,158 @@
+#include "quant/pca.h"
+
+#define EIGEN_DONT_PARALLELIZE  // callers run heads in parallel; one head is one thread's work
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+
+namespace kvquant {
+namespace {
+
+constexpr int64_t kBlockRows = 256;  // rows converted to double at once: fits L2 for head_dim 256
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using ConstMap = Eigen::Map<const Matrix>;
+using Map = Eigen::Map<Matrix>;
+
+// The entry of largest magnitude, the first of them, becomes positive.
+template <class Vector>
+void fix_sign(Vector&& v) {
+  Eigen::Index largest = 0;
+  for (Eigen::Index i = 1; i < v.size(); ++i) {
+    if (std::abs(v(i)) > std::abs(v(largest))) largest = i;
+  }
+  if (v(largest) < 0) v = -v;
+}
+
+struct Eigenpairs {
+  Eigen::VectorXd values;  // descending
+  Matrix vectors;          // rows
+};
+
+Eigenpairs eigenpairs_of(const Matrix& symmetric) {
+  const Eigen::SelfAdjointEigenSolver<Matrix> solver(symmetric);
+  check_arg(solver.info() == Eigen::Success, "pca: the eigenvalues did not converge");
+  Eigenpairs out;
+  out.values = solver.eigenvalues().reverse();
+  out.vectors = solver.eigenvectors().rowwise().reverse().transpose();
+  for (Eigen::Index r = 0; r < out.vectors.rows(); ++r) fix_sign(out.vectors.row(r));
+  return out;
+}
+
+void check_matrix(std::span<const double> matrix, int64_t dim, const char* name) {
+  check_arg(dim > 0 && static_cast<int64_t>(matrix.size()) == dim * dim,
+            std::string("pca: ") + name + " has " + std::to_string(matrix.size()) +
+                " elements, not " + std::to_string(dim) + " x " + std::to_string(dim));
+  check_arg(std::all_of(matrix.begin(), matrix.end(), [](double x) { return std::isfinite(x); }),
+            std::string("pca: ") + name + " is not finite");
+}
+
+std::vector<float> to_floats(const Matrix& matrix) {
+  std::vector<float> out(static_cast<size_t>(matrix.size()));
+  std::transform(matrix.data(), matrix.data() + matrix.size(), out.begin(),
+                 [](double x) { return static_cast<float>(x); });
+  return out;
+}
+
+std::vector<float> spectrum_of(const Eigen::VectorXd& values) {
+  std::vector<float> out(static_cast<size_t>(values.size()));
+  for (size_t i = 0; i < out.size(); ++i) {  // rounding may leave tiny negative ones
+    out[i] = static_cast<float>(std::max(values(static_cast<Eigen::Index>(i)), 0.0));
+  }
+  return out;
+}
+
+}  // namespace
+
+CovarianceSum::CovarianceSum(int64_t dim)
+    : dim_(dim),
+      origin_(static_cast<size_t>(dim)),
+      sum_(static_cast<size_t>(dim)),
+      moments_(static_cast<size_t>(dim * dim)) {}
+
+void CovarianceSum::add(TensorView<const float, 2> rows) {
+  check_arg(rows.shape[1] == dim_, "covariance: rows of " + std::to_string(rows.shape[1]) +
+                                       " channels, not " + std::to_string(dim_));
+  if (rows.shape[0] == 0) return;
+  if (count_ == 0) std::copy_n(&rows(0, 0), dim_, origin_.begin());
+  Matrix block(std::min(kBlockRows, rows.shape[0]), dim_);
+  Map moments(moments_.data(), dim_, dim_);
+  Eigen::Map<Eigen::RowVectorXd> sum(sum_.data(), dim_);
+  for (int64_t begin = 0; begin < rows.shape[0]; begin += kBlockRows) {
+    const int64_t size = std::min(kBlockRows, rows.shape[0] - begin);
+    for (int64_t t = 0; t < size; ++t) {
+      const float* row = &rows(begin + t, 0);
+      for (int64_t c = 0; c < dim_; ++c) block(t, c) = double{row[c]} - origin_[c];
+    }
+    const auto used = block.topRows(size);
+    sum += used.colwise().sum();
+    moments.selfadjointView<Eigen::Lower>().rankUpdate(used.transpose());
+  }
+  count_ += rows.shape[0];
+}
+
+Covariance CovarianceSum::result() const {
+  Covariance out{.count = count_, .mean = origin_, .matrix = moments_};
+  if (count_ == 0) return out;
+  const auto n = static_cast<double>(count_);
+  for (int64_t i = 0; i < dim_; ++i) {
+    out.mean[i] += sum_[i] / n;
+    for (int64_t j = 0; j <= i; ++j) {
+      const double value = (moments_[i * dim_ + j] - sum_[i] * sum_[j] / n) / n;
+      out.matrix[i * dim_ + j] = out.matrix[j * dim_ + i] = value;
+    }
+  }
+  return out;
+}
+
+std::vector<double> CovarianceSum::sum_of_products() const {
+  std::vector<double> out(moments_.size());
+  for (int64_t i = 0; i < dim_; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      out[i * dim_ + j] = out[j * dim_ + i] = moments_[i * dim_ + j] + origin_[i] * sum_[j] +
+                                              sum_[i] * origin_[j] +
+                                              static_cast<double>(count_) * origin_[i] * origin_[j];
+    }
+  }
+  return out;
+}
+
+PcaBasis fit_pca(std::span<const double> covariance, int64_t dim) {
+  check_matrix(covariance, dim, "the covariance");
+  const Eigenpairs pairs = eigenpairs_of(ConstMap(covariance.data(), dim, dim));
+  std::vector<float> vectors = to_floats(pairs.vectors);
+  return {.dim = dim,
+          .encode = vectors,
+          .decode = std::move(vectors),
+          .spectrum = spectrum_of(pairs.values)};
+}
+
+PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const double> weights,
+                          int64_t dim) {
+  check_matrix(covariance, dim, "the covariance");
+  check_matrix(weights, dim, "the weight matrix");
+  const Eigenpairs of_weights = eigenpairs_of(ConstMap(weights.data(), dim, dim));
+  Eigen::VectorXd values = of_weights.values.cwiseMax(0.0);
+  const double mean = values.mean();
+  if (mean > 0) {
+    values.array() += kPcaRidge * mean;
+  } else {
+    values.setOnes();
+  }
+  const Eigen::VectorXd roots = values.cwiseSqrt();
+  const Matrix& q = of_weights.vectors;
+  const Matrix root = q.transpose() * roots.asDiagonal() * q;  // M^1/2
+  const Matrix inverse = q.transpose() * roots.cwiseInverse().asDiagonal() * q;
+  const Matrix mapped = root * ConstMap(covariance.data(), dim, dim) * root;
+  const Eigenpairs pairs = eigenpairs_of(0.5 * (mapped + mapped.transpose()));
+  return {.dim = dim,
+          .encode = to_floats(pairs.vectors * root),
+          .decode = to_floats(pairs.vectors * inverse),
+          .spectrum = spectrum_of(pairs.values)};
+}
+
+}  // namespace kvquant

@@ -1,0 +1,166 @@
+// kvquant calibrate, and --calib elsewhere, as a user meets them.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "program.h"
+#include "quant/calibration.h"
+
+namespace kvquant {
+namespace {
+
+namespace fs = std::filesystem;
+using test::Outcome;
+
+class CalibrateProgram : public test::ProgramTest {
+ protected:
+  // A calibration of the embedded model by two short samples.
+  std::string calibrated(const std::string& name, const std::string& more = "") const {
+    const Outcome outcome = run("calibrate -m embedded --samples 2 --seq-len 256 -o " + path(name) +
+                                (more.empty() ? "" : " " + more));
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return read_text(path(name));
+  }
+};
+
+TEST_F(CalibrateProgram, GivesTheSameBytesEveryTimeAndAtAnyNumberOfThreads) {
+  const std::string first = calibrated("a");
+  EXPECT_EQ(calibrated("b"), first);
+  EXPECT_EQ(calibrated("c", "-t 1"), first);
+  EXPECT_EQ(calibrated("d", "-t 3"), first);
+  EXPECT_NE(calibrated("e", "--seed 7"), first);
+}
+
+TEST_F(CalibrateProgram, SaysWhatItDidAndWritesAFileThatLoads) {
+  const Outcome outcome = run("calibrate -m embedded --samples 3 --seq-len 128 --rank 8 -o " +
+                              path("c.safetensors") + " --json -");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(document.at("command"), "calibrate");
+  const auto& result = document.at("results").at(0);
+  EXPECT_EQ(result.at("tokens"), 384);
+  EXPECT_EQ(result.at("num_samples"), 3);
+  EXPECT_EQ(result.at("rank"), 8);
+  EXPECT_EQ(result.at("file_bytes"), fs::file_size(path("c.safetensors")));
+  EXPECT_EQ(result.at("texts").size(), 3u);
+  const Calibration calibration = load_calibration(path("c.safetensors"));
+  EXPECT_EQ(calibration.info.model_fingerprint, document.at("model").at("fingerprint"));
+  EXPECT_EQ(calibration.info.texts.at(0).file, "sample.txt");
+  EXPECT_EQ(calibration.layers.size(), 6u);
+  const Outcome text = run("calibrate -m embedded --samples 2 --seq-len 64 -o " + path("c"));
+  EXPECT_NE(text.out.find("6 layers calibrated on 128 tokens (2 samples of 64)"), std::string::npos)
+      << text.out;
+}
+
+TEST_F(CalibrateProgram, TakesTheSamplesThereAreAndSaysSo) {
+  const Outcome outcome =
+      run("calibrate -m embedded --samples 1000 --seq-len 512 -q -o " + path("c"));
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("warning: the texts hold "), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find(" whole samples of 512 tokens, not 1000"), std::string::npos);
+}
+
+TEST_F(CalibrateProgram, BadInputIsOneLineAndExitCodeTwo) {
+  const std::string command = "calibrate -m embedded -o " + path("c");
+  write_file_atomic(path("short.txt"), "Too short a text.");
+  expect_refused(command + " --data " + path("short.txt"), "fewer than one sample of 2048");
+  expect_refused(command + " --data " + path("short.txt"), "shorter --seq-len");
+  write_file_atomic(path("bad.txt"), "abc\xff\xfe");
+  expect_refused(command + " --data " + path("short.txt") + " " + path("bad.txt"),
+                 "bad.txt: not UTF-8 at byte 3");
+  expect_refused(command + " --data no/such/text", "no/such/text");
+  expect_refused(command + " --seq-len 4096", "[16, 2048], the model's context");
+  expect_refused(command + " --seq-len 15", "[16, 2048]");
+  expect_refused(command + " --rank 65", "[1, 64], the model's head_dim");
+  expect_refused(command + " --samples 0", "at least 1");
+  expect_refused(command + " -c 512", "--seq-len");
+  expect_refused("calibrate -m embedded", "output");
+  EXPECT_FALSE(fs::exists(path("c")));
+  // Before the model is looked for, which does not exist.
+  expect_refused("calibrate -m no/model -o no/such/folder/c", "no/such/folder");
+  expect_refused("calibrate -m no/model -o " + folder_.string(), "directory");
+  if (fs::exists("/proc/self")) expect_refused("calibrate -m no/model -o /proc/c", "/proc/c");
+}
+
+TEST_F(CalibrateProgram, AFullDiskIsExitCodeThree) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "there is no /dev/full";
+  const Outcome outcome = run("calibrate -m embedded --samples 1 --seq-len 64 -q -o /dev/full");
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_NE(outcome.err.find("No space left"), std::string::npos) << outcome.err;
+}
+
+TEST_F(CalibrateProgram, AnInterruptLeavesNoFile) {
+  const std::string command = std::string("timeout --preserve-status -s INT 1 ") + KVQUANT_PROGRAM +
+                              " calibrate -m embedded --samples 500 --seq-len 2048 -q --data" +
+                              [&] {
+                                std::string files;
+                                for (int i = 0; i < 25; ++i) {
+                                  files += " " KVQUANT_SOURCE_DIR "/assets/sample.txt";
+                                }
+                                return files;
+                              }() +
+                              " -o " + path("c") + " 2>" + path("err");
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 130);
+  EXPECT_EQ(read_text(path("err")), "kvquant: interrupted\n");
+  EXPECT_FALSE(fs::exists(path("c")));
+}
+
+// An address space in which the model fits but not the activations of 200 samples.
+TEST_F(CalibrateProgram, TooLittleMemoryIsExitCodeThreeWithItsRemedy) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need the address space";
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  GTEST_SKIP() << "sanitizers need the address space";
+#endif
+#endif
+  std::string files;
+  for (int i = 0; i < 150; ++i) files += " " KVQUANT_SOURCE_DIR "/assets/sample.txt";
+  const std::string command = std::string("sh -c 'ulimit -v 600000; exec ") + KVQUANT_PROGRAM +
+                              " calibrate -t 1 -m embedded --samples 400 -q --data" + files +
+                              " -o " + path("c") + "' 2>" + path("err");
+  const int status = std::system(command.c_str());
+  const std::string err = read_text(path("err"));
+  EXPECT_EQ(WEXITSTATUS(status), 3) << err;
+  EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
+  EXPECT_NE(err.find("OOM during calibration: "), std::string::npos) << err;
+  EXPECT_NE(err.find("use fewer --samples than 400 or a --seq-len shorter than 2048"),
+            std::string::npos)
+      << err;
+  EXPECT_FALSE(fs::exists(path("c")));
+}
+
+TEST_F(CalibrateProgram, AFileThatIsMissingOrBrokenOrOfAnotherModelIsRefused) {
+  const std::string command = "perplexity -m embedded -c 128 --windows 1 --kv nuq4 --calib ";
+  expect_refused(command + "no/such/file", "Calibration file not found: no/such/file");
+  expect_refused(command + "no/such/file", "full path");
+  expect_refused(command + folder_.string(), folder_.string());
+
+  const std::string bytes = calibrated("c.safetensors");
+  write_file_atomic(path("truncated.safetensors"), bytes.substr(0, bytes.size() / 2));
+  expect_refused(command + path("truncated.safetensors"), "truncated.safetensors: ");
+  std::string other = bytes;
+  other.replace(other.find("layers.3.key.scale"), 18, "layers.3.key.skale");
+  write_file_atomic(path("other.safetensors"), other);
+  expect_refused(command + path("other.safetensors"), "\"layers.3.key.scale\" is missing");
+  write_file_atomic(path("text"), "This is no calibration.");
+  expect_refused(command + path("text"), "not a safetensors file");
+  expect_refused(command + KVQUANT_SOURCE_DIR "/assets/ref5m/model.safetensors",
+                 "not a calibration file");
+
+  ASSERT_EQ(run("make-model --layers 2 --hidden 64 --heads 4 --kv-heads 2 --head-dim 16 --ffn 96 "
+                "--vocab 300 --ctx 512 -o " +
+                path("made"))
+                .code,
+            0);
+  ASSERT_EQ(
+      run("calibrate -m " + path("made") + " --samples 1 --seq-len 64 -o " + path("made.st")).code,
+      0);
+  expect_refused(command + path("made.st"), "made.st was made for another model (fingerprint ");
+  expect_refused("generate -m embedded -p a --calib " + path("made.st"), "another model");
+}
+
+}  // namespace
+}  // namespace kvquant
