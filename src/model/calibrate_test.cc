@@ -70,7 +70,8 @@ std::vector<TokenizedText> sample_text(const Model& model) {
 TEST(Calibrate, GivesTheSameBytesAtAnyNumberOfThreads) {
   std::vector<std::string> files;
   for (const int num_threads : {1, 2, 3}) {
-    Model model = Model::load(kEmbedded, {.num_threads = num_threads, .precision = default_precision()});
+    Model model =
+        Model::load(kEmbedded, {.num_threads = num_threads, .precision = default_precision()});
     files.push_back(
         bytes_of(calibrate(model, sample_text(model), {.num_samples = 2, .seq_len = 256})));
   }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/rng.h"
-#include "quant/codebook.h"
+#include "kvquant/codebook.h"
 #include "quant/fit_layer.h"
 
 namespace kvquant {

@@ -5,8 +5,8 @@
 
 #include "base/check.h"
 #include "base/parallel_tasks.h"
+#include "kvquant/codebook.h"
 #include "kvquant/error.h"
-#include "quant/codebook.h"
 #include "quant/pca.h"
 #include "quant/ranges.h"
 
