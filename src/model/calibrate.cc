@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "base/check.h"
@@ -31,6 +32,15 @@ std::string hash_of(std::span<const int32_t> tokens) {
   Hash64 hash;
   for (const int32_t token : tokens) hash.add_integer(token);
   return hash.hex();
+}
+
+// Per position, [head_dim / 2]; none rotates by more than a radian.
+std::vector<double> rope_angles(const RopeTable& table) {
+  std::vector<double> angles(static_cast<size_t>(table.head_dim() / 2));
+  for (size_t c = 0; c < angles.size(); ++c) {
+    angles[c] = std::atan2(table.sin(1)[c], table.cos(1)[c]);
+  }
+  return angles;
 }
 
 }  // namespace
@@ -101,11 +111,14 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
     if (bos == 1) sample.push_back(data.bos);
     sample.insert(sample.end(), tokens.begin(), tokens.end());
   }
+  const LagMetric lag_metric(rope_angles(model.transformer().rope_table()),
+                             lag_weights(options.seq_len));
   stream_layers(
       model, samples, {.ubatch = options.ubatch},
       [&](int64_t layer, const LayerActivations& activations) {
         try {
-          out.layers.push_back(fit_layer(activations, {.rank = out.info.rank}, model.pool()));
+          out.layers.push_back(fit_layer(
+              activations, {.rank = out.info.rank, .lag_metric = &lag_metric}, model.pool()));
         } catch (const FormatError& error) {
           throw FormatError(fmt::format("layer {}: {}", layer, error.what()));
         }

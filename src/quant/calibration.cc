@@ -22,7 +22,7 @@ namespace kvquant {
 namespace {
 
 constexpr const char* kFormat = "kvquant-calibration";
-constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 1024;
+constexpr int64_t kMaxLayers = 4096, kMaxHeads = 4096, kMaxHeadDim = 256;
 constexpr int64_t kMaxSamples = 1 << 20;
 
 using Shape = std::vector<int64_t>;
@@ -32,16 +32,18 @@ template <class Layer, class Visit>
 void visit_fields(Layer& layer, const CalibrationInfo& info, const Visit& visit) {
   const int64_t h = info.shape.num_kv_heads, q = info.shape.num_q_heads, d = info.shape.head_dim;
   const int64_t r = info.rank, p = kNumOutlierPercents;
+  const auto visit_codebooks = [&](const std::string& name, auto& books) {
+    for (int64_t i = 0; i < kNumCodebooks; ++i) {
+      visit(name + std::to_string(2 + i), Shape{p, int64_t{4} << i}, books[static_cast<size_t>(i)]);
+    }
+  };
   const auto visit_side = [&](const std::string& side, auto& fields) {
     visit(side + ".mean", Shape{h, d}, fields.channels.mean);
     visit(side + ".variance", Shape{h, d}, fields.channels.variance);
     visit(side + ".minimum", Shape{h, d}, fields.channels.minimum);
     visit(side + ".maximum", Shape{h, d}, fields.channels.maximum);
     visit(side + ".quantiles", Shape{kNumQuantiles, h, d}, fields.channels.quantiles);
-    for (int64_t i = 0; i < kNumCodebooks; ++i) {
-      visit(fmt::format("{}.codebook{}", side, 2 + i), Shape{int64_t{4} << i},
-            fields.codebooks[static_cast<size_t>(i)]);
-    }
+    visit_codebooks(side + ".codebook", fields.codebooks);
     visit(side + ".gram", Shape{h, d, d}, fields.gram);
     visit(side + ".basis", Shape{h, r, d}, fields.basis);
     visit(side + ".spectrum", Shape{h, d}, fields.spectrum);
@@ -51,11 +53,14 @@ void visit_fields(Layer& layer, const CalibrationInfo& info, const Visit& visit)
   visit("key.zero", Shape{p, h, d}, layer.key.zero);
   visit("key.low", Shape{p, h, d}, layer.key.low);
   visit("key.high", Shape{p, h, d}, layer.key.high);
+  visit("key.order", Shape{h, d}, layer.key.order);
+  visit("key.feedback", Shape{h, d, d}, layer.key.feedback);
   visit("key.rotated_mean", Shape{h, d}, layer.key.rotated_mean);
   visit("query.second_moment", Shape{q, d}, layer.query.second_moment);
   visit("query.rotated_second_moment", Shape{q, d}, layer.query.rotated_second_moment);
   visit("query.gram", Shape{h, d, d}, layer.query.gram);
   visit_side("value", layer.value);
+  visit_codebooks("value.hadamard_codebook", layer.value.hadamard_codebooks);
   visit("value.output_gram", Shape{h, d, d}, layer.value.output_gram);
   visit("value.weighted_encode", Shape{h, r, d}, layer.value.weighted_encode);
   visit("value.weighted_decode", Shape{h, r, d}, layer.value.weighted_decode);
@@ -76,6 +81,7 @@ std::string tensor_name(size_t layer, const std::string& field) {
 
 template <class T>
 const char* dtype_of(const std::vector<T>&) {
+  if (std::is_same_v<T, uint8_t>) return "U8";
   return std::is_same_v<T, Half> ? "F16" : "F32";
 }
 
@@ -194,6 +200,7 @@ template <class T>
 void read_array(const SafetensorsTensor& tensor, std::vector<T>& out, const std::string& path) {
   out.resize(tensor.data.size() / sizeof(T));
   if (!out.empty()) std::memcpy(out.data(), tensor.data.data(), tensor.data.size());
+  if constexpr (std::is_same_v<T, uint8_t>) return;
   for (size_t i = 0; i < out.size(); ++i) {
     const float value = to_float(out[i]);
     if (!std::isfinite(value)) {
@@ -203,21 +210,38 @@ void read_array(const SafetensorsTensor& tensor, std::vector<T>& out, const std:
 }
 
 // What users of the arrays rely on.
-void check_layer(const LayerCalibration& layer, size_t index, const std::string& path) {
+void check_layer(const LayerCalibration& layer, const CalibrationShape& shape, size_t index,
+                 const std::string& path) {
   const auto fail_in = [&](const std::string& field, const std::string& what) {
     fail(path, "tensor " + quote(tensor_name(index, field)) + ": " + what);
   };
-  const auto check_codebooks = [&](const auto& books, const std::string& side) {
+  const auto check_codebooks = [&](const auto& books, const std::string& name) {
     for (int64_t i = 0; i < kNumCodebooks; ++i) {
+      const std::span<const float> all = books[static_cast<size_t>(i)];
+      const size_t num_levels = size_t{4} << i;
       try {
-        make_codebook(books[static_cast<size_t>(i)]);
+        for (size_t p = 0; p < all.size(); p += num_levels)
+          make_codebook(all.subspan(p, num_levels));
       } catch (const std::invalid_argument& error) {
-        fail_in(fmt::format("{}.codebook{}", side, 2 + i), error.what());
+        fail_in(fmt::format("{}{}", name, 2 + i), error.what());
       }
     }
   };
-  check_codebooks(layer.key.codebooks, "key");
-  check_codebooks(layer.value.codebooks, "value");
+  check_codebooks(layer.key.codebooks, "key.codebook");
+  check_codebooks(layer.value.codebooks, "value.codebook");
+  check_codebooks(layer.value.hadamard_codebooks, "value.hadamard_codebook");
+  const size_t num_heads = static_cast<size_t>(shape.num_kv_heads);
+  const size_t head_dim = layer.key.order.size() / num_heads;
+  for (size_t head = 0; head < num_heads; ++head) {
+    std::vector<bool> seen(head_dim);
+    for (size_t i = 0; i < head_dim; ++i) {
+      const size_t channel = layer.key.order[head * head_dim + i];
+      if (channel >= head_dim || seen[channel]) {
+        fail_in("key.order", fmt::format("head {} is no permutation of its channels", head));
+      }
+      seen[channel] = true;
+    }
+  }
   for (size_t i = 0; i < layer.key.scale.size(); ++i) {
     if (to_float(layer.key.scale[i]) < 0) fail_in("key.scale", "a scale is negative");
     if (to_float(layer.key.low[i]) > to_float(layer.key.high[i])) {
@@ -227,6 +251,13 @@ void check_layer(const LayerCalibration& layer, size_t index, const std::string&
 }
 
 }  // namespace
+
+int64_t key_range_index(int bits, int64_t percent_index) {
+  // Indices into {0, 0.1, 0.25, 0.5, 1, 2, 3, 5} percent.
+  constexpr int64_t kIndex[kNumCodebooks][kNumOutlierPercents] = {
+      {5, 5, 5, 6, 6, 6, 7, 7}, {2, 3, 3, 4, 5, 6, 7, 7}, {1, 2, 3, 3, 4, 5, 6, 7}};
+  return kIndex[bits - 2][percent_index];
+}
 
 void save_calibration(const Calibration& calibration, const std::string& path) {
   const auto& info = calibration.info;
@@ -274,7 +305,7 @@ Calibration parse_calibration(std::span<const std::byte> bytes, const std::strin
       read_array(*tensor, array, path);
       ++num_read;
     });
-    check_layer(layer, index, path);
+    check_layer(layer, out.info.shape, index, path);
     out.layers.push_back(std::move(layer));
   }
   if (num_read != file.tensors.size()) {

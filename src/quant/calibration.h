@@ -51,11 +51,19 @@ inline constexpr int64_t kNumOutlierPercents = std::size(kOutlierPercents);
 // Widths for which codebooks are stored: element i of an array is for 2 + i bits.
 inline constexpr int64_t kNumCodebooks = 3;
 
+// The range that keys of a width are normalised to, as an index into kOutlierPercents, when the
+// outliers are those of `percent_index`. Few levels are spread too thin over a range that holds all
+// but the outliers, so it is narrower then: what lies between the range and the outlier thresholds
+// is clamped. Measured on SmolLM2, docs/quality.md.
+int64_t key_range_index(int bits, int64_t percent_index);
+
 // All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents.
 struct KeyCalibration {
   ChannelStatistics channels;                               // before RoPE
-  std::array<std::vector<float>, kNumCodebooks> codebooks;  // [2^bits] each, in [-1, 1]
+  std::array<std::vector<float>, kNumCodebooks> codebooks;  // [P, 2^bits] each, in [-1, 1]
   std::vector<Half> scale, zero, low, high;                 // [P, H, D], see ChannelRange
+  std::vector<uint8_t> order;                               // [H, D], see rounding_feedback.h
+  std::vector<float> feedback;                              // [H, D, D]
   // After RoPE:
   std::vector<float> rotated_mean;  // [H, D]
   std::vector<float> gram;          // [H, D, D], centred covariance
@@ -72,7 +80,8 @@ struct QueryCalibration {
 
 struct ValueCalibration {
   ChannelStatistics channels;
-  std::array<std::vector<float>, kNumCodebooks> codebooks;
+  std::array<std::vector<float>, kNumCodebooks> codebooks;           // [P, 2^bits]
+  std::array<std::vector<float>, kNumCodebooks> hadamard_codebooks;  // of had+nuq, [P, 2^bits]
   std::vector<float> gram;               // [H, D, D], centred covariance
   std::vector<float> output_gram;        // [H, D, D], sum of W_o^T W_o over the group
   std::vector<float> basis;              // [H, R, D], of pca

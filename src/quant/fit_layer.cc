@@ -5,10 +5,11 @@
 
 #include "base/check.h"
 #include "base/parallel_tasks.h"
-#include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "quant/fit_codebooks.h"
 #include "quant/pca.h"
 #include "quant/ranges.h"
+#include "quant/rounding_feedback.h"
 
 namespace kvquant {
 namespace {
@@ -29,6 +30,9 @@ void check_activations(const LayerActivations& a, int64_t rank) {
             "calibration: query heads are not a multiple of KV heads");
   check_arg(static_cast<int64_t>(a.output_gram.size()) == num_kv * a.head_dim() * a.head_dim(),
             "calibration: output_gram is not [num_kv_heads, head_dim, head_dim]");
+  check_arg(a.head_dim() <= 256, "calibration: head_dim " + std::to_string(a.head_dim()) +
+                                     " is larger than 256, which no codec takes");
+  check_arg(a.head_dim() % 2 == 0, "calibration: head_dim is odd");
   check_arg(0 < rank && rank <= a.head_dim(), "calibration: rank " + std::to_string(rank) +
                                                   " is not in [1, " + std::to_string(a.head_dim()) +
                                                   "], the head_dim");
@@ -121,6 +125,31 @@ struct Fit {
     store<double>(gram, head, query.gram);
   }
 
+  // The order in which the channels of a key are rounded, and what they make up for. Without a
+  // metric: in any order, for nothing.
+  void rounding(const LagMetric* lag_metric, LayerCalibration& out) const {
+    constexpr int64_t kPercent = 4;  // 1%: the order hardly depends on it
+    const int64_t num_heads = a.num_kv_heads(), d = a.head_dim();
+    out.key.order.resize(static_cast<size_t>(num_heads * d));
+    out.key.feedback.resize(static_cast<size_t>(num_heads * d * d));
+    parallel_for_throwing(pool, num_heads, [&](int64_t head, int) {
+      std::vector<double> metric(static_cast<size_t>(d * d));
+      if (lag_metric != nullptr) {
+        const auto* gram = out.query.gram.data() + head * d * d;
+        metric = (*lag_metric)(std::vector<double>(gram, gram + d * d));
+      }
+      std::vector<float> scales(static_cast<size_t>(d));
+      for (int64_t c = 0; c < d; ++c) {
+        const auto at = static_cast<size_t>((kPercent * num_heads + head) * d + c);
+        scales[static_cast<size_t>(c)] = to_float(out.key.scale[at]);
+      }
+      const RoundingSteps steps = fit_rounding_steps(metric, scales);
+      std::copy(steps.order.begin(), steps.order.end(), out.key.order.begin() + head * d);
+      std::copy(steps.coefficients.begin(), steps.coefficients.end(),
+                out.key.feedback.begin() + head * d * d);
+    });
+  }
+
   void matrices(LayerCalibration& out) const {
     const int64_t num_heads = a.num_kv_heads(), d = a.head_dim();
     const auto resize = [&](std::vector<float>& field, int64_t per_head) {
@@ -148,11 +177,6 @@ struct Fit {
   }
 };
 
-std::array<std::vector<float>, kNumCodebooks> heuristic_codebooks() {
-  return {create_heuristic_codebook("nuq2"), create_heuristic_codebook("nuq3"),
-          create_heuristic_codebook("nuq4")};
-}
-
 // Runs `fit`, and says of which side its data are when they are not finite.
 template <class Fn>
 auto of_side(const char* side, const Fn& fit) {
@@ -178,8 +202,14 @@ LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions
   out.query.second_moment = second_moments(activations.queries, rows, pool);
   out.query.rotated_second_moment = second_moments(activations.rotated_queries, rows, pool);
   fit.matrices(out);
-  out.key.codebooks = heuristic_codebooks();
-  out.value.codebooks = heuristic_codebooks();
+  fit.rounding(options.lag_metric, out);
+  out.key.codebooks = fit_key_codebooks(activations, out.key, pool);
+  out.value.codebooks = fit_value_codebooks(activations, ValueRotation::kNone, pool);
+  const int64_t d = activations.head_dim();
+  const bool can_rotate = (d & (d - 1)) == 0;  // else these codebooks have no codec to serve
+  out.value.hadamard_codebooks =
+      can_rotate ? fit_value_codebooks(activations, ValueRotation::kHadamard, pool)
+                 : out.value.codebooks;
   return out;
 }
 

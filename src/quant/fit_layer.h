@@ -5,11 +5,14 @@
 #include "base/threads.h"
 #include "quant/calibration.h"
 #include "quant/layer_activations.h"
+#include "quant/rounding_feedback.h"
 
 namespace kvquant {
 
 struct FitOptions {
   int64_t rank = 0;  // components of the stored bases; 0: head_dim
+  const LagMetric* lag_metric =
+      nullptr;  // of the model's rotation; null: rounding without feedback
 };
 
 // Deterministic at any number of threads. Throws std::invalid_argument when the views don't fit
