@@ -49,8 +49,8 @@ void visit_fields(Layer& layer, const CalibrationInfo& info, const Visit& visit)
     visit(side + ".spectrum", Shape{h, d}, fields.spectrum);
   };
   visit_side("key", layer.key);
-  visit("key.scale", Shape{p, h, d}, layer.key.scale);
-  visit("key.zero", Shape{p, h, d}, layer.key.zero);
+  visit("key.scale", Shape{kNumRangePercents, h, d}, layer.key.scale);
+  visit("key.zero", Shape{kNumRangePercents, h, d}, layer.key.zero);
   visit("key.low", Shape{p, h, d}, layer.key.low);
   visit("key.high", Shape{p, h, d}, layer.key.high);
   visit("key.order", Shape{h, d}, layer.key.order);
@@ -86,6 +86,7 @@ const char* dtype_of(const std::vector<T>&) {
 }
 
 std::string percents_text() { return fmt::format("{}", fmt::join(kOutlierPercents, " ")); }
+std::string ranges_text() { return fmt::format("{}", fmt::join(kRangePercents, " ")); }
 std::string quantiles_text() { return fmt::format("{}", fmt::join(kQuantiles, " ")); }
 
 std::string texts_json(const std::vector<CalibrationText>& texts) {
@@ -111,6 +112,7 @@ std::map<std::string, std::string> metadata_of(const CalibrationInfo& info) {
           {"seed", std::to_string(info.seed)},
           {"rank", std::to_string(info.rank)},
           {"outlier_percents", percents_text()},
+          {"range_percents", ranges_text()},
           {"quantiles", quantiles_text()},
           {"texts", texts_json(info.texts)}};
 }
@@ -180,6 +182,7 @@ std::vector<CalibrationText> read_texts(const std::string& text, const std::stri
 CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
   metadata.require("format_version", std::to_string(kCalibrationVersion));
   metadata.require("outlier_percents", percents_text());
+  metadata.require("range_percents", ranges_text());
   metadata.require("quantiles", quantiles_text());
   CalibrationInfo info;
   info.kvquant_version = metadata.text("kvquant_version");
@@ -242,8 +245,10 @@ void check_layer(const LayerCalibration& layer, const CalibrationShape& shape, s
       seen[channel] = true;
     }
   }
-  for (size_t i = 0; i < layer.key.scale.size(); ++i) {
-    if (to_float(layer.key.scale[i]) < 0) fail_in("key.scale", "a scale is negative");
+  for (const Half scale : layer.key.scale) {
+    if (to_float(scale) < 0) fail_in("key.scale", "a scale is negative");
+  }
+  for (size_t i = 0; i < layer.key.low.size(); ++i) {
     if (to_float(layer.key.low[i]) > to_float(layer.key.high[i])) {
       fail_in("key.low", fmt::format("element {} is larger than key.high's", i));
     }
@@ -251,13 +256,6 @@ void check_layer(const LayerCalibration& layer, const CalibrationShape& shape, s
 }
 
 }  // namespace
-
-int64_t key_range_index(int bits, int64_t percent_index) {
-  // Indices into {0, 0.1, 0.25, 0.5, 1, 2, 3, 5} percent.
-  constexpr int64_t kIndex[kNumCodebooks][kNumOutlierPercents] = {
-      {5, 5, 5, 6, 6, 6, 7, 7}, {2, 3, 3, 4, 5, 6, 7, 7}, {1, 2, 3, 3, 4, 5, 6, 7}};
-  return kIndex[bits - 2][percent_index];
-}
 
 void save_calibration(const Calibration& calibration, const std::string& path) {
   const auto& info = calibration.info;

@@ -51,17 +51,18 @@ inline constexpr int64_t kNumOutlierPercents = std::size(kOutlierPercents);
 // Widths for which codebooks are stored: element i of an array is for 2 + i bits.
 inline constexpr int64_t kNumCodebooks = 3;
 
-// The range that keys of a width are normalised to, as an index into kOutlierPercents, when the
-// outliers are those of `percent_index`. Few levels are spread too thin over a range that holds all
-// but the outliers, so it is narrower then: what lies between the range and the outlier thresholds
-// is clamped. Measured on SmolLM2, docs/quality.md.
-int64_t key_range_index(int bits, int64_t percent_index);
+// What is left out of the range that keys are normalised to, in percent, as many values on either
+// end. Apart from outliers, values outside the range are clamped to the last levels.
+inline constexpr std::array<double, 10> kRangePercents = {0, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 12};
+inline constexpr int64_t kNumRangePercents = std::size(kRangePercents);
 
-// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents.
+// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents,
+// G: kNumRangePercents.
 struct KeyCalibration {
   ChannelStatistics channels;                               // before RoPE
   std::array<std::vector<float>, kNumCodebooks> codebooks;  // [P, 2^bits] each, in [-1, 1]
-  std::vector<Half> scale, zero, low, high;                 // [P, H, D], see ChannelRange
+  std::vector<Half> scale, zero;                            // [G, H, D], see ChannelRange
+  std::vector<Half> low, high;                              // [P, H, D]
   std::vector<uint8_t> order;                               // [H, D], see rounding_feedback.h
   std::vector<float> feedback;                              // [H, D, D]
   // After RoPE:

@@ -8,6 +8,7 @@
 #include "base/parallel_tasks.h"
 #include "formats/codec_table.h"
 #include "quant/codebook_fit.h"
+#include "quant/codec_parameters.h"
 #include "quant/ranges.h"
 
 namespace kvquant {
@@ -53,7 +54,8 @@ void add_key_channel(const LayerActivations& a, std::span<const int64_t> tokens,
                      WeightedHistogram& histogram) {
   const int64_t width = a.num_kv_heads() * a.head_dim();
   const auto at = static_cast<size_t>(percent * width + channel);
-  const auto range = static_cast<size_t>(key_range_index(bits, percent) * width + channel);
+  const auto range = static_cast<size_t>(
+      key_range_index(bits, kOutlierPercents[static_cast<size_t>(percent)]) * width + channel);
   const float scale = to_float(key.scale[range]), zero = to_float(key.zero[range]);
   if (scale == 0) return;
   const float low = to_float(key.low[at]), high = to_float(key.high[at]);

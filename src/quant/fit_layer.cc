@@ -69,18 +69,20 @@ struct Fit {
   // Key statistics, and the ranges of every outlier percent from the same sorted channels.
   void key_channels(KeyCalibration& key) const {
     const auto width = static_cast<size_t>(a.num_kv_heads() * a.head_dim());
-    for (auto* field : {&key.scale, &key.zero, &key.low, &key.high}) {
-      field->resize(static_cast<size_t>(kNumOutlierPercents) * width);
-    }
+    for (auto* field : {&key.scale, &key.zero}) field->resize(kNumRangePercents * width);
+    for (auto* field : {&key.low, &key.high}) field->resize(kNumOutlierPercents * width);
     key.channels =
         channel_statistics(a.keys, rows, pool, [&](int64_t channel, std::span<const float> sorted) {
-          for (size_t p = 0; p < kOutlierPercents.size(); ++p) {
-            const ChannelRange range = fit_sorted_channel(sorted, kOutlierPercents[p]);
-            const size_t at = p * width + static_cast<size_t>(channel);
-            key.scale[at] = range.scale;
-            key.zero[at] = range.zero;
-            key.low[at] = range.low;
-            key.high[at] = range.high;
+          const auto at = static_cast<size_t>(channel);
+          for (size_t i = 0; i < kRangePercents.size(); ++i) {
+            const ChannelRange range = fit_sorted_channel(sorted, kRangePercents[i]);
+            key.scale[i * width + at] = range.scale;
+            key.zero[i * width + at] = range.zero;
+          }
+          for (size_t i = 0; i < kOutlierPercents.size(); ++i) {
+            const ChannelRange range = fit_sorted_channel(sorted, kOutlierPercents[i]);
+            key.low[i * width + at] = range.low;
+            key.high[i * width + at] = range.high;
           }
         });
   }
@@ -128,7 +130,7 @@ struct Fit {
   // The order in which the channels of a key are rounded, and what they make up for. Without a
   // metric: in any order, for nothing.
   void rounding(const LagMetric* lag_metric, LayerCalibration& out) const {
-    constexpr int64_t kPercent = 4;  // 1%: the order hardly depends on it
+    constexpr int64_t kRange = 4;  // 1%: the order hardly depends on it
     const int64_t num_heads = a.num_kv_heads(), d = a.head_dim();
     out.key.order.resize(static_cast<size_t>(num_heads * d));
     out.key.feedback.resize(static_cast<size_t>(num_heads * d * d));
@@ -140,7 +142,7 @@ struct Fit {
       }
       std::vector<float> scales(static_cast<size_t>(d));
       for (int64_t c = 0; c < d; ++c) {
-        const auto at = static_cast<size_t>((kPercent * num_heads + head) * d + c);
+        const auto at = static_cast<size_t>((kRange * num_heads + head) * d + c);
         scales[static_cast<size_t>(c)] = to_float(out.key.scale[at]);
       }
       const RoundingSteps steps = fit_rounding_steps(metric, scales);

@@ -18,21 +18,24 @@ TEST(FitLayer, KeyRangesAreThoseOfTheSequenceWithoutSinks) {
   ThreadPool pool(2);
   const TestLayer layer(kShape, 3, 100, 1);
   const LayerCalibration fit = fit_layer(layer.views, {}, pool);
-  for (size_t p = 0; p < kOutlierPercents.size(); ++p) {
-    for (int64_t head = 0; head < 2; ++head) {
-      for (int64_t c = 0; c < 16; ++c) {
-        std::vector<float> values;
-        for (int64_t t = 0; t < 300; ++t) {
-          if (t % 100 >= kCalibrationSinks) {
-            values.push_back(round_to_half(layer.views.keys(t, head, c)));
-          }
+  for (int64_t head = 0; head < 2; ++head) {
+    for (int64_t c = 0; c < 16; ++c) {
+      std::vector<float> values;
+      for (int64_t t = 0; t < 300; ++t) {
+        if (t % 100 >= kCalibrationSinks) {
+          values.push_back(round_to_half(layer.views.keys(t, head, c)));
         }
-        const ChannelRange range = fit_channel(values, kOutlierPercents[p]);
-        const size_t at = p * 32 + static_cast<size_t>(head * 16 + c);
-        ASSERT_EQ(fit.key.scale[at], range.scale);
-        ASSERT_EQ(fit.key.zero[at], range.zero);
-        ASSERT_EQ(fit.key.low[at], range.low);
-        ASSERT_EQ(fit.key.high[at], range.high);
+      }
+      const auto channel = static_cast<size_t>(head * 16 + c);
+      for (size_t i = 0; i < kRangePercents.size(); ++i) {
+        const ChannelRange range = fit_channel(values, kRangePercents[i]);
+        ASSERT_EQ(fit.key.scale[i * 32 + channel], range.scale);
+        ASSERT_EQ(fit.key.zero[i * 32 + channel], range.zero);
+      }
+      for (size_t i = 0; i < kOutlierPercents.size(); ++i) {
+        const ChannelRange range = fit_channel(values, kOutlierPercents[i]);
+        ASSERT_EQ(fit.key.low[i * 32 + channel], range.low);
+        ASSERT_EQ(fit.key.high[i * 32 + channel], range.high);
       }
     }
   }
