@@ -74,9 +74,24 @@ class NuqSide {
   }
   // Scales and zero points of a tile as f32: [head_dim] of keys, [64] of values.
   ScaleAxis load_params(int64_t tile, int64_t head, float* scales, float* zeros) const;
-  void mark_token(std::span<const float> row, int64_t token, std::span<uint8_t> marks) const;
-  void encode_piece(std::span<const float> rows, int64_t tile, int64_t head) const;
-  void add_outliers(std::span<const float> rows, std::span<const uint8_t> marks, int64_t head);
+
+  // An append on its way: rows as they are coded, and where its outliers are.
+  struct Chunk;
+  // The new tokens of one tile of one head.
+  struct Piece {
+    int64_t tile = 0, head = 0;
+    int64_t first_token = 0, num_tokens = 0;  // within the tile
+    int64_t first_row = 0;                    // of the chunk
+  };
+  int64_t num_pieces(const Chunk& chunk) const;
+  Piece piece_of(const Chunk& chunk, int64_t index) const;
+  void take_blocks(int64_t num_tokens);
+  void fit_rows(Chunk& chunk, ThreadPool& pool) const;
+  void encode_piece(Chunk& chunk, int64_t index) const;
+  void add_outliers(const Chunk& chunk, ThreadPool& pool);
+  template <class Fn>
+  void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
+  void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
 
   const NuqPlan* plan_;
   int64_t num_tokens_ = 0;

@@ -2,7 +2,7 @@
 // H[i][j] = (-1)^popcount(i & j) / sqrt(n), symmetric and its own inverse. A rotation by it spreads
 // a large channel over all of them (arXiv 2404.00456). Normative in f32, so that rotated values are
 // coded alike by all backends: for spans h = 1, 2, 4, ... below n, pairs (a, b) of channels h apart
-// become (fl(a + b), fl(a - b)); then each is multiplied by fl(1 / sqrt(n)).
+// become (fl(a + b), fl(a - b)); then each is multiplied by fl(1 / fl(sqrt(n))).
 //
 //   hadamard.cc        checks, dispatch, the reference
 //   hadamard_simd.cc   Highway
