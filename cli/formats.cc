@@ -35,15 +35,16 @@ int list(const Options& options) {
       "formats", nullptr, {{"head_dim", options.head_dim}, {"num_kv_heads", options.num_kv_heads}});
   for (const CodecRow& row : codec_table(options.head_dim, options.num_kv_heads)) {
     const auto bits = [&](double value) {
-      return row.built ? fmt::format("{:.2f}", value) : std::string("-");
+      return value > 0 ? fmt::format("{:.2f}", value) : std::string("-");
     };
     rows.push_back({row.codec, bits(row.key_bits), bits(row.value_bits),
                     row.built ? "" : "not built yet", row.description});
-    document["results"].push_back({{"codec", row.codec},
-                                   {"built", row.built},
-                                   {"key_bits", row.built ? Json(row.key_bits) : Json(nullptr)},
-                                   {"value_bits", row.built ? Json(row.value_bits) : Json(nullptr)},
-                                   {"description", row.description}});
+    document["results"].push_back(
+        {{"codec", row.codec},
+         {"built", row.built},
+         {"key_bits", row.key_bits > 0 ? Json(row.key_bits) : Json(nullptr)},
+         {"value_bits", row.value_bits > 0 ? Json(row.value_bits) : Json(nullptr)},
+         {"description", row.description}});
   }
   write_json(options.common, document);
   if (json_on_stdout(options.common)) return kDone;

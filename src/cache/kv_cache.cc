@@ -32,7 +32,9 @@ DenseType dense_type(Quantizer quantizer) {
 // sqrt(2) times as large before it is rounded.
 double largest_value(const SidePlan& plan) {
   constexpr double kMaxHalf = 65504, kMaxBFloat16 = 0x1.FEp127;
-  if (plan.nuq) return kMaxHalf;
+  if (plan.nuq) {  // what is rotated may gather in one channel
+    return plan.nuq->hadamard ? kMaxHalf / std::sqrt(plan.nuq->shape.head_dim) : kMaxHalf;
+  }
   const double largest = plan.dense->type == DenseType::kF16 ? kMaxHalf : kMaxBFloat16;
   return plan.dense->side == KvSide::kKey ? largest / std::sqrt(2.0) : largest;
 }
@@ -108,9 +110,9 @@ struct KvCache::Impl {
   KvShape shape;
   const RopeTable& rope;
   ThreadPool& threads;
-  std::map<int, NuqCodebook> codebooks;  // by bits; only those in use
-  std::map<int64_t, BlockPool> pools;    // by bytes of a block
-  std::vector<LayerPlan> plans;          // per layer; stores point into it
+  std::map<Quantizer, NuqCodebook> codebooks;  // only those in use
+  std::map<int64_t, BlockPool> pools;          // by bytes of a block
+  std::vector<LayerPlan> plans;                // per layer; stores point into it
   std::map<SequenceId, Sequence> sequences;
   SequenceId next_id = 0;
 
@@ -166,12 +168,15 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
   check_arg(shape.head_dim <= kMaxNuqHeadDim,
             fmt::format("codec '{}': head_dim {} is larger than {}", to_string(codec),
                         shape.head_dim, kMaxNuqHeadDim));
-  const int bits = nuq_bits(codec.quantizer);
+  const int bits = code_bits(codec.quantizer);
+  const bool is_nuq = nuq_bits(codec.quantizer) != 0;
   const auto book = codebooks.try_emplace(
-      bits, make_codebook(create_heuristic_codebook(fmt::format("nuq{}", bits))));
+      codec.quantizer, is_nuq ? make_codebook(get_cached_codebook(fmt::format("nuq{}", bits)))
+                              : make_uniform_codebook(bits));
   NuqPlan nuq{.side = side,
               .outlier_percent = codec.outlier_percent,
-              .codebook = &book.first->second,
+              .hadamard = !codec.transforms.empty(),
+              .codebooks = {&book.first->second, 1},
               .shape = {side, bits, codec.outlier_percent > 0, shape.num_kv_heads, shape.head_dim,
                         num_tiles}};
   nuq.layout = kv_block_layout(nuq.shape);
@@ -371,8 +376,9 @@ std::span<const DenseRun> KvCache::view(int64_t layer, SequenceId id, int64_t kv
 
 int64_t KvCache::memory_bytes() const {
   int64_t bytes = 0;
-  for (const auto& [bits, book] : impl_->codebooks) {
-    bytes += book.num_levels * static_cast<int64_t>(sizeof(float));
+  for (const auto& [quantizer, book] : impl_->codebooks) {
+    const bool has_table = quantizer != Quantizer::kInt8;
+    bytes += has_table ? book.num_levels * static_cast<int64_t>(sizeof(float)) : 0;
   }
   for (const auto& [id, sequence] : impl_->sequences) {
     if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();

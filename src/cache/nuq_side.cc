@@ -1,11 +1,12 @@
 #include "cache/nuq_side.h"
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <cstring>
 
 #include "formats/codec_table.h"
-#include "ops/encode.h"
+#include "ops/hadamard.h"
 
 namespace kvquant {
 
@@ -74,118 +75,200 @@ ScaleAxis NuqSide::load_params(int64_t tile, int64_t head, float* scales, float*
   const bool is_key = plan_->side == KvSide::kKey;
   const int64_t count = is_key ? plan_->shape.head_dim : kTileTokens;
   const Half* scale =
-      is_key ? ranges_.data() + head * count : token_params(tile, plan_->layout.scales);
+      is_key ? key_ranges().data() + head * count : token_params(tile, plan_->layout.scales);
   const Half* zero = is_key ? scale + plan_->row_size() : token_params(tile, plan_->layout.zeros);
   for (int64_t i = 0; i < count; ++i) scales[i] = to_float(scale[i]);
   for (int64_t i = 0; i < count; ++i) zeros[i] = to_float(zero[i]);
   return is_key ? ScaleAxis::kChannel : ScaleAxis::kToken;
 }
 
-// Finds the outliers of one token and, for values, its scale and zero point.
-void NuqSide::mark_token(std::span<const float> row, int64_t token,
-                         std::span<uint8_t> marks) const {
-  const int64_t size = plan_->row_size();
-  if (plan_->side == KvSide::kValue) {
-    const RowRange range = fit_row(row, num_value_outliers(size, plan_->outlier_percent), marks);
-    token_params(token / kTileTokens, plan_->layout.scales)[token % kTileTokens] = range.scale;
-    token_params(token / kTileTokens, plan_->layout.zeros)[token % kTileTokens] = range.zero;
-  } else if (plan_->shape.has_outliers) {
-    for (int64_t c = 0; c < size; ++c) {
-      const bool below = row[c] < to_float(ranges_[2 * size + c]);
-      marks[c] = below || row[c] > to_float(ranges_[3 * size + c]) ? 1 : 0;
-    }
+struct NuqSide::Chunk {
+  std::span<const float> rows;  // [num_rows, row_size]
+  int64_t num_rows = 0;
+  std::vector<float> rotated{};   // what rows points to then
+  std::vector<uint8_t> marks{};   // values: 1 where an outlier is, [num_rows, row_size]
+  std::vector<uint64_t> masks{};  // keys: [pieces][head_dim], see EncodeJob
+  std::vector<int64_t> counts{};  // outliers of the pieces
+};
+
+int64_t NuqSide::num_pieces(const Chunk& chunk) const {
+  const int64_t end = num_tokens_ + chunk.num_rows;
+  const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - num_tokens_ / kTileTokens;
+  return num_tiles * plan_->shape.num_kv_heads;
+}
+
+NuqSide::Piece NuqSide::piece_of(const Chunk& chunk, int64_t index) const {
+  const int64_t num_heads = plan_->shape.num_kv_heads;
+  Piece piece;
+  piece.tile = num_tokens_ / kTileTokens + index / num_heads;
+  piece.head = index % num_heads;
+  const int64_t first = std::max(num_tokens_, piece.tile * kTileTokens);
+  const int64_t end = std::min(num_tokens_ + chunk.num_rows, (piece.tile + 1) * kTileTokens);
+  piece.first_token = first % kTileTokens;
+  piece.num_tokens = end - first;
+  piece.first_row = first - num_tokens_;
+  return piece;
+}
+
+void NuqSide::take_blocks(int64_t num_tokens) {
+  const int64_t block_tokens = plan_->shape.num_tiles * kTileTokens;
+  while (static_cast<int64_t>(blocks_.size()) * block_tokens < num_tokens) {
+    blocks_.reserve(blocks_.size() + 1);
+    blocks_.push_back(plan_->pool->take());
   }
 }
 
-// Codes of the new rows that fall into one tile of one head.
-void NuqSide::encode_piece(std::span<const float> rows, int64_t tile, int64_t head) const {
+// Of values: rotates them, finds the outliers of every token, its scale and its zero point.
+void NuqSide::fit_rows(Chunk& chunk, ThreadPool& pool) const {
   const int64_t size = plan_->row_size(), head_dim = plan_->shape.head_dim;
-  const int64_t end = num_tokens_ + static_cast<int64_t>(rows.size()) / size;
-  const int64_t first = std::max(num_tokens_, tile * kTileTokens);
-  const int64_t stop = std::min(end, (tile + 1) * kTileTokens);
-  float planar[kMaxNuqHeadDim * kTileTokens];
-  float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim];
-  const ScaleAxis axis = load_params(tile, head, scales, zeros);
-  for (int64_t t = first; t < stop; ++t) {
-    const float* row = &rows[(t - num_tokens_) * size + head * head_dim];
-    for (int64_t c = 0; c < head_dim; ++c) planar[c * kTileTokens + t % kTileTokens] = row[c];
+  const int64_t num_outliers = num_value_outliers(size, plan_->outlier_percent);
+  if (plan_->hadamard) {
+    chunk.rotated.assign(chunk.rows.begin(), chunk.rows.end());
+    chunk.rows = chunk.rotated;
   }
-  EncodeJob job{.codebook = plan_->codebook,
-                .planar = planar,
+  if (num_outliers > 0) chunk.marks.resize(chunk.rows.size());
+  constexpr int64_t kRowsPerTask = 16;
+  const int64_t num_tasks = (chunk.num_rows + kRowsPerTask - 1) / kRowsPerTask;
+  pool.parallel_for(num_tasks, [&](int64_t task, int) {
+    const int64_t end = std::min(chunk.num_rows, (task + 1) * kRowsPerTask);
+    for (int64_t i = task * kRowsPerTask; i < end; ++i) {
+      if (plan_->hadamard) {
+        float* row = chunk.rotated.data() + i * size;
+        hadamard_rows(row, head_dim, plan_->shape.num_kv_heads, head_dim);
+      }
+      const auto marks = std::span(chunk.marks)
+                             .subspan(num_outliers > 0 ? i * size : 0, num_outliers > 0 ? size : 0);
+      const RowRange range = fit_row(chunk.rows.subspan(i * size, size), num_outliers, marks);
+      const int64_t tile = (num_tokens_ + i) / kTileTokens, token = (num_tokens_ + i) % kTileTokens;
+      token_params(tile, plan_->layout.scales)[token] = range.scale;
+      token_params(tile, plan_->layout.zeros)[token] = range.zero;
+    }
+  });
+}
+
+void NuqSide::encode_piece(Chunk& chunk, int64_t index) const {
+  const Piece piece = piece_of(chunk, index);
+  const int64_t size = plan_->row_size(), head_dim = plan_->shape.head_dim;
+  float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim], low[kMaxNuqHeadDim], high[kMaxNuqHeadDim];
+  const ScaleAxis axis = load_params(piece.tile, piece.head, scales, zeros);
+  EncodeJob job{.codebook = &plan_->codebook(piece.head),
+                .rows = chunk.rows.data() + piece.first_row * size + piece.head * head_dim,
+                .row_stride = size,
                 .scales = scales,
                 .zeros = zeros,
                 .axis = axis,
                 .head_dim = head_dim,
-                .first_token = first % kTileTokens,
-                .num_tokens = stop - first,
-                .codes = codes(tile, head)};
+                .first_token = piece.first_token,
+                .num_tokens = piece.num_tokens,
+                .codes = codes(piece.tile, piece.head)};
+  if (!plan_->feedback.empty()) job.feedback = &plan_->feedback[piece.head];
+  if (!chunk.masks.empty()) {
+    const Half* thresholds = key_ranges().data() + 2 * size + piece.head * head_dim;
+    for (int64_t c = 0; c < head_dim; ++c) low[c] = to_float(thresholds[c]);
+    for (int64_t c = 0; c < head_dim; ++c) high[c] = to_float(thresholds[size + c]);
+    job.low = low;
+    job.high = high;
+    job.outliers = &chunk.masks[index * head_dim];
+  }
   encode_tile(job);
 }
 
-// Appends the marked values of one head to its list, token after token.
-void NuqSide::add_outliers(std::span<const float> rows, std::span<const uint8_t> marks,
-                           int64_t head) {
-  const int64_t size = plan_->row_size(), head_dim = plan_->shape.head_dim;
-  const auto num_rows = static_cast<int64_t>(rows.size()) / size;
-  Chain& chain = chains_[head];
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const int64_t tile = (num_tokens_ + i) / kTileTokens;
-    const int64_t token = (num_tokens_ + i) % kTileTokens;
-    if (token == 0) *outlier_start(tile, head) = static_cast<uint32_t>(chain.num_entries);
-    uint16_t count = 0;
+// Calls fn(token within the tile, channel), channels of a token ascending.
+template <class Fn>
+void NuqSide::for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const {
+  const int64_t head_dim = plan_->shape.head_dim;
+  if (!chunk.masks.empty()) {
     for (int64_t c = 0; c < head_dim; ++c) {
-      const int64_t at = i * size + head * head_dim + c;
-      if (marks[at] == 0) continue;
-      const int64_t entry = chain.num_entries % kOutliersPerPage;
-      if (entry == 0) {
-        chain.pages.reserve(chain.pages.size() + 1);
-        chain.pages.push_back(reinterpret_cast<OutlierPage*>(plan_->pages->take()));
+      for (uint64_t bits = chunk.masks[index * head_dim + c]; bits != 0; bits &= bits - 1) {
+        fn(std::countr_zero(bits), c);
       }
-      chain.pages.back()->channel[entry] = static_cast<uint8_t>(c);
-      chain.pages.back()->value[entry] = to_half(rows[at]);
-      ++chain.num_entries;
-      ++count;
     }
-    const int64_t width = outlier_count_bytes(head_dim);
-    std::memcpy(outlier_counts(tile, head) + token * width, &count, static_cast<size_t>(width));
+    return;
+  }
+  const Piece piece = piece_of(chunk, index);
+  for (int64_t t = 0; t < piece.num_tokens; ++t) {
+    const uint8_t* marks =
+        &chunk.marks[(piece.first_row + t) * plan_->row_size() + piece.head * head_dim];
+    for (int64_t c = 0; c < head_dim; c += 8) {
+      uint64_t eight = 0;
+      std::memcpy(&eight, marks + c, 8);
+      for (; eight != 0; eight &= eight - 1) {  // a mark is 1: one bit per byte
+        fn(piece.first_token + t, c + std::countr_zero(eight) / 8);
+      }
+    }
   }
 }
 
-void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
-  const int64_t size = plan_->row_size(), num_heads = plan_->shape.num_kv_heads;
-  const auto num_rows = static_cast<int64_t>(rows.size()) / size;
-  if (num_rows == 0) return;
-  assert(is_fitted());
-  const int64_t end = num_tokens_ + num_rows;
-  const int64_t block_tokens = plan_->shape.num_tiles * kTileTokens;
-  while (static_cast<int64_t>(blocks_.size()) * block_tokens < end) {
-    blocks_.reserve(blocks_.size() + 1);
-    blocks_.push_back(plan_->pool->take());
+// Counts and entries of one piece, whose first entry this is.
+void NuqSide::write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const {
+  const Piece piece = piece_of(chunk, index);
+  const int64_t head_dim = plan_->shape.head_dim, width = outlier_count_bytes(head_dim);
+  int64_t next[kTileTokens] = {};  // first counts, then the next entry of a token
+  for_each_outlier(chunk, index, [&](int64_t token, int64_t) { ++next[token]; });
+  if (piece.first_token == 0) {
+    *outlier_start(piece.tile, piece.head) = static_cast<uint32_t>(first_entry);
   }
-  std::vector<uint8_t> marks(rows.size());
-  constexpr int64_t kRowsPerTask = 16;
-  pool.parallel_for((num_rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
-    for (int64_t i = task * kRowsPerTask; i < std::min(num_rows, (task + 1) * kRowsPerTask); ++i) {
-      mark_token(rows.subspan(i * size, size), num_tokens_ + i,
-                 std::span(marks).subspan(i * size, size));
+  int64_t entry = first_entry;
+  for (int64_t t = piece.first_token; t < piece.first_token + piece.num_tokens; ++t) {
+    const auto count = static_cast<uint16_t>(next[t]);
+    std::memcpy(outlier_counts(piece.tile, piece.head) + t * width, &count,
+                static_cast<size_t>(width));
+    next[t] = entry;
+    entry += count;
+  }
+  const float* rows = chunk.rows.data() + piece.head * head_dim;
+  for_each_outlier(chunk, index, [&](int64_t token, int64_t channel) {
+    const int64_t row = piece.first_row + token - piece.first_token, at = next[token]++;
+    OutlierPage& page = *chains_[piece.head].pages[at / kOutliersPerPage];
+    page.channel[at % kOutliersPerPage] = static_cast<uint8_t>(channel);
+    page.value[at % kOutliersPerPage] = to_half(rows[row * plan_->row_size() + channel]);
+  });
+}
+
+// Pages are taken on one thread: the heads share their pool.
+void NuqSide::add_outliers(const Chunk& chunk, ThreadPool& pool) {
+  const int64_t num_heads = plan_->shape.num_kv_heads;
+  std::vector<int64_t> first_entries(chunk.counts.size());
+  for (size_t i = 0; i < chunk.counts.size(); ++i) {
+    Chain& chain = chains_[static_cast<int64_t>(i) % num_heads];
+    first_entries[i] = chain.num_entries;
+    chain.num_entries += chunk.counts[i];
+    while (static_cast<int64_t>(chain.pages.size()) * kOutliersPerPage < chain.num_entries) {
+      chain.pages.reserve(chain.pages.size() + 1);
+      chain.pages.push_back(reinterpret_cast<OutlierPage*>(plan_->pages->take()));
     }
-  });
-  const int64_t first_tile = num_tokens_ / kTileTokens;
-  const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - first_tile;
-  pool.parallel_for(num_tiles * num_heads, [&](int64_t task, int) {
-    encode_piece(rows, first_tile + task / num_heads, task % num_heads);
-  });
-  if (plan_->shape.has_outliers) {  // on one thread: they share the pool of pages
-    for (int64_t head = 0; head < num_heads; ++head) add_outliers(rows, marks, head);
   }
-  num_tokens_ = end;
+  pool.parallel_for(static_cast<int64_t>(chunk.counts.size()), [&](int64_t index, int) {
+    write_outliers(chunk, index, first_entries[index]);
+  });
+}
+
+void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
+  Chunk chunk{.rows = rows, .num_rows = static_cast<int64_t>(rows.size()) / plan_->row_size()};
+  if (chunk.num_rows == 0) return;
+  assert(is_fitted());
+  take_blocks(num_tokens_ + chunk.num_rows);
+  const int64_t count = num_pieces(chunk);
+  const bool sparse = plan_->shape.has_outliers;
+  if (plan_->side == KvSide::kValue) {
+    fit_rows(chunk, pool);
+  } else if (sparse) {
+    chunk.masks.resize(count * plan_->shape.head_dim);
+  }
+  if (sparse) chunk.counts.resize(count);
+  pool.parallel_for(count, [&](int64_t index, int) {
+    encode_piece(chunk, index);
+    if (sparse) for_each_outlier(chunk, index, [&](int64_t, int64_t) { ++chunk.counts[index]; });
+  });
+  if (sparse) add_outliers(chunk, pool);
+  num_tokens_ += chunk.num_rows;
 }
 
 void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
   const int64_t head_dim = plan_->shape.head_dim;
   float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim];
   const ScaleAxis axis = load_params(tile, head, scales, zeros);
-  DecodeJob job{.codebook = plan_->codebook,
+  DecodeJob job{.codebook = &plan_->codebook(head),
                 .codes = codes(tile, head),
                 .scales = scales,
                 .zeros = zeros,
@@ -196,6 +279,7 @@ void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
     job.outliers = {outlier_counts(tile, head), *outlier_start(tile, head), chains_[head].pages};
   }
   decode_tile(job, planar);
+  if (plan_->hadamard) hadamard_planar(planar, head_dim);  // its own inverse
 }
 
 int64_t NuqSide::memory_bytes() const {

@@ -1,7 +1,7 @@
 // The encoded tokens of one side of one layer of one sequence: codebook indices in blocks
-// (formats/kv_block.h), outliers in pages, and for keys the channel parameters, fitted once
-// per sequence. Token i here is position sink + i of the sequence. Appended tokens never
-// change earlier codes.
+// (formats/kv_block.h), outliers in pages, and for keys without calibration the channel parameters,
+// fitted once per sequence. Token i here is position sink + i of the sequence. Appended tokens
+// never change earlier codes.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include "formats/nuq_codebook.h"
 #include "formats/outlier_page.h"
 #include "ops/decode.h"
+#include "ops/encode.h"
 #include "quant/ranges.h"
 
 namespace kvquant {
@@ -22,13 +23,20 @@ namespace kvquant {
 struct NuqPlan {
   KvSide side = KvSide::kKey;
   double outlier_percent = 0;
-  const NuqCodebook* codebook = nullptr;
+  bool hadamard = false;                         // values: rows are rotated per head before coding
+  std::span<const NuqCodebook> codebooks{};      // one, or one per KV head
+  std::span<const Half> ranges{};                // calibrated keys: scale, zero, low, high, each
+                                                 // [row_size]; empty: fitted per sequence
+  std::span<const RoundingFeedback> feedback{};  // one per KV head; empty: none
   KvBlockShape shape{};
   KvBlockLayout layout{};
   BlockPool* pool = nullptr;
   BlockPool* pages = nullptr;  // of OutlierPage
 
   int64_t row_size() const { return shape.num_kv_heads * shape.head_dim; }
+  const NuqCodebook& codebook(int64_t head) const {
+    return codebooks[codebooks.size() == 1 ? 0 : static_cast<size_t>(head)];
+  }
 };
 
 class NuqSide {
@@ -39,8 +47,8 @@ class NuqSide {
   ~NuqSide();
 
   // Fixes the channel parameters of keys from rows [num_rows > 0, row_size] of fp16 numbers; only
-  // while not fitted. Values need none.
-  bool is_fitted() const { return plan_->side == KvSide::kValue || !ranges_.empty(); }
+  // while not fitted. Values need none, and calibrated keys have theirs in the plan.
+  bool is_fitted() const { return plan_->side == KvSide::kValue || !key_ranges().empty(); }
   void fit(std::span<const float> rows, ThreadPool& pool);
   // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there.
   void append(std::span<const float> rows, ThreadPool& pool);
@@ -61,11 +69,29 @@ class NuqSide {
   uint8_t* outlier_counts(int64_t tile, int64_t head) const;
   uint8_t* codes(int64_t tile, int64_t head) const;
 
+  std::span<const Half> key_ranges() const {
+    return plan_->ranges.empty() ? std::span<const Half>(ranges_) : plan_->ranges;
+  }
   // Scales and zero points of a tile as f32: [head_dim] of keys, [64] of values.
   ScaleAxis load_params(int64_t tile, int64_t head, float* scales, float* zeros) const;
-  void mark_token(std::span<const float> row, int64_t token, std::span<uint8_t> marks) const;
-  void encode_piece(std::span<const float> rows, int64_t tile, int64_t head) const;
-  void add_outliers(std::span<const float> rows, std::span<const uint8_t> marks, int64_t head);
+
+  // An append on its way: rows as they are coded, and where its outliers are.
+  struct Chunk;
+  // The new tokens of one tile of one head.
+  struct Piece {
+    int64_t tile = 0, head = 0;
+    int64_t first_token = 0, num_tokens = 0;  // within the tile
+    int64_t first_row = 0;                    // of the chunk
+  };
+  int64_t num_pieces(const Chunk& chunk) const;
+  Piece piece_of(const Chunk& chunk, int64_t index) const;
+  void take_blocks(int64_t num_tokens);
+  void fit_rows(Chunk& chunk, ThreadPool& pool) const;
+  void encode_piece(Chunk& chunk, int64_t index) const;
+  void add_outliers(const Chunk& chunk, ThreadPool& pool);
+  template <class Fn>
+  void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
+  void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
 
   const NuqPlan* plan_;
   int64_t num_tokens_ = 0;

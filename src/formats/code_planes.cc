@@ -50,7 +50,11 @@ void add_spread_bits(uint8_t bits, uint8_t* codes) {
 
 void add_code_row(uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
                   const uint8_t* codes) noexcept {
-  assert(kMinCodeBits <= bits && bits <= kMaxCodeBits);
+  assert(is_code_width(bits));
+  if (bits == kByteCodeBits) {
+    for (int i = 0; i < kTileTokens; ++i) tile[channel * kTileTokens + i] |= codes[i];
+    return;
+  }
   if (bits == 4) {
     add_nibbles(tile + channel * 32, codes);
     return;
@@ -61,7 +65,11 @@ void add_code_row(uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
 
 void read_code_row(const uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
                    uint8_t* codes) noexcept {
-  assert(kMinCodeBits <= bits && bits <= kMaxCodeBits);
+  assert(is_code_width(bits));
+  if (bits == kByteCodeBits) {
+    std::memcpy(codes, tile + channel * kTileTokens, kTileTokens);
+    return;
+  }
   if (bits == 4) {
     const uint8_t* row = tile + channel * 32;
     for (int i = 0; i < 32; ++i) codes[i] = row[i] & 15;

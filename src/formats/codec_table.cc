@@ -12,9 +12,9 @@ namespace {
 
 constexpr double kOutlierBits = 8.0 * sizeof(OutlierPage) / kOutliersPerPage;
 
-bool is_built(const Codec& codec) {
-  CacheSpec spec;
-  spec.key = spec.value = codec;
+bool is_built(const Codec& codec, KvSide side) {
+  CacheSpec spec;  // the other side is fp16
+  (side == KvSide::kKey ? spec.key : spec.value) = codec;
   try {
     check_spec_built(spec);
   } catch (const std::invalid_argument&) {
@@ -38,6 +38,14 @@ int nuq_bits(Quantizer quantizer) {
   }
 }
 
+int code_bits(Quantizer quantizer) {
+  switch (quantizer) {
+    case Quantizer::kInt8: return 8;
+    case Quantizer::kInt4: return 4;
+    default: return nuq_bits(quantizer);
+  }
+}
+
 int64_t num_value_outliers(int64_t row_size, double percent) {
   const int64_t millionths = std::llround(percent * 1e6);
   constexpr int64_t kWhole = 200'000'000;
@@ -45,9 +53,9 @@ int64_t num_value_outliers(int64_t row_size, double percent) {
 }
 
 double marginal_key_bits(const Codec& codec, int64_t head_dim) {
-  if (!is_built(codec)) return 0;
+  if (!is_built(codec, KvSide::kKey)) return 0;
   if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
-  double bits = nuq_bits(codec.quantizer);
+  double bits = code_bits(codec.quantizer);
   if (codec.outlier_percent > 0) {
     bits += codec.outlier_percent / 100 * kOutlierBits + count_bits(head_dim);
   }
@@ -55,11 +63,11 @@ double marginal_key_bits(const Codec& codec, int64_t head_dim) {
 }
 
 double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads) {
-  if (!is_built(codec)) return 0;
+  if (!is_built(codec, KvSide::kValue)) return 0;
   if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
   const int64_t row_size = head_dim * num_kv_heads;
   const auto row = static_cast<double>(row_size);
-  double bits = nuq_bits(codec.quantizer) + 32 / row;  // an fp16 scale and zero point per token
+  double bits = code_bits(codec.quantizer) + 32 / row;  // an fp16 scale and zero point per token
   if (codec.outlier_percent > 0) {
     const auto outliers = 2 * num_value_outliers(row_size, codec.outlier_percent);
     bits += static_cast<double>(outliers) / row * kOutlierBits + count_bits(head_dim);
@@ -78,20 +86,21 @@ std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads) {
       {"nuq3-1%", "nuq3 with 1% of outliers kept exactly"},
       {"nuq2", "2-bit codebook indices"},
       {"nuq2-1%", "nuq2 with 1% of outliers kept exactly"},
-      {"int8", "uniform 8 bit, asymmetric"},
-      {"int4", "uniform 4 bit, asymmetric"},
+      {"int8", "256 uniform levels; scale and zero point as of nuq"},
+      {"int4", "16 uniform levels"},
       {"pca96", "centred PCA of rank 96 per KV head"},
       {"pcaw96", "PCA weighted by the output projection"},
       {"pca96+wf4", "PCA latents at 4 bits on average, by reverse water-filling"},
       {"lnns", "drops the direction (1, ..., 1) / sqrt(head_dim)"},
-      {"had+int4", "Hadamard rotation before the quantizer"},
+      {"had+nuq4", "Hadamard rotation per KV head before the quantizer; values only"},
+      {"had+int4", "the same before uniform 4 bit"},
   };
   std::vector<CodecRow> rows;
   for (const auto& [name, description] : codecs) {
     const Codec codec = parse_spec(name).key;
-    rows.push_back({name, marginal_key_bits(codec, head_dim),
-                    marginal_value_bits(codec, head_dim, num_kv_heads), is_built(codec),
-                    description});
+    const double key_bits = marginal_key_bits(codec, head_dim);
+    const double value_bits = marginal_value_bits(codec, head_dim, num_kv_heads);
+    rows.push_back({name, key_bits, value_bits, key_bits > 0 || value_bits > 0, description});
   }
   return rows;
 }

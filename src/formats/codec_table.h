@@ -12,21 +12,22 @@ namespace kvquant {
 
 // Code bits of nuq4, nuq3, nuq2; 0 for every other quantizer.
 int nuq_bits(Quantizer quantizer);
+// Bits of a code: those of nuq, 8 and 4 of int8 and int4; 0 for every other quantizer.
+int code_bits(Quantizer quantizer);
 
 // Outliers on either end of a value row of `row_size` values: ceil(row_size * percent / 200), 0
 // when percent is 0. Exact: percent has at most six decimals.
 int64_t num_value_outliers(int64_t row_size, double percent);
 
 struct CodecRow {
-  std::string codec;      // "nuq3-1%"
-  double key_bits = 0;    // marginal bits per value: one more token, outliers at their nominal
-  double value_bits = 0;  // rate, without what is stored once per sequence or model
-  bool built = false;
+  std::string codec;        // "nuq3-1%"
+  double key_bits = 0;      // marginal bits per value: one more token, outliers at their nominal
+  double value_bits = 0;    // rate, without what is stored once per sequence or model
+  bool built = false;       // on one side at least; the bits of the other are 0
   std::string description;  // one line
 };
 
-// Marginal bits per value of a codec without transforms on either side; 0 for codecs that are not
-// built.
+// Marginal bits per value of a codec on either side; 0 for codecs that are not built there.
 double marginal_key_bits(const Codec& codec, int64_t head_dim);
 double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads);
 

@@ -26,4 +26,18 @@ NuqCodebook make_codebook(std::span<const float> levels) {
   return book;
 }
 
+NuqCodebook make_uniform_codebook(int bits) {
+  check_arg(bits == 4 || bits == kByteCodeBits,
+            fmt::format("codebook: {} uniform bits are not 4 or 8", bits));
+  if (bits == kByteCodeBits) {
+    NuqCodebook book;
+    book.bits = bits;
+    book.num_levels = 256;
+    return book;
+  }
+  float levels[16];
+  for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(2 * i) / 15 - 1;
+  return make_codebook(levels);
+}
+
 }  // namespace kvquant

@@ -1,8 +1,14 @@
-// A non-uniform codebook as kernels read it: 2^bits ascending levels in [-1, 1] and the midpoints
-// that separate them. The code of y is the number of midpoints below y, so a tie goes to the lower
-// index; midpoints are fl(0.5 * fl(a + b)) in f32. Unused entries are zero.
+// A codebook as kernels read it. Of 2, 3 or 4 bits: 2^bits ascending levels in [-1, 1] and the
+// midpoints that separate them; midpoints are fl(0.5 * fl(a + b)) in f32, unused entries are zero.
+// Of 8 bits: 256 uniform levels by formula, no table.
+//
+//   2-4 bits   code of y = number of midpoints below y                 a tie goes to the lower
+//   index 8 bits     code of y = ceil(fl(fl(fl(y + 1) * 127.5) - 0.5)), clamped to 0 ... 255
+//              level of a code = fl(fl(code - 127.5) * fl(1 / 127.5))
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 
@@ -19,5 +25,25 @@ struct NuqCodebook {
 
 // Throws std::invalid_argument unless `levels` are 4, 8 or 16 ascending numbers in [-1, 1].
 NuqCodebook make_codebook(std::span<const float> levels);
+
+// 16 levels fl(fl(2 i / 15) - 1), or 256 by formula. Throws std::invalid_argument unless bits is 4
+// or 8.
+NuqCodebook make_uniform_codebook(int bits);
+
+// `y` is not NaN.
+inline int code_of(const NuqCodebook& book, float y) {
+  if (book.bits == kByteCodeBits) {
+    const float steps = (y + 1) * 127.5f - 0.5f;
+    return static_cast<int>(std::clamp(std::ceil(steps), 0.0f, 255.0f));
+  }
+  int code = 0;
+  while (code < book.num_levels - 1 && book.midpoints[code] < y) ++code;
+  return code;
+}
+
+inline float level_of(const NuqCodebook& book, int code) {
+  if (book.bits != kByteCodeBits) return book.levels[code];
+  return (static_cast<float>(code) - 127.5f) * (1 / 127.5f);
+}
 
 }  // namespace kvquant

@@ -268,8 +268,12 @@ bool is_float(Quantizer q) {
   return q == Quantizer::kF32 || q == Quantizer::kF16 || q == Quantizer::kBF16;
 }
 
-bool is_built(const Codec& codec) {
-  return codec.transforms.empty() && (is_float(codec.quantizer) || is_nuq(codec.quantizer));
+bool is_coded(Quantizer q) { return is_nuq(q) || q == Quantizer::kInt8 || q == Quantizer::kInt4; }
+
+bool is_built(std::string_view side, const Codec& codec) {
+  if (codec.transforms.empty()) return is_float(codec.quantizer) || is_coded(codec.quantizer);
+  return side == "v" && codec.transforms.size() == 1 &&
+         codec.transforms[0].kind == Transform::kHadamard && is_coded(codec.quantizer);
 }
 
 }  // namespace
@@ -349,11 +353,13 @@ std::vector<std::string> spec_warnings(const CacheSpec& spec) {
 }
 
 void check_spec_built(const CacheSpec& spec) {
-  for_each_codec(spec, [](const char*, const Codec& codec) {
-    check_arg(is_built(codec),
-              fmt::format("codec '{}' is not built yet; built: fp32, fp16, bf16, nuq4, nuq3, nuq2, "
-                          "nuq4-P%, nuq3-P%, nuq2-P%",
-                          to_string(codec)));
+  for_each_codec(spec, [](const char* side, const Codec& codec) {
+    check_arg(
+        is_built(side, codec),
+        fmt::format("codec '{}' is not built yet for {}; built: fp32, fp16, bf16, int8, int4, "
+                    "nuq4, nuq3, nuq2, nuq4-P%, nuq3-P%, nuq2-P%, for values also had+ and "
+                    "one of int and nuq",
+                    to_string(codec), side[0] == 'k' ? "keys" : "values"));
   });
 }
 

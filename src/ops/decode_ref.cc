@@ -5,6 +5,7 @@ namespace kvquant::ref {
 namespace {
 
 int code_at(const uint8_t* tile, int bits, int64_t head_dim, int64_t channel, int64_t token) {
+  if (bits == 8) return tile[channel * 64 + token];
   if (bits == 4) return tile[channel * 32 + token % 32] >> (token < 32 ? 0 : 4) & 15;
   const int low = tile[channel * 16 + token % 16] >> (2 * (token / 16)) & 3;
   if (bits == 2) return low;
@@ -19,7 +20,7 @@ void decode_tile(const DecodeJob& job, float* planar) noexcept {
     for (int64_t t = 0; t < kTileTokens; ++t) {
       const int64_t at = job.axis == ScaleAxis::kChannel ? c : t;
       const int code = code_at(job.codes, book.bits, job.head_dim, c, t);
-      const float product = book.levels[code] * job.scales[at];
+      const float product = level_of(book, code) * job.scales[at];
       planar[c * kTileTokens + t] = t < job.num_tokens ? product + job.zeros[at] : 0.0f;
     }
   }

@@ -15,11 +15,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using FloatTag = hn::CappedTag<float, 16>;
 
-// levels[codes[i]] for the lanes of one vector.
+// Levels of the codes of one vector's lanes.
 template <class D>
-hn::Vec<D> look_up(D d, const float* levels, const uint8_t* codes) {
+hn::Vec<D> look_up(D d, const NuqCodebook& book, const uint8_t* codes) {
   const hn::RebindToSigned<D> di;
   const auto index = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, D>(), codes));
+  if (book.bits == kByteCodeBits) {
+    const auto centred = hn::Sub(hn::ConvertTo(d, index), hn::Set(d, 127.5f));
+    return hn::Mul(centred, hn::Set(d, 1 / 127.5f));
+  }
+  const float* levels = book.levels;
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   return hn::TableLookupLanes(hn::LoadU(d, levels), hn::IndicesFromVec(d, index));
 #else
@@ -37,7 +42,7 @@ void unpack_tile(const DecodeJob& job, float* HWY_RESTRICT planar) {
     const auto scale = hn::Set(d, by_token ? 0.0f : job.scales[c]);
     const auto zero = hn::Set(d, by_token ? 0.0f : job.zeros[c]);
     for (int64_t t = 0; t < kTileTokens; t += lanes) {
-      const auto level = look_up(d, job.codebook->levels, codes + t);
+      const auto level = look_up(d, *job.codebook, codes + t);
       const auto s = by_token ? hn::LoadU(d, job.scales + t) : scale;
       const auto z = by_token ? hn::LoadU(d, job.zeros + t) : zero;
       hn::StoreU(hn::Add(hn::Mul(level, s), z), d, planar + c * kTileTokens + t);

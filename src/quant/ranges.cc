@@ -4,11 +4,57 @@
 #include <cassert>
 #include <cmath>
 
+#include "quant/row_candidates.h"
+
 namespace kvquant {
 namespace {
 
+// Adding 0 makes -0 a 0: which of the two a row's extreme is depends on the order of comparison.
 RowRange range_of(float low, float high) {
-  return {.scale = to_half(0.5f * (high - low)), .zero = to_half(0.5f * (low + high) + 0.0f)};
+  return {.scale = to_half(0.5f * (high - low) + 0.0f),
+          .zero = to_half(0.5f * (low + high) + 0.0f)};
+}
+
+// Marks the `count` candidates that come first by (sign * value descending, index ascending) among
+// those not marked. `next` becomes the value of the one after them. False if there are too few.
+bool mark_first(std::span<const float> row, std::span<const int32_t> candidates, float sign,
+                int count, std::span<uint8_t> marks, float& next) {
+  float best[RowCandidates::kMaxSought];
+  int32_t at[RowCandidates::kMaxSought];
+  int size = 0;
+  const int wanted = count + 1;
+  for (const int32_t i : candidates) {
+    const float x = sign * row[i];
+    if (marks[i] != 0 || (size == wanted && !(x > best[size - 1]))) continue;
+    int place = size < wanted ? size++ : size - 1;
+    for (; place > 0 && x > best[place - 1]; --place) {
+      best[place] = best[place - 1];
+      at[place] = at[place - 1];
+    }
+    best[place] = x;
+    at[place] = i;
+  }
+  if (size < wanted) return false;
+  for (int i = 0; i < count; ++i) marks[at[i]] = 1;
+  next = sign * best[count];
+  return true;
+}
+
+// What is left of a row without `count` values on either end begins with the next ones on either
+// end: as 2 * count < row.size(), the two ends do not overlap.
+bool fit_few(std::span<const float> row, int64_t count, std::span<uint8_t> marks, RowRange& range) {
+  RowCandidates found;
+  if (count >= RowCandidates::kMaxSought ||
+      !find_candidates(row, static_cast<int>(count) + 1, found)) {
+    return false;
+  }
+  const std::span top(found.top, static_cast<size_t>(found.num_top));
+  const std::span bottom(found.bottom, static_cast<size_t>(found.num_bottom));
+  float low = 0, high = 0;
+  if (!mark_first(row, top, 1.0f, static_cast<int>(count), marks, high)) return false;
+  if (!mark_first(row, bottom, -1.0f, static_cast<int>(count), marks, low)) return false;
+  range = range_of(low, high);
+  return true;
 }
 
 // Values left out on either end.
@@ -22,7 +68,7 @@ ChannelRange channel_range(float lowest, float highest) {
 }
 
 // Marks the `count` values that come first by (sign * value descending, index ascending) among
-// those not marked. Few are sought (5% at most), so a sorted list of candidates does.
+// those not marked, whatever the row: in rounds of a sorted list.
 void mark_largest(std::span<const float> row, float sign, int64_t count, std::span<uint8_t> marks) {
   constexpr int64_t kMaxListed = 64;
   while (count > 0) {  // in rounds, so that the list stays small
@@ -67,7 +113,15 @@ ChannelRange fit_sorted_channel(std::span<const float> values, double percent) {
 }
 
 RowRange fit_row(std::span<const float> row, int64_t num_outliers, std::span<uint8_t> outliers) {
-  assert(row.size() == outliers.size() && static_cast<int64_t>(row.size()) > 2 * num_outliers);
+  assert(static_cast<int64_t>(row.size()) > 2 * num_outliers);
+  std::fill(outliers.begin(), outliers.end(), uint8_t{0});
+  if (num_outliers == 0) {
+    const RowExtremes extremes = row_extremes(row);
+    return range_of(extremes.low, extremes.high);
+  }
+  assert(row.size() == outliers.size());
+  RowRange range;
+  if (fit_few(row, num_outliers, outliers, range)) return range;
   std::fill(outliers.begin(), outliers.end(), uint8_t{0});
   mark_largest(row, 1.0f, num_outliers, outliers);
   mark_largest(row, -1.0f, num_outliers, outliers);

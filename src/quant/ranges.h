@@ -35,7 +35,7 @@ struct RowRange {
 
 // Marks (1, else 0) the num_outliers largest and as many smallest values of `row`, ties to the
 // lower index, the largest chosen first; returns the range of the rest. Requires finite values,
-// outliers.size() == row.size() > 2 * num_outliers.
+// row.size() > 2 * num_outliers, outliers.size() == row.size(), or none where none is sought.
 RowRange fit_row(std::span<const float> row, int64_t num_outliers, std::span<uint8_t> outliers);
 
 }  // namespace kvquant
