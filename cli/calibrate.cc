@@ -25,6 +25,7 @@ struct Options {
   int64_t samples = 16;
   int64_t seq_len = 0;  // 0: the default
   int64_t rank = 0;
+  std::string recipe = "error-saved";
   std::string output;
 };
 
@@ -83,7 +84,9 @@ int run(const Options& options) {
                                      : std::min(kDefaultSeqLen, model.config().max_context),
       .rank = options.rank,
       .seed = options.common.seed,
-      .ubatch = options.common.ubatch};
+      .ubatch = options.common.ubatch,
+      .recipe = options.recipe == "percentile" ? CalibrationRecipe::kPercentile
+                                               : CalibrationRecipe::kErrorSaved};
   const Timer timer;
   Calibration calibration = calibrate_in_memory(model, texts, calibration_options,
                                                 progress_on_stderr(options.common, "calibrate"));
@@ -133,6 +136,12 @@ void add_calibrate(CLI::App& app, int& exit_code) {
       ->add_option("--rank", options->rank,
                    "components of the low-rank bases to store (default: all)")
       ->check(at_least(1));
+  command
+      ->add_option("--recipe", options->recipe,
+                   "how keys are fitted: error-saved, or percentile as KVQuant does "
+                   "(arXiv 2401.18079)")
+      ->check(CLI::IsMember({"error-saved", "percentile"}))
+      ->capture_default_str();
   command->add_option("-o,--output", options->output, "calibration file to write (.safetensors)")
       ->required()
       ->each([](const std::string& path) { check_writable(path); });  // now, not after the work

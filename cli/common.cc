@@ -120,19 +120,8 @@ Model load_model(const CommonOptions& options) {
   check_not_built(options);
   Model model = Model::load(find_model(options.model),
                             {.num_threads = options.threads, .precision = precision_of(options)});
-  check_arg(calibration_of(options, model) == nullptr,
-            "--calib: the file fits the model, but this version's cache uses heuristic codebooks "
-            "and key ranges of each sequence only");
+  if (!options.calibration.empty()) model.set_calibration(load_calibration(options.calibration));
   return model;
-}
-
-std::shared_ptr<const Calibration> calibration_of(const CommonOptions& options,
-                                                  const Model& model) {
-  if (options.calibration.empty()) return nullptr;
-  auto calibration = std::make_shared<Calibration>(load_calibration(options.calibration));
-  check_calibration_fits(*calibration, model.checkpoint().fingerprint(),
-                         calibration_shape(model.config()));
-  return calibration;
 }
 
 std::vector<CacheSpec> specs_of(const CommonOptions& options,

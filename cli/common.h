@@ -10,7 +10,6 @@
 #include "base/progress.h"
 #include "bench/result.h"
 #include "model/model.h"
-#include "quant/calibration.h"
 
 namespace kvquant::cli {
 
@@ -47,9 +46,7 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
 // A file's text. Throws FormatError with its path when it is not UTF-8.
 std::string read_utf8(const std::string& path);
 
-Model load_model(const CommonOptions& options);
-// The file of --calib, which must have been made for this model; null without --calib.
-std::shared_ptr<const Calibration> calibration_of(const CommonOptions& options, const Model& model);
+Model load_model(const CommonOptions& options);  // with the calibration of --calib
 Precision precision_of(const CommonOptions& options);
 
 // --kv (each one), or -ctk/-ctv as one spec, or `defaults`. Prints warnings to stderr.

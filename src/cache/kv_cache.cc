@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include "base/backend.h"
 #include "base/check.h"
 #include "cache/layer_store.h"
+#include "cache/side_parameters.h"
 #include "formats/codec_table.h"
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
@@ -65,6 +67,18 @@ void check_values(TensorView<const float, 3> x, const SidePlan& plan, int64_t la
   }
 }
 
+void check_calibration(const Calibration* calibration, const KvShape& shape) {
+  if (calibration == nullptr) return;
+  const CalibrationShape& fitted = calibration->info.shape;
+  check_arg(
+      static_cast<int64_t>(calibration->layers.size()) == shape.num_layers &&
+          fitted.num_kv_heads == shape.num_kv_heads && fitted.head_dim == shape.head_dim,
+      fmt::format("cache: {} layers, {} KV heads, head_dim {}, but the calibration has {}, {}, "
+                  "{}",
+                  shape.num_layers, shape.num_kv_heads, shape.head_dim, calibration->layers.size(),
+                  fitted.num_kv_heads, fitted.head_dim));
+}
+
 KvShape checked(const KvShape& shape, const RopeTable& rope) {
   check_arg(shape.num_layers > 0 && shape.num_layers <= kMaxLayers && shape.num_kv_heads > 0 &&
                 shape.head_dim > 0 && shape.head_dim <= kMaxDenseHeadDim &&
@@ -96,8 +110,8 @@ struct KvCache::Impl {
   };
 
   Impl(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
-       ThreadPool& threads);
-  SidePlan plan_side(KvSide side, const Codec& codec, int64_t num_tiles);
+       ThreadPool& threads, std::shared_ptr<const Calibration> calibration);
+  SidePlan plan_side(KvSide side, const Codec& codec, int64_t num_tiles, int layer);
   BlockPool* pool_of(int64_t block_bytes);
   Sequence& find(SequenceId id);
   void check_append(int64_t layer, const Sequence& sequence, TensorView<const float, 3> keys,
@@ -110,9 +124,11 @@ struct KvCache::Impl {
   KvShape shape;
   const RopeTable& rope;
   ThreadPool& threads;
-  std::map<Quantizer, NuqCodebook> codebooks;  // only those in use
-  std::map<int64_t, BlockPool> pools;          // by bytes of a block
-  std::vector<LayerPlan> plans;                // per layer; stores point into it
+  std::shared_ptr<const Calibration> calibration;  // null: none
+  // By layer, side and codec; without a calibration all layers and both sides share them.
+  std::map<std::tuple<int, KvSide, std::string>, SideParameters> parameters;
+  std::map<int64_t, BlockPool> pools;  // by bytes of a block
+  std::vector<LayerPlan> plans;        // per layer; stores point into it
   std::map<SequenceId, Sequence> sequences;
   SequenceId next_id = 0;
 
@@ -127,8 +143,13 @@ struct KvCache::Impl {
 };
 
 KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, CacheMode mode,
-                    const RopeTable& rope_table, ThreadPool& thread_pool)
-    : shape(checked(cache_shape, rope_table)), rope(rope_table), threads(thread_pool) {
+                    const RopeTable& rope_table, ThreadPool& thread_pool,
+                    std::shared_ptr<const Calibration> cache_calibration)
+    : shape(checked(cache_shape, rope_table)),
+      rope(rope_table),
+      threads(thread_pool),
+      calibration(std::move(cache_calibration)) {
+  check_calibration(calibration.get(), shape);
   check_spec_fits(cache_spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));
   check_spec_built(cache_spec);
   best_backend();  // throws here, not on a worker, when the environment names a wrong one
@@ -137,8 +158,8 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
             "cache: the spec's block, sink or recent is out of range");
   for (int layer = 0; layer < shape.num_layers; ++layer) {
     LayerPlan plan;
-    plan.key = plan_side(KvSide::kKey, spec.key_of(layer), spec.block / kTileTokens);
-    plan.value = plan_side(KvSide::kValue, spec.value_of(layer), spec.block / kTileTokens);
+    plan.key = plan_side(KvSide::kKey, spec.key_of(layer), spec.block / kTileTokens, layer);
+    plan.value = plan_side(KvSide::kValue, spec.value_of(layer), spec.block / kTileTokens, layer);
     plan.sink = std::min<int64_t>(*spec.sink, rope.num_positions());
     plan.recent = *spec.recent;
     plan.mode = mode;
@@ -154,7 +175,7 @@ BlockPool* KvCache::Impl::pool_of(int64_t block_bytes) {
   return &pools.try_emplace(block_bytes, block_bytes).first->second;
 }
 
-SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_tiles) {
+SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_tiles, int layer) {
   SidePlan plan;
   if (!kvquant::is_compressed(codec)) {
     plan.dense = DensePlan{.side = side,
@@ -169,14 +190,19 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
             fmt::format("codec '{}': head_dim {} is larger than {}", to_string(codec),
                         shape.head_dim, kMaxNuqHeadDim));
   const int bits = code_bits(codec.quantizer);
-  const bool is_nuq = nuq_bits(codec.quantizer) != 0;
-  const auto book = codebooks.try_emplace(
-      codec.quantizer, is_nuq ? make_codebook(get_cached_codebook(fmt::format("nuq{}", bits)))
-                              : make_uniform_codebook(bits));
+  const LayerCalibration* fitted =
+      calibration ? &calibration->layers[static_cast<size_t>(layer)] : nullptr;
+  Codec plain;  // what codecs without a calibration differ by
+  plain.quantizer = codec.quantizer;
+  const std::tuple owner(fitted != nullptr ? layer : -1, fitted != nullptr ? side : KvSide::kKey,
+                         to_string(fitted != nullptr ? codec : plain));
+  const SideParameters& found = parameters.try_emplace(owner, side, codec, fitted).first->second;
   NuqPlan nuq{.side = side,
               .outlier_percent = codec.outlier_percent,
               .hadamard = !codec.transforms.empty(),
-              .codebooks = {&book.first->second, 1},
+              .codebooks = {&found.codebook, 1},
+              .ranges = found.ranges,
+              .feedback = found.feedback,
               .shape = {side, bits, codec.outlier_percent > 0, shape.num_kv_heads, shape.head_dim,
                         num_tiles}};
   nuq.layout = kv_block_layout(nuq.shape);
@@ -286,8 +312,8 @@ void KvCache::Impl::view_decoded(const LayerStore& store, const Staging& staging
 }
 
 KvCache::KvCache(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
-                 ThreadPool& pool)
-    : impl_(std::make_unique<Impl>(shape, spec, mode, rope, pool)) {}
+                 ThreadPool& pool, std::shared_ptr<const Calibration> calibration)
+    : impl_(std::make_unique<Impl>(shape, spec, mode, rope, pool, std::move(calibration))) {}
 KvCache::~KvCache() = default;
 KvCache::KvCache(KvCache&&) noexcept = default;
 
@@ -376,10 +402,7 @@ std::span<const DenseRun> KvCache::view(int64_t layer, SequenceId id, int64_t kv
 
 int64_t KvCache::memory_bytes() const {
   int64_t bytes = 0;
-  for (const auto& [quantizer, book] : impl_->codebooks) {
-    const bool has_table = quantizer != Quantizer::kInt8;
-    bytes += has_table ? book.num_levels * static_cast<int64_t>(sizeof(float)) : 0;
-  }
+  for (const auto& [owner, parameters] : impl_->parameters) bytes += parameters.memory_bytes();
   for (const auto& [id, sequence] : impl_->sequences) {
     if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
     for (const auto& layer : sequence.layers) bytes += layer->memory_bytes();

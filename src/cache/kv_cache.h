@@ -26,6 +26,7 @@
 #include "kvquant/tensor_view.h"
 #include "ops/attend.h"
 #include "ops/rope.h"
+#include "quant/calibration.h"
 
 namespace kvquant {
 
@@ -52,10 +53,12 @@ class KvCache {
  public:
   using SequenceId = int64_t;
 
-  // Throws std::invalid_argument when the spec doesn't fit the shape or isn't built. `rope` must
-  // outlive the cache.
+  // With a calibration (of this shape), codebooks, key ranges and outlier thresholds are its own,
+  // and keys are rounded with feedback; without (null), codebooks are the heuristic ones and ranges
+  // are fitted to each sequence. Throws std::invalid_argument when the spec or the calibration
+  // doesn't fit the shape, or the spec isn't built. `rope` must outlive the cache.
   KvCache(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
-          ThreadPool& pool);
+          ThreadPool& pool, std::shared_ptr<const Calibration> calibration = nullptr);
   ~KvCache();
   KvCache(KvCache&&) noexcept;
 

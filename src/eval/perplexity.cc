@@ -63,8 +63,9 @@ class Evaluation {
     Transformer& transformer = model_.transformer();
     std::vector<KvCache::SequenceId> ids;
     for (Run& run : runs_) {
-      run.cache = std::make_unique<KvCache>(transformer.kv_shape(), run.spec, options_.mode,
-                                            transformer.rope_table(), model_.pool());
+      run.cache =
+          std::make_unique<KvCache>(transformer.kv_shape(), run.spec, options_.mode,
+                                    transformer.rope_table(), model_.pool(), model_.calibration());
       ids.push_back(run.cache->add_sequence());
     }
     const auto length = static_cast<int64_t>(window.tokens.size());

@@ -69,10 +69,6 @@ std::vector<TextWindow> choose_windows(std::span<const int64_t> text_lengths, in
   return chosen;
 }
 
-CalibrationShape calibration_shape(const ModelConfig& config) {
-  return {config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim};
-}
-
 Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
                       const CalibrateOptions& options, const Progress& progress) {
   check_options(model, options);
@@ -96,7 +92,8 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
               .seed = options.seed,
               .num_samples = static_cast<int64_t>(windows.size()),
               .seq_len = options.seq_len,
-              .rank = options.rank == 0 ? model.config().head_dim : options.rank};
+              .rank = options.rank == 0 ? model.config().head_dim : options.rank,
+              .recipe = recipe_name(options.recipe)};
   std::vector<std::vector<int32_t>> samples;
   for (const TextWindow& window : windows) {
     const TokenizedText& text = texts[static_cast<size_t>(window.text)];
@@ -118,7 +115,9 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
       [&](int64_t layer, const LayerActivations& activations) {
         try {
           out.layers.push_back(fit_layer(
-              activations, {.rank = out.info.rank, .lag_metric = &lag_metric}, model.pool()));
+              activations,
+              {.recipe = options.recipe, .rank = out.info.rank, .lag_metric = &lag_metric},
+              model.pool()));
         } catch (const FormatError& error) {
           throw FormatError(fmt::format("layer {}: {}", layer, error.what()));
         }

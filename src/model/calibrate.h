@@ -9,6 +9,7 @@
 #include "base/progress.h"
 #include "model/model.h"
 #include "quant/calibration.h"
+#include "quant/key_fit.h"
 
 namespace kvquant {
 
@@ -23,6 +24,7 @@ struct CalibrateOptions {
   int64_t rank = 0;          // components of the stored bases; 0: head_dim
   uint64_t seed = 42;
   int64_t ubatch = 512;
+  CalibrationRecipe recipe = CalibrationRecipe::kErrorSaved;
 };
 
 inline constexpr int64_t kMinCalibrationSeqLen = 16;
@@ -42,8 +44,5 @@ std::vector<TextWindow> choose_windows(std::span<const int64_t> text_lengths, in
 // what stream_layers throws. info.kvquant_version is left to the caller.
 Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
                       const CalibrateOptions& options, const Progress& progress = {});
-
-// The model's shape as a calibration of it says.
-CalibrationShape calibration_shape(const ModelConfig& config);
 
 }  // namespace kvquant

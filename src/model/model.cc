@@ -39,6 +39,15 @@ std::string find_smollm2() {
 
 }  // namespace
 
+CalibrationShape calibration_shape(const ModelConfig& config) {
+  return {config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim};
+}
+
+void Model::set_calibration(Calibration calibration) {
+  check_calibration_fits(calibration, checkpoint().fingerprint(), calibration_shape(config()));
+  calibration_ = std::make_shared<const Calibration>(std::move(calibration));
+}
+
 Precision default_precision() {
   const auto backends = available_backends();
   const bool has_bf16 =

@@ -10,6 +10,7 @@
 #include "model/checkpoint.h"
 #include "model/tokenizer.h"
 #include "model/transformer.h"
+#include "quant/calibration.h"
 
 namespace kvquant {
 
@@ -30,6 +31,11 @@ class Model {
   Transformer& transformer() { return *transformer_; }
   ThreadPool& pool() { return *pool_; }
 
+  // What caches of this model take their codebooks and ranges from; null until it is set. Throws
+  // std::invalid_argument when it was made for another model.
+  const std::shared_ptr<const Calibration>& calibration() const { return calibration_; }
+  void set_calibration(Calibration calibration);
+
  private:
   Model() = default;
 
@@ -38,7 +44,11 @@ class Model {
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Transformer> transformer_;
+  std::shared_ptr<const Calibration> calibration_;
 };
+
+// The model's shape as a calibration of it says.
+CalibrationShape calibration_shape(const ModelConfig& config);
 
 Precision default_precision();  // of this CPU
 

@@ -33,7 +33,7 @@ Session::Session(Model& model, const SessionOptions& options)
       context_(resolve_context(model, options.context)),
       ubatch_(options.ubatch),
       cache_(model.transformer().kv_shape(), options.spec, options.mode,
-             model.transformer().rope_table(), model.pool()),
+             model.transformer().rope_table(), model.pool(), model.calibration()),
       sequence_(cache_.add_sequence()),
       logits_(model.config().vocab_size) {
   check_arg(ubatch_ > 0, "ubatch " + std::to_string(ubatch_) + " is not positive");

@@ -49,10 +49,16 @@ void visit_fields(Layer& layer, const CalibrationInfo& info, const Visit& visit)
     visit(side + ".spectrum", Shape{h, d}, fields.spectrum);
   };
   visit_side("key", layer.key);
-  visit("key.scale", Shape{kNumRangePercents, h, d}, layer.key.scale);
-  visit("key.zero", Shape{kNumRangePercents, h, d}, layer.key.zero);
-  visit("key.low", Shape{p, h, d}, layer.key.low);
-  visit("key.high", Shape{p, h, d}, layer.key.high);
+  for (int64_t i = 0; i < kNumCodebooks; ++i) {
+    const auto width = static_cast<size_t>(i);
+    const std::string bits = std::to_string(2 + i);
+    visit("key.scale" + bits, Shape{p, h, d}, layer.key.scale[width]);
+    visit("key.zero" + bits, Shape{p, h, d}, layer.key.zero[width]);
+    visit("key.low" + bits, Shape{p, h, d}, layer.key.low[width]);
+    visit("key.high" + bits, Shape{p, h, d}, layer.key.high[width]);
+  }
+  visit("key.uniform_scale", Shape{2, h, d}, layer.key.uniform_scale);
+  visit("key.uniform_zero", Shape{2, h, d}, layer.key.uniform_zero);
   visit("key.order", Shape{h, d}, layer.key.order);
   visit("key.feedback", Shape{h, d, d}, layer.key.feedback);
   visit("key.rotated_mean", Shape{h, d}, layer.key.rotated_mean);
@@ -86,7 +92,6 @@ const char* dtype_of(const std::vector<T>&) {
 }
 
 std::string percents_text() { return fmt::format("{}", fmt::join(kOutlierPercents, " ")); }
-std::string ranges_text() { return fmt::format("{}", fmt::join(kRangePercents, " ")); }
 std::string quantiles_text() { return fmt::format("{}", fmt::join(kQuantiles, " ")); }
 
 std::string texts_json(const std::vector<CalibrationText>& texts) {
@@ -111,8 +116,8 @@ std::map<std::string, std::string> metadata_of(const CalibrationInfo& info) {
           {"seq_len", std::to_string(info.seq_len)},
           {"seed", std::to_string(info.seed)},
           {"rank", std::to_string(info.rank)},
+          {"recipe", info.recipe},
           {"outlier_percents", percents_text()},
-          {"range_percents", ranges_text()},
           {"quantiles", quantiles_text()},
           {"texts", texts_json(info.texts)}};
 }
@@ -182,7 +187,6 @@ std::vector<CalibrationText> read_texts(const std::string& text, const std::stri
 CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
   metadata.require("format_version", std::to_string(kCalibrationVersion));
   metadata.require("outlier_percents", percents_text());
-  metadata.require("range_percents", ranges_text());
   metadata.require("quantiles", quantiles_text());
   CalibrationInfo info;
   info.kvquant_version = metadata.text("kvquant_version");
@@ -195,6 +199,7 @@ CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
   info.num_samples = metadata.number<int64_t>("num_samples", 1, kMaxSamples);
   info.seq_len = metadata.number<int64_t>("seq_len", 1, int64_t{1} << 40);
   info.seed = metadata.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max());
+  info.recipe = metadata.text("recipe");
   info.texts = read_texts(metadata.text("texts"), path);
   return info;
 }
@@ -245,12 +250,17 @@ void check_layer(const LayerCalibration& layer, const CalibrationShape& shape, s
       seen[channel] = true;
     }
   }
-  for (const Half scale : layer.key.scale) {
-    if (to_float(scale) < 0) fail_in("key.scale", "a scale is negative");
-  }
-  for (size_t i = 0; i < layer.key.low.size(); ++i) {
-    if (to_float(layer.key.low[i]) > to_float(layer.key.high[i])) {
-      fail_in("key.low", fmt::format("element {} is larger than key.high's", i));
+  const auto check_scales = [&](std::span<const Half> scales, const std::string& name) {
+    for (const Half scale : scales) {
+      if (to_float(scale) < 0) fail_in(name, "a scale is negative");
+    }
+  };
+  check_scales(layer.key.uniform_scale, "key.uniform_scale");
+  for (size_t i = 0; i < kNumCodebooks; ++i) {
+    check_scales(layer.key.scale[i], fmt::format("key.scale{}", 2 + i));
+    for (size_t c = 0; c < layer.key.low[i].size(); ++c) {
+      if (to_float(layer.key.low[i][c]) <= to_float(layer.key.high[i][c])) continue;
+      fail_in(fmt::format("key.low{}", 2 + i), fmt::format("element {} is larger than high", c));
     }
   }
 }

@@ -41,7 +41,8 @@ struct CalibrationInfo {
   uint64_t seed = 0;
   int64_t num_samples = 0;
   int64_t seq_len = 0;
-  int64_t rank = 0;  // components of the stored bases, at most head_dim
+  int64_t rank = 0;    // components of the stored bases, at most head_dim
+  std::string recipe;  // of keys: "error-saved" or "percentile", see key_fit.h
 };
 
 // Outlier percents for which key ranges are stored.
@@ -51,20 +52,15 @@ inline constexpr int64_t kNumOutlierPercents = std::size(kOutlierPercents);
 // Widths for which codebooks are stored: element i of an array is for 2 + i bits.
 inline constexpr int64_t kNumCodebooks = 3;
 
-// What is left out of the range that keys are normalised to, in percent, as many values on either
-// end. Apart from outliers, values outside the range are clamped to the last levels.
-inline constexpr std::array<double, 10> kRangePercents = {0, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 12};
-inline constexpr int64_t kNumRangePercents = std::size(kRangePercents);
-
-// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents,
-// G: kNumRangePercents.
+// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents.
 struct KeyCalibration {
   ChannelStatistics channels;                               // before RoPE
   std::array<std::vector<float>, kNumCodebooks> codebooks;  // [P, 2^bits] each, in [-1, 1]
-  std::vector<Half> scale, zero;                            // [G, H, D], see ChannelRange
-  std::vector<Half> low, high;                              // [P, H, D]
-  std::vector<uint8_t> order;                               // [H, D], see rounding_feedback.h
-  std::vector<float> feedback;                              // [H, D, D]
+  // By width and outlier percent, see ChannelRange: [P, H, D] each.
+  std::array<std::vector<Half>, kNumCodebooks> scale, zero, low, high;
+  std::vector<Half> uniform_scale, uniform_zero;  // of int4 and int8: [2, H, D]
+  std::vector<uint8_t> order;                     // [H, D], see rounding_feedback.h
+  std::vector<float> feedback;                    // [H, D, D]
   // After RoPE:
   std::vector<float> rotated_mean;  // [H, D]
   std::vector<float> gram;          // [H, D, D], centred covariance

@@ -103,10 +103,10 @@ TEST(CalibrationFile, ComesBackAsItWasWritten) {
 
 TEST(CalibrationFile, IsRefusedWithTheTensorAndTheRuleItBreaks) {
   EXPECT_EQ(refusal([](Parts&) {}), "accepted");
-  expect_refused("tensor \"layers.1.key.scale\": F32 [8, 2, 4], expected F16 [8, 2, 8]",
+  expect_refused("tensor \"layers.1.key.scale3\": F32 [8, 2, 4], expected F16 [8, 2, 8]",
                  [](Parts& p) {
-                   p.header["layers.1.key.scale"]["dtype"] = "F32";
-                   p.header["layers.1.key.scale"]["shape"] = {8, 2, 4};
+                   p.header["layers.1.key.scale3"]["dtype"] = "F32";
+                   p.header["layers.1.key.scale3"]["shape"] = {8, 2, 4};
                  });
   expect_refused("tensor \"layers.0.value.basis\": F32 [2, 8, 5]", [](Parts& p) {
     p.header["layers.0.value.basis"]["shape"] = {2, 8, 5};
@@ -121,14 +121,14 @@ TEST(CalibrationFile, IsRefusedWithTheTensorAndTheRuleItBreaks) {
   });
   expect_refused("tensor \"layers.1.query.gram\": element 3 is inf",
                  [](Parts& p) { p.set("layers.1.query.gram", 3, INFINITY); });
-  expect_refused("tensor \"layers.1.key.zero\": element 2 is nan",
-                 [](Parts& p) { p.set("layers.1.key.zero", 2, Half{0x7E00}); });
+  expect_refused("tensor \"layers.1.key.zero2\": element 2 is nan",
+                 [](Parts& p) { p.set("layers.1.key.zero2", 2, Half{0x7E00}); });
   expect_refused("tensor \"layers.0.value.codebook3\": ",
                  [](Parts& p) { p.set("layers.0.value.codebook3", 7, -0.5f); });
-  expect_refused("tensor \"layers.0.key.scale\": a scale is negative",
-                 [](Parts& p) { p.set("layers.0.key.scale", 5, to_half(-1.0f)); });
-  expect_refused("tensor \"layers.0.key.low\": element 5 is larger than key.high's",
-                 [](Parts& p) { p.set("layers.0.key.low", 5, to_half(60000.0f)); });
+  expect_refused("tensor \"layers.0.key.scale4\": a scale is negative",
+                 [](Parts& p) { p.set("layers.0.key.scale4", 5, to_half(-1.0f)); });
+  expect_refused("tensor \"layers.0.key.low2\": element 5 is larger than high",
+                 [](Parts& p) { p.set("layers.0.key.low2", 5, to_half(60000.0f)); });
 }
 
 TEST(CalibrationFile, IsRefusedWithTheMetadataThatAreWrong) {

@@ -25,35 +25,31 @@ float mix(float a, float b, float share) { return a + (b - a) * share; }
 
 }  // namespace
 
-int64_t key_range_index(int bits, double outlier_percent) {
-  assert(outlier_percent >= 0 && outlier_percent <= kOutlierPercents.back());
-  if (bits == 8) return 0;
-  // By bits: the range when there are few outliers, and the least distance from their share.
-  struct Rule {
-    double least;   // percent
-    double factor;  // of the outlier percent
-  };
-  constexpr Rule kRules[] = {{5, 8}, {1, 2}, {0.25, 1}};
-  const Rule& rule = kRules[bits - 2];
-  const double wanted = std::max(rule.least, rule.factor * outlier_percent);
-  const auto found = std::lower_bound(kRangePercents.begin(), kRangePercents.end(), wanted);
-  return found == kRangePercents.end() ? kNumRangePercents - 1 : found - kRangePercents.begin();
+std::vector<Half> uniform_key_ranges(const KeyCalibration& key, int bits) {
+  assert(bits == 4 || bits == 8);
+  const auto width = static_cast<std::ptrdiff_t>(key.uniform_scale.size() / 2);
+  const std::ptrdiff_t begin = bits == 8 ? width : 0;
+  std::vector<Half> out(static_cast<size_t>(4 * width));
+  std::copy_n(key.uniform_scale.begin() + begin, width, out.begin());
+  std::copy_n(key.uniform_zero.begin() + begin, width, out.begin() + width);
+  return out;
 }
 
-std::vector<Half> key_ranges(const KeyCalibration& key, int bits, double outlier_percent) {
-  const size_t width = key.low.size() / kNumOutlierPercents;
-  const auto range = static_cast<size_t>(key_range_index(bits, outlier_percent));
-  const Between place = place_of(outlier_percent);
+std::vector<Half> nuq_key_ranges(const KeyCalibration& key, int bits, double outlier_percent) {
+  const size_t width = key.uniform_scale.size() / 2;
   std::vector<Half> out(4 * width);
-  for (size_t c = 0; c < width; ++c) {
-    out[c] = key.scale[range * width + c];
-    out[width + c] = key.zero[range * width + c];
-    for (const auto& [field, part] : {std::pair{&key.low, 2}, std::pair{&key.high, 3}}) {
+  const Between place = place_of(outlier_percent);
+  const auto i = static_cast<size_t>(bits - 2);
+  const std::vector<Half>* const fields[] = {&key.scale[i], &key.zero[i], &key.low[i],
+                                             &key.high[i]};
+  for (size_t f = 0; f < 4; ++f) {
+    for (size_t c = 0; c < width; ++c) {
       const size_t at = place.below * width + c;
-      const float below = to_float((*field)[at]);
-      out[static_cast<size_t>(part) * width + c] =
-          place.share == 0 ? (*field)[at]
-                           : to_half(mix(below, to_float((*field)[at + width]), place.share));
+      const Half below = (*fields[f])[at];
+      out[f * width + c] =
+          place.share == 0
+              ? below
+              : to_half(mix(to_float(below), to_float((*fields[f])[at + width]), place.share));
     }
   }
   return out;

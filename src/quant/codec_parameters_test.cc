@@ -9,51 +9,42 @@ namespace {
 
 KeyCalibration two_channels() {
   KeyCalibration key;
-  for (int64_t i = 0; i < kNumRangePercents; ++i) {
-    for (const float x : {1.0f, 2.0f}) {
-      key.scale.push_back(to_half(x + static_cast<float>(i)));
-      key.zero.push_back(to_half(-x));
+  for (size_t width = 0; width < kNumCodebooks; ++width) {
+    for (int64_t i = 0; i < kNumOutlierPercents; ++i) {
+      for (const float x : {20.0f, 30.0f}) {
+        const auto step = static_cast<float>(i);
+        key.scale[width].push_back(to_half(x - step + static_cast<float>(width)));
+        key.zero[width].push_back(to_half(-x));
+        key.low[width].push_back(to_half(step - 2 * x));
+        key.high[width].push_back(to_half(2 * x - step));
+      }
     }
   }
-  for (int64_t i = 0; i < kNumOutlierPercents; ++i) {
-    for (const float x : {20.0f, 30.0f}) {
-      key.low.push_back(to_half(static_cast<float>(i) - x));
-      key.high.push_back(to_half(x - static_cast<float>(i)));
-    }
+  for (const float x : {4.0f, 5.0f, 8.0f, 9.0f}) {
+    key.uniform_scale.push_back(to_half(x));
+    key.uniform_zero.push_back(to_half(-x));
   }
   return key;
 }
 
-TEST(CodecParameters, RangesAndThresholdsComeFromTheirOwnPercents) {
-  const std::vector<Half> ranges = key_ranges(two_channels(), 4, 1);
-  const auto range = static_cast<float>(key_range_index(4, 1));
-  EXPECT_EQ(to_float(ranges[0]), 1 + range);
-  EXPECT_EQ(to_float(ranges[1]), 2 + range);
-  EXPECT_EQ(to_float(ranges[2]), -1.0f);
-  EXPECT_EQ(to_float(ranges[4]), -16.0f);  // 1% is the fifth
-  EXPECT_EQ(to_float(ranges[7]), 26.0f);
+TEST(CodecParameters, RangesAreThoseOfTheWidthAndPercent) {
+  const std::vector<Half> ranges = nuq_key_ranges(two_channels(), 4, 1);  // the fifth percent
+  const std::vector<float> expected = {18, 28, -20, -30, -36, -56, 36, 56};
+  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(to_float(ranges[i]), expected[i]) << i;
+  EXPECT_EQ(to_float(nuq_key_ranges(two_channels(), 2, 1)[0]), 16.0f);
 }
 
 TEST(CodecParameters, PercentsBetweenAreInterpolated) {
-  const std::vector<Half> ranges = key_ranges(two_channels(), 4, 1.5);
-  EXPECT_EQ(to_float(ranges[4]), -15.5f);
-  EXPECT_EQ(to_float(key_ranges(two_channels(), 4, 5)[4]), -13.0f);
+  const std::vector<Half> ranges = nuq_key_ranges(two_channels(), 4, 1.5);
+  EXPECT_EQ(to_float(ranges[0]), 17.5f);
+  EXPECT_EQ(to_float(ranges[4]), -35.5f);
+  EXPECT_EQ(to_float(nuq_key_ranges(two_channels(), 4, 5)[4]), -33.0f);
 }
 
-TEST(CodecParameters, EightBitsCoverEverything) {
-  EXPECT_EQ(key_range_index(8, 0), 0);
-  EXPECT_EQ(kRangePercents[0], 0);
-}
-
-TEST(CodecParameters, ARangeIsNeverWiderThanTheOutliersLeave) {
-  for (const int bits : {2, 3, 4}) {
-    for (const double percent : {0.0, 0.1, 0.3, 0.5, 1.0, 1.7, 2.0, 3.0, 5.0}) {
-      const auto index = static_cast<size_t>(key_range_index(bits, percent));
-      EXPECT_GE(kRangePercents[index], percent);
-      if (bits == 2) continue;
-      EXPECT_LE(index, static_cast<size_t>(key_range_index(bits - 1, percent)));
-    }
-  }
+TEST(CodecParameters, UniformCodesHaveRangesOfTheirOwn) {
+  EXPECT_EQ(to_float(uniform_key_ranges(two_channels(), 4)[1]), 5.0f);
+  EXPECT_EQ(to_float(uniform_key_ranges(two_channels(), 8)[0]), 8.0f);
+  EXPECT_EQ(to_float(uniform_key_ranges(two_channels(), 8)[3]), -9.0f);
 }
 
 TEST(CodecParameters, LevelsBetweenTwoPercentsAreAscending) {

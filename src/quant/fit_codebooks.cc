@@ -8,7 +8,6 @@
 #include "base/parallel_tasks.h"
 #include "formats/codec_table.h"
 #include "quant/codebook_fit.h"
-#include "quant/codec_parameters.h"
 #include "quant/ranges.h"
 
 namespace kvquant {
@@ -54,11 +53,10 @@ void add_key_channel(const LayerActivations& a, std::span<const int64_t> tokens,
                      WeightedHistogram& histogram) {
   const int64_t width = a.num_kv_heads() * a.head_dim();
   const auto at = static_cast<size_t>(percent * width + channel);
-  const auto range = static_cast<size_t>(
-      key_range_index(bits, kOutlierPercents[static_cast<size_t>(percent)]) * width + channel);
-  const float scale = to_float(key.scale[range]), zero = to_float(key.zero[range]);
+  const auto i = static_cast<size_t>(bits - 2);
+  const float scale = to_float(key.scale[i][at]), zero = to_float(key.zero[i][at]);
   if (scale == 0) return;
-  const float low = to_float(key.low[at]), high = to_float(key.high[at]);
+  const float low = to_float(key.low[i][at]), high = to_float(key.high[i][at]);
   const bool has_outliers = percent > 0;
   const float* column = &a.keys(0, channel / a.head_dim(), channel % a.head_dim());
   for (const int64_t token : tokens) {

@@ -60,31 +60,23 @@ std::span<const float> leading(const std::vector<float>& basis, int64_t rank, in
   return std::span(basis).first(static_cast<size_t>(rank * dim));
 }
 
+constexpr double kInt4RangePercent = 0.25;  // of a key channel; the rest is clamped
+
 struct Fit {
   const LayerActivations& a;
   SampleRows rows;
   int64_t rank;
   ThreadPool& pool;
 
-  // Key statistics, and the ranges of every outlier percent from the same sorted channels.
-  void key_channels(KeyCalibration& key) const {
-    const auto width = static_cast<size_t>(a.num_kv_heads() * a.head_dim());
-    for (auto* field : {&key.scale, &key.zero}) field->resize(kNumRangePercents * width);
-    for (auto* field : {&key.low, &key.high}) field->resize(kNumOutlierPercents * width);
+  // Key statistics. Returns the sorted values of all channels, [H * D, n].
+  std::vector<float> key_channels(KeyCalibration& key) const {
+    const int64_t n = a.num_samples * (a.seq_len - rows.num_skipped);
+    std::vector<float> columns(static_cast<size_t>(a.num_kv_heads() * a.head_dim() * n));
     key.channels =
         channel_statistics(a.keys, rows, pool, [&](int64_t channel, std::span<const float> sorted) {
-          const auto at = static_cast<size_t>(channel);
-          for (size_t i = 0; i < kRangePercents.size(); ++i) {
-            const ChannelRange range = fit_sorted_channel(sorted, kRangePercents[i]);
-            key.scale[i * width + at] = range.scale;
-            key.zero[i * width + at] = range.zero;
-          }
-          for (size_t i = 0; i < kOutlierPercents.size(); ++i) {
-            const ChannelRange range = fit_sorted_channel(sorted, kOutlierPercents[i]);
-            key.low[i * width + at] = range.low;
-            key.high[i * width + at] = range.high;
-          }
+          std::copy(sorted.begin(), sorted.end(), columns.begin() + channel * n);
         });
+    return columns;
   }
 
   void key_basis(int64_t head, KeyCalibration& key) const {
@@ -127,29 +119,68 @@ struct Fit {
     store<double>(gram, head, query.gram);
   }
 
-  // The order in which the channels of a key are rounded, and what they make up for. Without a
-  // metric: in any order, for nothing.
-  void rounding(const LagMetric* lag_metric, LayerCalibration& out) const {
-    constexpr int64_t kRange = 4;  // 1%: the order hardly depends on it
+  // The order in which the channels of a key are rounded, and what they make up for. Returns the
+  // cost of a squared error per channel, [H * D]. Without a metric: nothing, and 1.
+  std::vector<float> rounding(const LagMetric* lag_metric, std::span<const float> scales,
+                              LayerCalibration& out) const {
     const int64_t num_heads = a.num_kv_heads(), d = a.head_dim();
     out.key.order.resize(static_cast<size_t>(num_heads * d));
     out.key.feedback.resize(static_cast<size_t>(num_heads * d * d));
+    std::vector<float> weights(static_cast<size_t>(num_heads * d), 1.0f);
     parallel_for_throwing(pool, num_heads, [&](int64_t head, int) {
       std::vector<double> metric(static_cast<size_t>(d * d));
       if (lag_metric != nullptr) {
         const auto* gram = out.query.gram.data() + head * d * d;
         metric = (*lag_metric)(std::vector<double>(gram, gram + d * d));
       }
-      std::vector<float> scales(static_cast<size_t>(d));
-      for (int64_t c = 0; c < d; ++c) {
-        const auto at = static_cast<size_t>((kRange * num_heads + head) * d + c);
-        scales[static_cast<size_t>(c)] = to_float(out.key.scale[at]);
-      }
-      const RoundingSteps steps = fit_rounding_steps(metric, scales);
+      const auto head_scales =
+          scales.subspan(static_cast<size_t>(head * d), static_cast<size_t>(d));
+      const RoundingSteps steps = fit_rounding_steps(metric, head_scales);
       std::copy(steps.order.begin(), steps.order.end(), out.key.order.begin() + head * d);
       std::copy(steps.coefficients.begin(), steps.coefficients.end(),
                 out.key.feedback.begin() + head * d * d);
+      if (lag_metric == nullptr) return;
+      std::copy(steps.weights.begin(), steps.weights.end(), weights.begin() + head * d);
     });
+    return weights;
+  }
+
+  // Ranges and thresholds of every width and outlier percent, and those of uniform codes.
+  void key_ranges(std::span<const float> columns, std::span<const float> weights,
+                  CalibrationRecipe recipe, KeyCalibration& key) const {
+    const size_t width = weights.size(), n = columns.size() / width;
+    const auto sorted = [&](int64_t c) { return columns.subspan(static_cast<size_t>(c) * n, n); };
+    for (auto* set : {&key.scale, &key.zero, &key.low, &key.high}) {
+      for (auto& field : *set) field.resize(kNumOutlierPercents * width);
+    }
+    parallel_for_throwing(pool, kNumCodebooks * kNumOutlierPercents, [&](int64_t task, int) {
+      const auto i = static_cast<size_t>(task / kNumOutlierPercents);
+      const auto p = static_cast<size_t>(task % kNumOutlierPercents);
+      std::vector<ChannelRange> ranges;
+      if (recipe == CalibrationRecipe::kPercentile) {
+        for (size_t c = 0; c < width; ++c) {
+          ranges.push_back(
+              fit_sorted_channel(sorted(static_cast<int64_t>(c)), kOutlierPercents[p]));
+        }
+      } else {
+        ranges = fit_key_ranges(sorted, weights, 2 + static_cast<int>(i), kOutlierPercents[p]);
+      }
+      for (size_t c = 0; c < width; ++c) {
+        key.scale[i][p * width + c] = ranges[c].scale;
+        key.zero[i][p * width + c] = ranges[c].zero;
+        key.low[i][p * width + c] = ranges[c].low;
+        key.high[i][p * width + c] = ranges[c].high;
+      }
+    });
+    key.uniform_scale.resize(2 * width);
+    key.uniform_zero.resize(2 * width);
+    for (size_t c = 0; c < 2 * width; ++c) {  // 4 bits, then 8
+      const bool is_byte = c >= width || recipe == CalibrationRecipe::kPercentile;
+      const ChannelRange range = fit_sorted_channel(sorted(static_cast<int64_t>(c % width)),
+                                                    is_byte ? 0 : kInt4RangePercent);
+      key.uniform_scale[c] = range.scale;
+      key.uniform_zero[c] = range.zero;
+    }
   }
 
   void matrices(LayerCalibration& out) const {
@@ -198,13 +229,21 @@ LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions
   const SampleRows rows{activations.seq_len, kCalibrationSinks};
   const Fit fit{activations, rows, rank, pool};
   LayerCalibration out;
-  of_side("keys", [&] { fit.key_channels(out.key); });
+  const std::vector<float> columns = of_side("keys", [&] { return fit.key_channels(out.key); });
   out.value.channels =
       of_side("values", [&] { return channel_statistics(activations.values, rows, pool); });
   out.query.second_moment = second_moments(activations.queries, rows, pool);
   out.query.rotated_second_moment = second_moments(activations.rotated_queries, rows, pool);
   fit.matrices(out);
-  fit.rounding(options.lag_metric, out);
+  const size_t width = out.key.channels.mean.size(), n = columns.size() / width;
+  std::vector<float> scales(width);
+  for (size_t c = 0; c < width; ++c) {
+    scales[c] = to_float(fit_sorted_channel(std::span(columns).subspan(c * n, n), 1).scale);
+  }
+  const bool has_feedback = options.recipe != CalibrationRecipe::kPercentile;
+  const std::vector<float> weights =
+      fit.rounding(has_feedback ? options.lag_metric : nullptr, scales, out);
+  fit.key_ranges(columns, weights, options.recipe, out.key);
   out.key.codebooks = fit_key_codebooks(activations, out.key, pool);
   out.value.codebooks = fit_value_codebooks(activations, ValueRotation::kNone, pool);
   const int64_t d = activations.head_dim();

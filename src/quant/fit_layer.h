@@ -4,12 +4,14 @@
 
 #include "base/threads.h"
 #include "quant/calibration.h"
+#include "quant/key_fit.h"
 #include "quant/layer_activations.h"
 #include "quant/rounding_feedback.h"
 
 namespace kvquant {
 
 struct FitOptions {
+  CalibrationRecipe recipe = CalibrationRecipe::kErrorSaved;
   int64_t rank = 0;  // components of the stored bases; 0: head_dim
   const LagMetric* lag_metric =
       nullptr;  // of the model's rotation; null: rounding without feedback

@@ -14,10 +14,11 @@ namespace {
 
 constexpr CalibrationShape kShape{1, 6, 2, 16};
 
-TEST(FitLayer, KeyRangesAreThoseOfTheSequenceWithoutSinks) {
+TEST(FitLayer, PublishedKeyRangesAreThoseOfTheSequenceWithoutSinks) {
   ThreadPool pool(2);
   const TestLayer layer(kShape, 3, 100, 1);
-  const LayerCalibration fit = fit_layer(layer.views, {}, pool);
+  const LayerCalibration fit =
+      fit_layer(layer.views, {.recipe = CalibrationRecipe::kPercentile}, pool);
   for (int64_t head = 0; head < 2; ++head) {
     for (int64_t c = 0; c < 16; ++c) {
       std::vector<float> values;
@@ -27,16 +28,18 @@ TEST(FitLayer, KeyRangesAreThoseOfTheSequenceWithoutSinks) {
         }
       }
       const auto channel = static_cast<size_t>(head * 16 + c);
-      for (size_t i = 0; i < kRangePercents.size(); ++i) {
-        const ChannelRange range = fit_channel(values, kRangePercents[i]);
-        ASSERT_EQ(fit.key.scale[i * 32 + channel], range.scale);
-        ASSERT_EQ(fit.key.zero[i * 32 + channel], range.zero);
+      for (size_t p = 0; p < kOutlierPercents.size(); ++p) {
+        const ChannelRange range = fit_channel(values, kOutlierPercents[p]);
+        for (size_t i = 0; i < kNumCodebooks; ++i) {
+          ASSERT_EQ(fit.key.scale[i][p * 32 + channel], range.scale);
+          ASSERT_EQ(fit.key.zero[i][p * 32 + channel], range.zero);
+          ASSERT_EQ(fit.key.low[i][p * 32 + channel], range.low);
+          ASSERT_EQ(fit.key.high[i][p * 32 + channel], range.high);
+        }
       }
-      for (size_t i = 0; i < kOutlierPercents.size(); ++i) {
-        const ChannelRange range = fit_channel(values, kOutlierPercents[i]);
-        ASSERT_EQ(fit.key.low[i * 32 + channel], range.low);
-        ASSERT_EQ(fit.key.high[i * 32 + channel], range.high);
-      }
+      const ChannelRange all = fit_channel(values, 0);
+      ASSERT_EQ(fit.key.uniform_scale[32 + channel], all.scale);
+      ASSERT_EQ(fit.key.uniform_zero[channel], all.zero);
     }
   }
 }
@@ -56,6 +59,8 @@ TEST(FitLayer, SinksTouchNothing) {
   a.layers.push_back(fit_layer(layer.views, {}, pool));
   b.layers.push_back(fit_layer(other.views, {}, pool));
   EXPECT_EQ(a.layers[0].key.scale, b.layers[0].key.scale);
+  EXPECT_EQ(a.layers[0].key.codebooks, b.layers[0].key.codebooks);
+  EXPECT_EQ(a.layers[0].value.codebooks, b.layers[0].value.codebooks);
   EXPECT_EQ(a.layers[0].key.basis, b.layers[0].key.basis);
   EXPECT_EQ(a.layers[0].value.gram, b.layers[0].value.gram);
   EXPECT_EQ(a.layers[0].value.channels.maximum, b.layers[0].value.channels.maximum);

@@ -99,7 +99,8 @@ RoundingSteps fit_rounding_steps(std::span<const double> metric, std::span<const
   const Matrix m = Eigen::Map<const Matrix>(metric.data(), dim, dim);
   const std::vector<int64_t> order = dearest_first(m, scales);
   RoundingSteps steps{std::vector<uint8_t>(scales.size()),
-                      std::vector<float>(static_cast<size_t>(dim * dim))};
+                      std::vector<float>(static_cast<size_t>(dim * dim)),
+                      std::vector<float>(scales.size())};
   // Row and column a of the factored matrix are the channel of step dim - 1 - a: L' e is the error
   // of a channel plus a combination of those with larger a, which are rounded before it.
   Matrix factored(dim, dim);
@@ -119,6 +120,7 @@ RoundingSteps fit_rounding_steps(std::span<const double> metric, std::span<const
     const auto step = static_cast<size_t>(i);
     steps.order[step] = static_cast<uint8_t>(order[step]);
     const int64_t a = dim - 1 - i;
+    steps.weights[steps.order[step]] = static_cast<float>(lower(a, a) * lower(a, a));
     for (int64_t j = 0; j < i; ++j) {
       steps.coefficients[static_cast<size_t>(i * dim + j)] =
           static_cast<float>(lower(dim - 1 - j, a) / lower(a, a));

@@ -42,6 +42,7 @@ class LagMetric {
 struct RoundingSteps {
   std::vector<uint8_t> order;       // [D], the channel rounded at step i
   std::vector<float> coefficients;  // [D, D], row i: of the errors of steps 0 .. i - 1, then zeros
+  std::vector<float> weights;       // [D], per channel: what is left of its squared error's cost
 };
 
 // metric [D, D], scales [D] of the channels' codes: those that weigh most come first. Requires
