@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <span>
@@ -68,6 +69,10 @@ void check_batch(const char* op, BatchView x) {
       fmt::format("{}: [{}, {}, {}, {}] is no [batch, num_heads, seq_len, head_dim] with at least "
                   "one head and channel",
                   op, s[0], s[1], s[2], s[3]));
+  int64_t room = int64_t{1} << 48;
+  for (const int64_t size : s) room /= std::max<int64_t>(size, 1);
+  check_arg(room > 0, fmt::format("{}: [{}, {}, {}, {}] has more than 2^48 elements", op, s[0],
+                                  s[1], s[2], s[3]));
   if (s[0] == 0 || s[2] == 0) return;
   check_arg(x.data != nullptr, fmt::format("{}: the tensor has no data", op));
   check_arg(x.stride[3] == 1 || s[3] == 1,

@@ -24,7 +24,8 @@ std::vector<TokenRange> token_ranges(MaskView mask);
 std::vector<TokenRange> token_ranges(const char* op, BatchView x, MaskView mask);
 
 // Throws std::invalid_argument, starting with `op`, for negative sizes, no head or no channel,
-// missing data, and a last dimension that is strided.
+// more than 2^48 elements (so that products of sizes don't overflow), missing data, and a last
+// dimension that is strided.
 void check_batch(const char* op, BatchView x);
 
 // Throws std::invalid_argument naming batch, head, token and channel of the first real value that

@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "base/check.h"
 #include "base/threads.h"
+#include "cache/out_of_memory.h"
 #include "cache/quantized_store.h"
 #include "kvquant/attention.h"
 #include "ops/attend.h"
@@ -197,15 +198,17 @@ std::vector<float> PrefillQuantizedAttention::forward(BatchView query, BatchView
     fused_append_batch(*s.key_cache, key, attention_mask);
     fused_append_batch(*s.value_cache, value, attention_mask);
   }
-  std::vector<float> out(
-      static_cast<size_t>(query.shape[0] * s.num_heads * query.shape[2] * s.head_dim));
-  for (int64_t b = 0; b < query.shape[0]; ++b) {
-    const TokenRange range = ranges[static_cast<size_t>(b)];
-    for (int64_t h = 0; h < s.num_kv_heads && range.count > 0; ++h) {
-      s.attend_head(query, b, h, range, out.data());
+  return or_out_of_memory("forward", [&] {
+    std::vector<float> out(
+        static_cast<size_t>(query.shape[0] * s.num_heads * query.shape[2] * s.head_dim));
+    for (int64_t b = 0; b < query.shape[0]; ++b) {
+      const TokenRange range = ranges[static_cast<size_t>(b)];
+      for (int64_t h = 0; h < s.num_kv_heads && range.count > 0; ++h) {
+        s.attend_head(query, b, h, range, out.data());
+      }
     }
-  }
-  return out;
+    return out;
+  });
 }
 
 const QuantizedKVCache& PrefillQuantizedAttention::key_cache() const {

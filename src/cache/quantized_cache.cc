@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "cache/out_of_memory.h"
 #include "cache/quantized_store.h"
 
 namespace kvquant {
@@ -12,8 +13,12 @@ namespace {
 // A padded tensor [batch, num_heads, seq_len, head_dim] of zeros.
 template <class T>
 std::vector<T> padded_zeros(const QuantizedStore& store) {
-  return std::vector<T>(
-      static_cast<size_t>(store.batch() * store.num_heads * store.seq_len * store.head_dim));
+  const int64_t row = store.num_heads * store.head_dim;  // what is checked is below 2^48
+  const int64_t positions = store.batch() * store.seq_len;
+  return or_out_of_memory("QuantizedKVCache", [&] {
+    if (positions > (int64_t{1} << 60) / row) throw std::bad_alloc();
+    return std::vector<T>(static_cast<size_t>(positions * row));
+  });
 }
 
 // Calls visit(sequence, head, run's first token, rows of the run in the padded tensor, its length).
@@ -40,14 +45,15 @@ void for_each_padded_outlier(const QuantizedStore& store, Visit visit) {
   });
 }
 
-// Copies the rows of `tile` (64 tokens) that are in tokens [first, first + count) to row `row` on.
+// Tokens of the sequence that are both in a tile and in [first, first + count).
 struct TileRows {
-  int64_t begin, end;  // tokens of the sequence
+  int64_t begin, end;
 };
 TileRows overlap(int64_t tile, int64_t first, int64_t count) {
   return {std::max(first, tile * kTileTokens), std::min(first + count, (tile + 1) * kTileTokens)};
 }
 
+// Fills a padded tensor; decode(head, tile, rows) writes the 64 rows of a tile.
 template <class Decode, class T>
 void decode_runs(const QuantizedStore& store, std::vector<T>& out, Decode decode) {
   std::vector<T> tile_rows(static_cast<size_t>(kTileTokens * store.head_dim));

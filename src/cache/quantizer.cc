@@ -4,26 +4,15 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <new>
 #include <stdexcept>
 #include <utility>
 
 #include "base/check.h"
+#include "cache/out_of_memory.h"
 #include "cache/quantized_store.h"
-#include "kvquant/error.h"
 
 namespace kvquant {
 namespace {
-
-template <class Fn>
-auto or_out_of_memory(const char* op, Fn&& make) {
-  try {
-    return make();
-  } catch (const std::bad_alloc&) {
-  } catch (const std::length_error&) {
-  }
-  throw OutOfMemory(fmt::format("{}: out of memory", op));
-}
 
 void check_thresholds(const KeyThresholds& thresholds, CacheSide side, size_t num_channels) {
   if (thresholds.magnitudes.empty() && thresholds.ties.empty()) return;

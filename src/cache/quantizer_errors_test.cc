@@ -89,6 +89,9 @@ TEST_F(QuantizerErrors, ShapesMustFit) {
   x = batch_.view();
   x.shape[2] = -1;
   EXPECT_REFUSED(fused_quantize_batch(CacheSide::kKeys, x, {}, options_), "[2, 2, -1, 16]");
+  x.shape[1] = x.shape[3] = int64_t{1} << 40;
+  x.shape[2] = 0;
+  EXPECT_REFUSED(fused_quantize_batch(CacheSide::kKeys, x, {}, options_), "more than 2^48");
   x = batch_.view();
   x.stride[3] = 2;
   EXPECT_REFUSED(fused_quantize_batch(CacheSide::kKeys, x, {}, options_), "stride 1");

@@ -8,14 +8,14 @@
 namespace {
 
 // [example]
-// Two prompts of 300 and 180 tokens, padded to 300: keys and values of 2 KV heads of 64 channels,
+// Two prompts of 1000 and 700 tokens, padded to 1000: keys and values of 2 KV heads of 64 channels,
 // queries of 8 heads.
 struct Prompts {
-  static constexpr int64_t kBatch = 2, kSeqLen = 300, kHeads = 8, kKvHeads = 2, kHeadDim = 64;
+  static constexpr int64_t kBatch = 2, kSeqLen = 1000, kHeads = 8, kKvHeads = 2, kHeadDim = 64;
   std::vector<float> query = wave(kHeads), key = wave(kKvHeads), value = wave(kKvHeads);
   std::vector<uint8_t> mask = std::vector<uint8_t>(kBatch * kSeqLen, 1);
 
-  Prompts() { std::fill(mask.begin() + kSeqLen + 180, mask.end(), uint8_t{0}); }
+  Prompts() { std::fill(mask.begin() + kSeqLen + 700, mask.end(), uint8_t{0}); }
   static std::vector<float> wave(int64_t heads) {
     std::vector<float> x(kBatch * heads * kSeqLen * kHeadDim);
     for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(0.37f * static_cast<float>(i % 9973));
@@ -42,7 +42,7 @@ double compress_and_attend() {
   const kvquant::QuantizedKVCache cache = quantizer.quantize_keys(key, mask);
   const std::vector<float> decoded = quantizer.dequantize(cache);
   const double bits = 8.0 * static_cast<double>(cache.memory_bytes()) /
-                      static_cast<double>((300 + 180) * P::kKvHeads * P::kHeadDim);
+                      static_cast<double>((1000 + 700) * P::kKvHeads * P::kHeadDim);
 
   // Attention that stores what it reads: a prefill, then one generated token for each prompt.
   kvquant::PrefillQuantizedAttention attention(P::kHeads, P::kHeadDim, "nuq3",
@@ -53,7 +53,7 @@ double compress_and_attend() {
     return tokens;
   };
   attention.forward(last(query), last(key), last(value), {}, /*is_prefill=*/false);
-  return attention.key_cache().seq_lengths()[1] == 181 ? bits : 0;
+  return attention.key_cache().seq_lengths()[1] == 701 ? bits : 0;
 }
 // [example]
 
