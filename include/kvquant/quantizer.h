@@ -90,6 +90,7 @@ class QuantizedKVCache {
   // Allocated bytes, exactly, without what malloc adds to an allocation.
   int64_t memory_bytes() const;
 
+  // For the library's own code.
   const QuantizedStore& store() const { return *store_; }
   QuantizedStore& store() { return *store_; }
 
