@@ -8,6 +8,8 @@
 //   grammar
 //   codebook.h     non-uniform codebooks: fitted, from a formula, from files
 //   sparse.h       BlockedCSCMatrix, BlockedCSRMatrix: outliers that grow token by token
+//   quantizer.h    BatchedKVQuantizer, QuantizedKVCache: keys and values of a padded batch
+//   attention.h    PrefillQuantizedAttention over such a batch, compressed from the first token on
 //
 // What runs a model is used by the program through the headers of src/; they are documented like
 // these, and become public with the version that promises to keep them:
@@ -17,11 +19,13 @@
 //   src/ops/attend.h       attention over those views
 //   src/eval/perplexity.h  what a spec costs in quality
 //
-// docs/design.md follows one token through all of them.
+// docs/library.md shows them at work; docs/design.md follows one token through all of them.
 #pragma once
 
+#include "kvquant/attention.h"
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "kvquant/quantizer.h"
 #include "kvquant/sparse.h"
 #include "kvquant/spec.h"
 #include "kvquant/tensor_view.h"

@@ -5,14 +5,13 @@
 
 #include <bit>
 #include <cmath>
-#include <new>
 #include <stdexcept>
 #include <utility>
 
 #include "base/check.h"
 #include "base/half.h"
 #include "cache/blocked_sparse.h"
-#include "kvquant/error.h"
+#include "cache/out_of_memory.h"
 
 namespace kvquant {
 namespace {
@@ -62,17 +61,6 @@ void check_counts(const char* name, size_t num_indices, size_t num_values) {
     throw std::invalid_argument(fmt::format(
         "{}: as many values as indices are needed, got {} and {}", name, num_values, num_indices));
   }
-}
-
-// Runs `make`, whose allocations may fail.
-template <class Fn>
-auto or_out_of_memory(const char* name, Fn&& make) {
-  try {
-    return make();
-  } catch (const std::bad_alloc&) {
-  } catch (const std::length_error&) {
-  }
-  throw OutOfMemory(fmt::format("{}: out of memory", name));
 }
 
 }  // namespace
