@@ -16,30 +16,28 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 #if KVQUANT_HAS_ENCODE_STEPS
 
-constexpr uint8_t kSlots[kBlockWidth] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 void normalise(const EncodeJob& job, float* normalised) {
   const FloatTag d;
   const float* rows[kTileTokens];
+  uint8_t channels[kMaxNuqHeadDim];
   alignas(64) float inv_scales[kTileTokens] = {};
+  alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];
   const bool by_token = job.axis == ScaleAxis::kToken;
   for (int64_t t = 0; t < kTileTokens; ++t) {
     rows[t] = job.rows + t * job.row_stride;
     if (by_token) inv_scales[t] = job.scales[t] > 0 ? 1 / job.scales[t] : 0;
   }
-  for (int64_t c0 = 0; c0 < job.head_dim; c0 += kBlockWidth) {
-    alignas(64) float lines[kBlockWidth * kTileTokens];
+  for (int64_t c = 0; c < job.head_dim; ++c) channels[c] = static_cast<uint8_t>(c);
+  for (int64_t t = 0; t < kTileTokens; t += kLanes) {
+    transpose_rows(rows + t, job.head_dim, channels, lines + t);
+  }
+  for (int64_t c = 0; c < job.head_dim; ++c) {
+    const float inverse = !by_token && job.scales[c] > 0 ? 1 / job.scales[c] : 0;
     for (int64_t t = 0; t < kTileTokens; t += kLanes) {
-      transpose_channels<4>(rows + t, c0, kSlots, lines + t);
-    }
-    for (int64_t c = c0; c < c0 + kBlockWidth; ++c) {
-      const float inverse = !by_token && job.scales[c] > 0 ? 1 / job.scales[c] : 0;
-      for (int64_t t = 0; t < kTileTokens; t += kLanes) {
-        const auto x = hn::Load(d, lines + (c - c0) * kTileTokens + t);
-        const auto zero = by_token ? hn::LoadU(d, job.zeros + t) : hn::Set(d, job.zeros[c]);
-        const auto inv_scale = by_token ? hn::Load(d, inv_scales + t) : hn::Set(d, inverse);
-        hn::Store(hn::Mul(hn::Sub(x, zero), inv_scale), d, normalised + c * kTileTokens + t);
-      }
+      const auto x = hn::Load(d, lines + c * kTileTokens + t);
+      const auto zero = by_token ? hn::LoadU(d, job.zeros + t) : hn::Set(d, job.zeros[c]);
+      const auto inv_scale = by_token ? hn::Load(d, inv_scales + t) : hn::Set(d, inverse);
+      hn::Store(hn::Mul(hn::Sub(x, zero), inv_scale), d, normalised + c * kTileTokens + t);
     }
   }
 }

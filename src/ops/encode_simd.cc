@@ -1,6 +1,6 @@
-// Tokens are lanes. Rows are transposed into a scratch of one line of 64 tokens per channel: with
-// feedback the whole tile, in coding order, where a channel's errors take the place of its values
-// once it is coded; else 16 channels at a time. From there codes go straight into their planes.
+// Tokens are lanes. Rows are transposed into a scratch of one line of 64 tokens per channel, with
+// feedback in coding order, where a channel's errors take the place of its values once it is coded.
+// From there codes go straight into their planes.
 //
 // The sums of feedback run over the steps in order, so they can't be split; but the lines of a
 // group of 4 tokens' vectors and of kSteps steps are independent chains, and each error that is
@@ -58,19 +58,6 @@ void start_pass(const EncodeJob& job, Pass& pass) {
     pass.inv_scales[i] = pass.scales[i] > 0 ? inverse : 0.0f;
   }
   start_search(*job.codebook, pass.search);
-}
-
-// Up to 16 channels from c on.
-void transpose_block(const Pass& pass, int64_t c, int64_t first_vector, int64_t num_vectors,
-                     const uint8_t* slots, float* lines) {
-  for (int64_t v = first_vector; v < first_vector + num_vectors; ++v) {
-    const float* const* rows = pass.rows + v * kLanes;
-    if (c + kBlockWidth <= pass.job->head_dim) {
-      transpose_channels<4>(rows, c, slots, lines + v * kLanes);
-    } else {
-      transpose_channels<2>(rows, c, slots, lines + v * kLanes);
-    }
-  }
 }
 
 template <int kBits>
@@ -133,20 +120,25 @@ HWY_INLINE void code_channel(const Pass& pass, int64_t c, int64_t v, FloatVec (&
   }
 }
 
-// Without feedback: 16 channels at a time.
+// Channel c to line steps[c] of `lines`, [head_dim][64].
+void transpose_vectors(const Pass& pass, int64_t first, int64_t num_vectors, const uint8_t* steps,
+                       float* lines) {
+  for (int64_t v = first; v < first + num_vectors; ++v) {
+    transpose_rows(pass.rows + v * kLanes, pass.job->head_dim, steps, lines + v * kLanes);
+  }
+}
+
 template <int kBits, int kVectors>
 void encode_nearest(const Pass& pass, int64_t v) {
-  static constexpr uint8_t kSlots[kBlockWidth] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                                  8, 9, 10, 11, 12, 13, 14, 15};
-  alignas(64) float lines[kBlockWidth * kTileTokens];
-  for (int64_t c0 = 0; c0 < pass.job->head_dim; c0 += kBlockWidth) {
-    transpose_block(pass, c0, v, kVectors, kSlots, lines);
-    for (int64_t c = c0; c < std::min(c0 + kBlockWidth, pass.job->head_dim); ++c) {
-      float* line = lines + (c - c0) * kTileTokens;
-      FloatVec t[kVectors];
-      for (int g = 0; g < kVectors; ++g) t[g] = hn::Load(FloatTag(), line + (v + g) * kLanes);
-      code_channel<kBits, kVectors, false>(pass, c, v, t, line);
-    }
+  alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];
+  uint8_t steps[kMaxNuqHeadDim];
+  for (int64_t c = 0; c < pass.job->head_dim; ++c) steps[c] = static_cast<uint8_t>(c);
+  transpose_vectors(pass, v, kVectors, steps, lines);
+  for (int64_t c = 0; c < pass.job->head_dim; ++c) {
+    float* line = lines + c * kTileTokens;
+    FloatVec t[kVectors];
+    for (int g = 0; g < kVectors; ++g) t[g] = hn::Load(FloatTag(), line + (v + g) * kLanes);
+    code_channel<kBits, kVectors, false>(pass, c, v, t, line);
   }
 }
 
@@ -160,9 +152,7 @@ void encode_with_feedback(const Pass& pass, int64_t v) {
   alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];  // [step][64]
   uint8_t steps[kMaxNuqHeadDim];                          // of channels
   for (int64_t i = 0; i < head_dim; ++i) steps[feedback.order[i]] = static_cast<uint8_t>(i);
-  for (int64_t c = 0; c < head_dim; c += kBlockWidth) {
-    transpose_block(pass, c, v, kVectors, steps + c, lines);
-  }
+  transpose_vectors(pass, v, kVectors, steps, lines);
   const int64_t token = v * kLanes;
   for (int64_t i = 0; i < head_dim; i += kSteps) {
     const float* weights = feedback.coefficients + i * head_dim;

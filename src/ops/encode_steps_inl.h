@@ -12,6 +12,7 @@
 
 #include <cstring>
 
+#include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
 
 #undef KVQUANT_HAS_ENCODE_STEPS
@@ -34,8 +35,8 @@ using FloatVec = hn::Vec<FloatTag>;
 using IntVec = hn::Vec<IntTag>;
 constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(FloatTag()));
 constexpr bool kTableInRegister = kLanes >= kMaxLevels;
-constexpr int kGroup = 4;        // vectors of tokens that are coded together
-constexpr int kBlockWidth = 16;  // channels transposed together: a cache line of a row
+constexpr int kGroup = 4;                               // vectors of tokens that are coded together
+constexpr int64_t kPackedStride = kMaxNuqHeadDim + 16;  // floats, no power of two
 
 // 4 channels of one vector's tokens, rows[k] those of token k.
 HWY_INLINE void transpose_quad(const FloatVec (&in)[4], FloatVec (&out)[4]) {
@@ -51,35 +52,39 @@ HWY_INLINE void transpose_quad(const FloatVec (&in)[4], FloatVec (&out)[4]) {
   out[3] = hn::BitCast(d, hn::InterleaveUpper(dd, high01, high23));
 }
 
-// 4 channels of tokens k, k + 4, k + 8, ... in the blocks of a vector.
-HWY_INLINE FloatVec load_blocks(const float* const* rows, int64_t channel) {
+// 4 channels of tokens 0, 4, 8, ... of `packed` [kLanes][kMaxNuqHeadDim], from the first one's on.
+HWY_INLINE FloatVec load_blocks(const float* packed) {
+  constexpr int64_t kNext = 4 * kPackedStride;
   const hn::FixedTag<float, 4> d4;
   const hn::FixedTag<float, 8> d8;
-  const auto low =
-      hn::Combine(d8, hn::LoadU(d4, rows[4] + channel), hn::LoadU(d4, rows[0] + channel));
+  const auto low = hn::Combine(d8, hn::Load(d4, packed + kNext), hn::Load(d4, packed));
 #if HWY_TARGET == HWY_AVX2
   return low;
 #else
   const auto high =
-      hn::Combine(d8, hn::LoadU(d4, rows[12] + channel), hn::LoadU(d4, rows[8] + channel));
+      hn::Combine(d8, hn::Load(d4, packed + 3 * kNext), hn::Load(d4, packed + 2 * kNext));
   return hn::Combine(FloatTag(), high, low);
 #endif
 }
 
-// Channels [c, c + 4 kQuads) of the tokens of one vector, rows[0, kLanes), to lines
-// slots[0, 4 kQuads) of 64 tokens each.
-template <int kQuads>
-HWY_INLINE void transpose_channels(const float* const* rows, int64_t c, const uint8_t* slots,
-                                   float* lines) {
-  FloatVec in[kQuads][4];
-  for (int k = 0; k < 4; ++k) {  // all of a row's line before the next row
-    for (int q = 0; q < kQuads; ++q) in[q][k] = load_blocks(rows + k, c + 4 * q);
+// The tokens of one vector, rows[0, kLanes) of head_dim channels, to lines slots[0, head_dim) of 64
+// tokens each. Rows are often a multiple of 4 KiB apart, so that their lines displace each other in
+// a cache: they are copied one after the other first.
+HWY_INLINE void transpose_rows(const float* const* rows, int64_t head_dim, const uint8_t* slots,
+                               float* lines) {
+  const hn::FixedTag<float, 8> d8;
+  alignas(64) float packed[kLanes * kPackedStride];
+  for (int64_t t = 0; t < kLanes; ++t) {
+    for (int64_t c = 0; c < head_dim; c += 8) {
+      hn::Store(hn::LoadU(d8, rows[t] + c), d8, packed + t * kPackedStride + c);
+    }
   }
-  for (int q = 0; q < kQuads; ++q) {
-    FloatVec out[4];
-    transpose_quad(in[q], out);
+  for (int64_t c = 0; c < head_dim; c += 4) {
+    FloatVec in[4], out[4];
+    for (int k = 0; k < 4; ++k) in[k] = load_blocks(packed + k * kPackedStride + c);
+    transpose_quad(in, out);
     for (int k = 0; k < 4; ++k) {
-      hn::Store(out[k], FloatTag(), lines + slots[4 * q + k] * kTileTokens);
+      hn::Store(out[k], FloatTag(), lines + slots[c + k] * kTileTokens);
     }
   }
 }
