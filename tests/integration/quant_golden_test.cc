@@ -93,10 +93,12 @@ std::vector<float> normalised(const NuqCase& c) {
   return y;
 }
 
-void expect_close(const std::vector<float>& actual, const std::vector<float>& expected) {
-  ASSERT_EQ(actual.size(), expected.size());
+// Levels of uniform codes are rounded otherwise than the script's: an ulp of a half range.
+void expect_close(const NuqCase& c, const std::vector<float>& actual) {
+  ASSERT_EQ(actual.size(), c.decoded.size());
   for (size_t i = 0; i < actual.size(); ++i) {
-    EXPECT_NEAR(actual[i], expected[i], 1e-6 * std::fabs(expected[i])) << i;
+    const double slack = c.codebook.empty() ? 2e-7 * c.scales[c.range_of(i)] : 0;
+    EXPECT_NEAR(actual[i], c.decoded[i], 1e-6 * std::fabs(c.decoded[i]) + slack) << i;
   }
 }
 
@@ -163,7 +165,7 @@ TEST(QuantGolden, CodesAndDecodedValuesAreTheSame) {
       const float product = decoded[i] * c.scales[c.range_of(i)];
       decoded[i] = c.outliers[i] != 0 ? c.x[i] : product + c.zeros[c.range_of(i)];
     }
-    expect_close(decoded, c.decoded);
+    expect_close(c, decoded);
   }
 }
 
@@ -202,7 +204,7 @@ void expect_tile(const NuqCase& c, const NuqCodebook& book) {
     const float dense = decoded[i % c.num_channels * kTileTokens + i / c.num_channels];
     actual.push_back(c.outliers[i] != 0 ? c.x[i] : dense);
   }
-  expect_close(actual, c.decoded);
+  expect_close(c, actual);
 }
 
 TEST(QuantGolden, TilesOfTheEngineHoldTheSameCodesAndDecodeTheSame) {
