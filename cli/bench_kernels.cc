@@ -7,6 +7,7 @@
 
 #include "base/threads.h"
 #include "bench/attend_timing.h"
+#include "bench/encode_timing.h"
 #include "bench/roofline.h"
 #include "cli/common.h"
 
@@ -35,6 +36,7 @@ void add_peaks(const MachinePeaks& peaks, Json& document) {
 struct Figure {
   std::string kernel;
   double time_s = 0, gb_per_s = 0, gflop_per_s = 0, share_of_peak = 0;
+  double gvalues_per_s = 0;
 };
 
 void add_figure(const Figure& figure, Rows& rows, Json& document) {
@@ -43,11 +45,13 @@ void add_figure(const Figure& figure, Rows& rows, Json& document) {
   };
   rows.push_back({figure.kernel, fmt::format("{:.3f}", 1e3 * figure.time_s),
                   number(figure.gb_per_s), number(figure.gflop_per_s),
+                  figure.gvalues_per_s > 0 ? fmt::format("{:.2f}", figure.gvalues_per_s) : "-",
                   fmt::format("{:.0f}%", 100 * figure.share_of_peak)});
   document["results"].push_back({{"kernel", figure.kernel},
                                  {"time_s", figure.time_s},
                                  {"gb_per_s", figure.gb_per_s},
                                  {"gflop_per_s", figure.gflop_per_s},
+                                 {"gvalues_per_s", figure.gvalues_per_s},
                                  {"share_of_peak", figure.share_of_peak}});
 }
 
@@ -88,6 +92,22 @@ void time_attends(const Options& options, const MachinePeaks& peaks, ThreadPool&
   }
 }
 
+void time_encodes(const Options& options, const MachinePeaks& peaks, ThreadPool& pool, Rows& rows,
+                  Json& document) {
+  if (options.attend.head_dim % 16 != 0 || options.attend.head_dim > 256) return;
+  for (const int bits : {4, 3}) {
+    const EncodeTimingShape shape{.num_kv_heads = options.attend.num_kv_heads,
+                                  .head_dim = options.attend.head_dim,
+                                  .bits = bits};
+    for (const EncodeTiming& t : time_encode(shape, pool)) {
+      Figure figure{fmt::format("encode nuq{}-1%, {}", bits, t.name), t.time_s, t.gb_per_s};
+      figure.share_of_peak = t.gb_per_s / peaks.read_gb_per_s;
+      figure.gvalues_per_s = t.gvalues_per_s;
+      add_figure(figure, rows, document);
+    }
+  }
+}
+
 int run(const Options& options) {
   ThreadPool pool(options.common.threads);
   const MachinePeaks peaks = measure_peaks(pool);
@@ -100,9 +120,10 @@ int run(const Options& options) {
        {"num_kv_heads", options.attend.num_kv_heads},
        {"head_dim", options.attend.head_dim}});
   add_peaks(peaks, document);
-  Rows rows = {{"kernel", "ms", "GB/s", "GFLOP/s", "of peak"}};
+  Rows rows = {{"kernel", "ms", "GB/s", "GFLOP/s", "Gvalues/s", "of peak"}};
   time_linears(options, peaks, pool, rows, document);
   time_attends(options, peaks, pool, rows, document);
+  time_encodes(options, peaks, pool, rows, document);
   write_json(options.common, document);
   if (json_on_stdout(options.common)) return kDone;
   fmt::print(

@@ -60,22 +60,25 @@ std::vector<Row> stream(int64_t num_tokens) {
 
 TEST(KvCacheStorage, OneChunkAndPiecesGiveTheSameCodes) {
   const auto rows = stream(500);
-  Fixture whole("nuq3-1%", CacheMode::kStrict), pieces("nuq3-1%", CacheMode::kStrict);
-  const auto a = whole.cache.add_sequence(), b = pieces.cache.add_sequence();
-  whole.append(a, rows, 0, 100);
-  pieces.append(b, rows, 0, 100);  // the same first chunk, so the same key parameters
-  whole.append(a, rows, 100, 400);
-  int64_t first = 100;
-  for (int64_t size = 1; first < 500; first += size, size = size * 3 % 97) {
-    size = std::min<int64_t>(size, 500 - first);
-    pieces.append(b, rows, first, size);
+  for (const char* spec : {"nuq3-1%", "int8", "k=int4,v=had+nuq4-2%"}) {
+    SCOPED_TRACE(spec);
+    Fixture whole(spec, CacheMode::kStrict), pieces(spec, CacheMode::kStrict);
+    const auto a = whole.cache.add_sequence(), b = pieces.cache.add_sequence();
+    whole.append(a, rows, 0, 100);
+    pieces.append(b, rows, 0, 100);  // the same first chunk, so the same key parameters
+    whole.append(a, rows, 100, 400);
+    int64_t first = 100;
+    for (int64_t size = 1; first < 500; first += size, size = size * 3 % 97) {
+      size = std::min<int64_t>(size, 500 - first);
+      pieces.append(b, rows, first, size);
+    }
+    EXPECT_EQ(whole.contents(a), pieces.contents(b));
   }
-  EXPECT_EQ(whole.contents(a), pieces.contents(b));
 }
 
 TEST(KvCacheStorage, ThreadsDoNotChangeTheContents) {
   const auto rows = stream(400);
-  for (const char* spec : {"fp16", "nuq4-2%", "k=nuq2,v=fp16"}) {
+  for (const char* spec : {"fp16", "nuq4-2%", "k=nuq2,v=fp16", "k=int8,v=had+nuq3-1%"}) {
     Fixture one(spec, CacheMode::kAsServed, 1), four(spec, CacheMode::kAsServed, 4);
     const auto a = one.cache.add_sequence(), b = four.cache.add_sequence();
     for (const int64_t first : {0, 200}) {
@@ -99,7 +102,8 @@ TEST(KvCacheStorage, Fp16BytesAreItsBlocks) {
 
 TEST(KvCacheStorage, CompressedBytesEqualANaiveRecount) {
   const auto rows = stream(300);
-  for (const char* text : {"nuq4,block=64", "nuq3-2%,block=128", "nuq2-1%"}) {
+  for (const char* text :
+       {"nuq4,block=64", "nuq3-2%,block=128", "nuq2-1%", "int4", "int8,block=64"}) {
     SCOPED_TRACE(text);
     const CacheSpec spec = parse_spec(text);
     Fixture f(text, CacheMode::kStrict);
@@ -110,7 +114,8 @@ TEST(KvCacheStorage, CompressedBytesEqualANaiveRecount) {
     model.key = {.codec = spec.key, .is_key = true};
     model.value = {.codec = spec.value, .is_key = false};
     model.append(rows, rows);
-    const int bits = nuq_bits(spec.key.quantizer);
+    const int bits = code_bits(spec.key.quantizer);
+    const int64_t book_bytes = bits == 8 ? 0 : 4 << bits;  // 8 bits have a formula
     const bool sparse = spec.key.outlier_percent > 0;
     int64_t layer_bytes = kRowSize * 2 * (sparse ? 4 : 2);  // scale, zero, thresholds
     for (const auto side : {KvSide::kKey, KvSide::kValue}) {
@@ -127,7 +132,7 @@ TEST(KvCacheStorage, CompressedBytesEqualANaiveRecount) {
       }
     }
     const int64_t staging = 2 * 300 * kRowSize * 2;
-    EXPECT_EQ(f.cache.memory_bytes(), 2 * layer_bytes + staging + (4 << bits));
+    EXPECT_EQ(f.cache.memory_bytes(), 2 * layer_bytes + staging + book_bytes);
     EXPECT_EQ(f.cache.num_compressed_tokens(id), 300);
   }
 }
@@ -234,7 +239,8 @@ TEST(KvCacheStorage, CallersMistakesAreNamed) {
   EXPECT_THROW(f.append(id, rows, 0, 1), std::invalid_argument);
   const auto none = test::as_chunk({}, 3, flat);
   EXPECT_THROW(f.cache.append(0, id, none, none), std::invalid_argument);
-  EXPECT_THROW(Fixture("int8", CacheMode::kStrict), std::invalid_argument);
+  EXPECT_THROW(Fixture("had+int8", CacheMode::kStrict), std::invalid_argument);  // keys
+  EXPECT_THROW(Fixture("v=pca8", CacheMode::kStrict), std::invalid_argument);
   EXPECT_THROW(Fixture("nuq4,layers=2:fp16", CacheMode::kStrict), std::invalid_argument);
 }
 
@@ -270,7 +276,7 @@ double round_trip_error(const char* spec) {
 
 TEST(KvCacheStorage, RoundTripErrorOnNormalDataIsNearTheOptimum) {
   const double four = round_trip_error("nuq4-1%"), three = round_trip_error("nuq3-1%");
-  const double two = round_trip_error("nuq2-1%");
+  const double two = round_trip_error("nuq2-1%"), eight = round_trip_error("int8");
   RecordProperty("mse", std::to_string(four) + " " + std::to_string(three));
   EXPECT_GT(four, 0.0060);
   EXPECT_LT(four, 0.0080);
@@ -278,6 +284,51 @@ TEST(KvCacheStorage, RoundTripErrorOnNormalDataIsNearTheOptimum) {
   EXPECT_LT(three, 0.0300);
   EXPECT_GT(two, 0.0900);
   EXPECT_LT(two, 0.1100);
+  // Uniform: step^2 / 12, with 1/127.5 of half a range of about 3.1 deviations.
+  EXPECT_GT(eight, 0.3e-4);
+  EXPECT_LT(eight, 0.8e-4);
+}
+
+TEST(KvCacheStorage, RotationSpreadsLargeChannelsOfValues) {
+  // One channel a hundred times as large as the others: a row's range would be its.
+  const auto error_of = [](const char* spec) {
+    Fixture f(spec, CacheMode::kStrict);
+    auto rows = stream(200);
+    std::mt19937 rng(6);
+    std::normal_distribution<float> normal;
+    for (Row& row : rows) {
+      for (size_t c = 0; c < row.size(); ++c) row[c] = normal(rng) * (c % 16 == 5 ? 100.0f : 1.0f);
+    }
+    const auto id = f.cache.add_sequence();
+    f.append(id, rows, 0, 200);
+    f.cache.prepare_view(1, id);
+    double sum = 0;
+    for (int64_t head = 0; head < 3; ++head) {
+      const DenseRun run = f.cache.view(1, id, head)[0];
+      for (int64_t t = 0; t < 200; ++t) {
+        const Row value = test::value_in_run(run, t, 16);
+        for (int c = 0; c < 16; ++c) {
+          if (c != 5) sum += std::pow(double{value[c]} - rows[t][head * 16 + c], 2);
+        }
+      }
+    }
+    return sum;
+  };
+  const double plain = error_of("v=nuq4"), rotated = error_of("v=had+nuq4");
+  EXPECT_LT(rotated, plain);
+  EXPECT_GT(rotated, 0.01 * plain);
+}
+
+TEST(KvCacheStorage, RotatedValuesHaveRoomForTheSumOfAHead) {
+  Fixture f("v=had+int4", CacheMode::kStrict);
+  const auto id = f.cache.add_sequence();
+  std::vector<Row> rows(1,
+                        Row(kRowSize, 16376.0f));  // 65504 / sqrt(16): one rotated value of 65504
+  f.append(id, rows, 0, 1);
+  f.cache.prepare_view(1, id);
+  EXPECT_EQ(test::value_in_run(f.cache.view(1, id, 0)[0], 0, 16), Row(16, 16376.0f));
+  rows[0][3] = 16400;
+  EXPECT_THROW(f.append(id, rows, 0, 1), FormatError);
 }
 
 TEST(KvCacheStorage, AConstantCacheIsExact) {

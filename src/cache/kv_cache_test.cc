@@ -35,8 +35,8 @@ class Pair {
     const auto id = cache_.add_sequence();
     for (int layer = 0; layer < shape_.num_layers; ++layer) {
       test::ModelLayer model;
-      model.key = {.codec = spec_.key_of(layer), .is_key = true};
-      model.value = {.codec = spec_.value_of(layer), .is_key = false};
+      model.key = {.codec = spec_.key_of(layer), .is_key = true, .head_dim = shape_.head_dim};
+      model.value = {.codec = spec_.value_of(layer), .is_key = false, .head_dim = shape_.head_dim};
       model.sink = *spec_.sink;
       model.recent = *spec_.recent;
       model.mode = mode_;
@@ -152,6 +152,10 @@ constexpr const char* kSpecs[] = {
     "k=bf16,v=nuq3-2%,sink=1,recent=0,block=128",
     "nuq4-1%,layers=1:fp16,sink=70,recent=65",
     "nuq3,layers=0:k=nuq2-3%,recent=1,sink=0,block=64",
+    "int8,block=64",
+    "int4,sink=2,recent=30",
+    "k=nuq4-1%,v=had+nuq4-2%,block=64",
+    "k=int8,v=had+int4,layers=1:v=had+int8",
 };
 
 class KvCacheViews : public testing::TestWithParam<CacheMode> {};
@@ -170,6 +174,16 @@ TEST_P(KvCacheViews, ShowEveryTokenOnceInTheRightForm) {
 TEST_P(KvCacheViews, HoldForWideAndNarrowHeads) {
   for (const int64_t head_dim : {8, 64, 80, 256}) {
     Pair pair({1, 3, head_dim}, "nuq3-5%,recent=5", GetParam());
+    const auto id = pair.add();
+    for (const int64_t num_new : {150, 1, 70}) {
+      ASSERT_NO_FATAL_FAILURE(pair.append_and_check(id, num_new));
+    }
+  }
+}
+
+TEST_P(KvCacheViews, HoldForWideAndNarrowRotatedHeads) {
+  for (const int64_t head_dim : {8, 64, 256}) {
+    Pair pair({1, 3, head_dim}, "k=int4,v=had+nuq3-5%,recent=5", GetParam());
     const auto id = pair.add();
     for (const int64_t num_new : {150, 1, 70}) {
       ASSERT_NO_FATAL_FAILURE(pair.append_and_check(id, num_new));

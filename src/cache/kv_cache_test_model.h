@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "base/half.h"
@@ -13,6 +14,7 @@
 #include "formats/dense_tile.h"
 #include "formats/nuq_codebook.h"
 #include "kvquant/codebook.h"
+#include "ops/hadamard.h"
 #include "quant/ranges.h"
 
 namespace kvquant::test {
@@ -37,13 +39,19 @@ inline float round_as_stored(const Codec& codec, float x) {
   return codec.quantizer == Quantizer::kBF16 ? round_to_bfloat16(x) : round_to_half(x);
 }
 
+inline NuqCodebook codebook_of(const Codec& codec) {
+  const int bits = nuq_bits(codec.quantizer);
+  if (bits == 0) return make_uniform_codebook(code_bits(codec.quantizer));
+  return make_codebook(create_heuristic_codebook("nuq" + std::to_string(bits)));
+}
+
 inline float nearest(const NuqCodebook& book, float x, float scale, float zero) {
   const float y = (x - zero) * (scale > 0 ? 1 / scale : 0.0f);
-  int best = 0;
-  for (int l = 1; l < book.num_levels; ++l) {
+  int best = book.bits == 8 ? code_of(book, y) : 0;
+  for (int l = 1; book.bits != 8 && l < book.num_levels; ++l) {
     if (y > 0.5f * (book.levels[l - 1] + book.levels[l])) best = l;
   }
-  const float product = book.levels[best] * scale;
+  const float product = level_of(book, best) * scale;
   return product + zero;
 }
 
@@ -51,6 +59,7 @@ inline float nearest(const NuqCodebook& book, float x, float scale, float zero) 
 struct ModelSide {
   Codec codec;
   bool is_key = false;
+  int64_t head_dim = 0;
   std::vector<Row> rows{};                       // rounded to what is stored, before RoPE
   std::vector<Row> decoded{};                    // what the codec makes of them
   std::vector<std::vector<uint8_t>> outliers{};  // 1 where exact
@@ -69,12 +78,20 @@ struct ModelSide {
     }
   }
 
+  // Hadamard rotation per head, its own inverse.
+  void rotate(Row& row) const {
+    if (codec.transforms.empty()) return;
+    const auto num_heads = static_cast<int64_t>(row.size()) / head_dim;
+    ref::hadamard_rows(row.data(), head_dim, num_heads, head_dim);
+  }
+
   // Decodes the rows that are not yet.
   void decode_new() {
     if (!is_compressed(codec)) return;
-    const NuqCodebook book = make_codebook(create_heuristic_codebook(to_string(codec)));
+    const NuqCodebook book = codebook_of(codec);
     for (size_t t = decoded.size(); t < rows.size(); ++t) {
-      const Row& row = rows[t];
+      Row row = rows[t];
+      rotate(row);
       Row out(row.size());
       std::vector<uint8_t> marks(row.size(), 0);
       RowRange token;
@@ -89,8 +106,10 @@ struct ModelSide {
         }
         const float scale = to_float(is_key ? ranges[c].scale : token.scale);
         const float zero = to_float(is_key ? ranges[c].zero : token.zero);
-        out[c] = marks[c] != 0 ? row[c] : nearest(book, row[c], scale, zero);
+        // An outlier is an fp16 number: of rotated values the nearest.
+        out[c] = marks[c] != 0 ? round_to_half(row[c]) : nearest(book, row[c], scale, zero);
       }
+      rotate(out);  // back
       decoded.push_back(out);
       outliers.push_back(marks);
     }

@@ -40,6 +40,12 @@ TEST(CodePlanes, BytesByHand) {
   EXPECT_EQ(three[16 + 15], 0xC0);
   EXPECT_EQ(three[8 * 16 + 8 + 1], 0x02);  // token 9: bit 1 of byte 1
   EXPECT_EQ(three[8 * 16 + 8 + 7], 0x80);
+
+  codes[63] = 255;
+  std::vector<uint8_t> eight(code_tile_bytes(8, 8), 0);
+  add_code_row(eight.data(), 8, 8, 1, codes.data());
+  EXPECT_EQ(eight[64 + 16], 2);
+  EXPECT_EQ(eight[64 + 63], 255);
 }
 
 class CodePlanesOfBits : public testing::TestWithParam<int> {};
@@ -69,7 +75,7 @@ TEST_P(CodePlanesOfBits, RowsComeBackAlsoWhenFilledInPieces) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllBits, CodePlanesOfBits, testing::Values(2, 3, 4));
+INSTANTIATE_TEST_SUITE_P(AllBits, CodePlanesOfBits, testing::Values(2, 3, 4, 8));
 
 TEST(KvBlock, LayoutByHand) {
   const KvBlockLayout keys = kv_block_layout({KvSide::kKey, 4, false, 3, 64, 4});

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/check.h"
 
@@ -36,8 +37,23 @@ NuqCodebook make_uniform_codebook(int bits) {
     return book;
   }
   float levels[16];
-  for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(2 * i) / 15 - 1;
+  for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(2 * i - 15) / 15;
   return make_codebook(levels);
+}
+
+int code_of(const NuqCodebook& book, float y) noexcept {
+  if (book.bits == kByteCodeBits) {
+    const float steps = (y + 1) * 127.5f - 0.5f;
+    return static_cast<int>(std::clamp(std::ceil(steps), 0.0f, 255.0f));
+  }
+  int code = 0;
+  while (code < book.num_levels - 1 && book.midpoints[code] < y) ++code;
+  return code;
+}
+
+float level_of(const NuqCodebook& book, int code) noexcept {
+  if (book.bits != kByteCodeBits) return book.levels[code];
+  return (static_cast<float>(code) - 127.5f) * (1 / 127.5f);
 }
 
 }  // namespace kvquant

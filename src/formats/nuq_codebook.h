@@ -7,8 +7,6 @@
 //              level of a code = fl(fl(code - 127.5) * fl(1 / 127.5))
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <span>
 
@@ -26,24 +24,12 @@ struct NuqCodebook {
 // Throws std::invalid_argument unless `levels` are 4, 8 or 16 ascending numbers in [-1, 1].
 NuqCodebook make_codebook(std::span<const float> levels);
 
-// 16 levels fl(fl(2 i / 15) - 1), or 256 by formula. Throws std::invalid_argument unless bits is 4
+// 16 levels fl((2 i - 15) / 15), or 256 by formula. Throws std::invalid_argument unless bits is 4
 // or 8.
 NuqCodebook make_uniform_codebook(int bits);
 
 // `y` is not NaN.
-inline int code_of(const NuqCodebook& book, float y) {
-  if (book.bits == kByteCodeBits) {
-    const float steps = (y + 1) * 127.5f - 0.5f;
-    return static_cast<int>(std::clamp(std::ceil(steps), 0.0f, 255.0f));
-  }
-  int code = 0;
-  while (code < book.num_levels - 1 && book.midpoints[code] < y) ++code;
-  return code;
-}
-
-inline float level_of(const NuqCodebook& book, int code) {
-  if (book.bits != kByteCodeBits) return book.levels[code];
-  return (static_cast<float>(code) - 127.5f) * (1 / 127.5f);
-}
+int code_of(const NuqCodebook& book, float y) noexcept;
+float level_of(const NuqCodebook& book, int code) noexcept;
 
 }  // namespace kvquant

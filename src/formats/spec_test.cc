@@ -128,17 +128,23 @@ TEST(Spec, KeyTransformsWarn) {
 }
 
 TEST(Spec, OnlyBuiltCodecsPass) {
-  for (const char* text : {"fp16", "k=bf16,v=nuq2", "nuq4-1%,layers=0:nuq3-5%"}) {
-    EXPECT_NO_THROW(check_spec_built(parse_spec(text)));
+  for (const char* text : {"fp16", "k=bf16,v=nuq2", "nuq4-1%,layers=0:nuq3-5%", "int8", "int4",
+                           "k=int4,v=had+nuq4", "v=had+nuq3-1%", "nuq4,layers=1:v=had+int8"}) {
+    EXPECT_NO_THROW(check_spec_built(parse_spec(text))) << text;
   }
-  for (const char* text : {"int8", "v=int4", "v=had+nuq4", "nuq4,layers=3:v=lnns"}) {
+  for (const char* text :
+       {"had+nuq4", "k=had+int8", "v=had", "v=had+bf16", "v=had+fp32", "v=had+had+nuq4",
+        "v=pca8+nuq4", "v=lnns+had+nuq4", "nuq4,layers=3:v=lnns"}) {
     EXPECT_THROW(check_spec_built(parse_spec(text)), std::invalid_argument) << text;
   }
   try {
-    check_spec_built(parse_spec("v=int8"));
+    check_spec_built(parse_spec("k=had+int8"));
     FAIL();
   } catch (const std::invalid_argument& error) {
-    EXPECT_EQ(std::string(error.what()).rfind("codec 'int8' is not built yet; built: fp32, ", 0),
+    EXPECT_EQ(std::string(error.what())
+                  .rfind("codec 'had+int8' is not built yet for keys; built: "
+                         "fp32, ",
+                         0),
               0u);
   }
 }

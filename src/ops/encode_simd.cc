@@ -1,6 +1,6 @@
-// Tokens are lanes. Rows are transposed into a scratch of one line of 64 tokens per channel: with
-// feedback the whole tile, in coding order, where a channel's errors take the place of its values
-// once it is coded; else 16 channels at a time. From there codes go straight into their planes.
+// Tokens are lanes. Rows are transposed into a scratch of one line of 64 tokens per channel, with
+// feedback in coding order, where a channel's errors take the place of its values once it is coded.
+// From there codes go straight into their planes.
 //
 // The sums of feedback run over the steps in order, so they can't be split; but the lines of a
 // group of 4 tokens' vectors and of kSteps steps are independent chains, and each error that is
@@ -16,33 +16,25 @@
 
 #include "formats/kv_block.h"
 #include "ops/encode.h"
+#include "ops/encode_steps_inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvquant {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-
-using FloatTag = hn::CappedTag<float, 16>;
-using IntTag = hn::RebindToSigned<FloatTag>;
-using FloatVec = hn::Vec<FloatTag>;
-using IntVec = hn::Vec<IntTag>;
-constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(FloatTag()));
-constexpr bool kTableInRegister = kLanes >= kMaxLevels;
-constexpr int kGroup = 4;        // vectors of tokens that are coded together
-constexpr int kBlockWidth = 16;  // channels transposed together: a cache line of a row
+#if KVQUANT_HAS_ENCODE_STEPS
 
 // What all channels of a job share.
 struct Pass {
   const EncodeJob* job;
+  Search search;
   bool by_token;
   const float* rows[kTileTokens];  // zeros outside the job
   alignas(64) float scales[kMaxNuqHeadDim];
   alignas(64) float inv_scales[kMaxNuqHeadDim];
   alignas(64) float zeros[kMaxNuqHeadDim];
-  alignas(64) int32_t keep[kTileTokens];       // all ones where a token is in the job
-  alignas(64) float midpoints[4][kMaxLevels];  // of step s of the search, moved to code 0
+  alignas(64) int32_t keep[kTileTokens];  // all ones where a token is in the job
 };
 
 alignas(64) constexpr float kNoRow[kMaxNuqHeadDim] = {};
@@ -65,109 +57,7 @@ void start_pass(const EncodeJob& job, Pass& pass) {
     const float inverse = 1 / pass.scales[i];
     pass.inv_scales[i] = pass.scales[i] > 0 ? inverse : 0.0f;
   }
-  // Step s adds 8 >> s: from code k it looks at midpoint k + (8 >> s) - 1.
-  for (int s = 0; s < 4; ++s) {
-    const int ahead = (8 >> s) - 1;
-    std::fill(pass.midpoints[s], pass.midpoints[s] + kMaxLevels, 0.0f);
-    std::copy(job.codebook->midpoints + ahead, job.codebook->midpoints + kMaxLevels,
-              pass.midpoints[s]);
-  }
-}
-
-// 4 channels of one vector's tokens, rows[k] those of token k.
-HWY_INLINE void transpose_quad(const FloatVec (&in)[4], FloatVec (&out)[4]) {
-  const FloatTag d;
-  const hn::Repartition<double, FloatTag> dd;
-  const auto low01 = hn::BitCast(dd, hn::InterleaveLower(d, in[0], in[1]));
-  const auto low23 = hn::BitCast(dd, hn::InterleaveLower(d, in[2], in[3]));
-  const auto high01 = hn::BitCast(dd, hn::InterleaveUpper(d, in[0], in[1]));
-  const auto high23 = hn::BitCast(dd, hn::InterleaveUpper(d, in[2], in[3]));
-  out[0] = hn::BitCast(d, hn::InterleaveLower(dd, low01, low23));
-  out[1] = hn::BitCast(d, hn::InterleaveUpper(dd, low01, low23));
-  out[2] = hn::BitCast(d, hn::InterleaveLower(dd, high01, high23));
-  out[3] = hn::BitCast(d, hn::InterleaveUpper(dd, high01, high23));
-}
-
-// 4 channels of tokens k, k + 4, k + 8, ... in the blocks of a vector.
-HWY_INLINE FloatVec load_blocks(const float* const* rows, int64_t channel) {
-  const hn::FixedTag<float, 4> d4;
-  const hn::FixedTag<float, 8> d8;
-  const auto low =
-      hn::Combine(d8, hn::LoadU(d4, rows[4] + channel), hn::LoadU(d4, rows[0] + channel));
-#if HWY_TARGET == HWY_AVX2
-  return low;
-#else
-  const auto high =
-      hn::Combine(d8, hn::LoadU(d4, rows[12] + channel), hn::LoadU(d4, rows[8] + channel));
-  return hn::Combine(FloatTag(), high, low);
-#endif
-}
-
-// Channels [c, c + 4 kQuads) of the tokens of vector v, to lines slots[0, 4 kQuads) of `lines`.
-template <int kQuads>
-HWY_INLINE void transpose_channels(const Pass& pass, int64_t c, int64_t v, const uint8_t* slots,
-                                   float* lines) {
-  const float* const* rows = pass.rows + v * kLanes;
-  FloatVec in[kQuads][4];
-  for (int k = 0; k < 4; ++k) {  // all of a row's line before the next row
-    for (int q = 0; q < kQuads; ++q) in[q][k] = load_blocks(rows + k, c + 4 * q);
-  }
-  for (int q = 0; q < kQuads; ++q) {
-    FloatVec out[4];
-    transpose_quad(in[q], out);
-    for (int k = 0; k < 4; ++k) {
-      hn::Store(out[k], FloatTag(), lines + slots[4 * q + k] * kTileTokens + v * kLanes);
-    }
-  }
-}
-
-// Up to 16 channels from c on.
-void transpose_block(const Pass& pass, int64_t c, int64_t first_vector, int64_t num_vectors,
-                     const uint8_t* slots, float* lines) {
-  for (int64_t v = first_vector; v < first_vector + num_vectors; ++v) {
-    if (c + kBlockWidth <= pass.job->head_dim) {
-      transpose_channels<4>(pass, c, v, slots, lines);
-    } else {
-      transpose_channels<2>(pass, c, v, slots, lines);
-    }
-  }
-}
-
-// Adds kBit to the codes below y's midpoint in that step of the search.
-template <int kBit>
-HWY_INLINE IntVec refine(const float* midpoints, FloatVec y, IntVec code) {
-  const FloatTag d;
-  const IntTag di;
-  const auto table = hn::Load(d, midpoints);
-  const auto midpoint = hn::TableLookupLanes(table, hn::IndicesFromVec(d, code));
-  const auto above = hn::RebindMask(di, hn::Lt(midpoint, y));
-  return hn::IfThenElse(above, hn::Or(code, hn::Set(di, kBit)), code);
-}
-
-template <int kBits>
-HWY_INLINE IntVec find_codes(const Pass& pass, FloatVec y) {
-  const FloatTag d;
-  const IntTag di;
-  if constexpr (kBits == 8) {
-    const auto steps =
-        hn::Sub(hn::Mul(hn::Add(y, hn::Set(d, 1)), hn::Set(d, 127.5f)), hn::Set(d, 0.5f));
-    const auto clamped = hn::Min(hn::Max(hn::Ceil(steps), hn::Zero(d)), hn::Set(d, 255));
-    return hn::ConvertTo(di, clamped);
-  } else if constexpr (kTableInRegister) {
-    constexpr int kFirst = 4 - kBits;
-    const auto middle = hn::Set(d, pass.midpoints[kFirst][0]);
-    auto code = hn::IfThenElseZero(hn::RebindMask(di, hn::Lt(middle, y)), hn::Set(di, 8 >> kFirst));
-    if constexpr (kBits == 4) code = refine<4>(pass.midpoints[1], y, code);
-    if constexpr (kBits >= 3) code = refine<2>(pass.midpoints[2], y, code);
-    return refine<1>(pass.midpoints[3], y, code);
-  } else {
-    auto code = hn::Zero(di);
-    for (int m = 0; m < (1 << kBits) - 1; ++m) {
-      const auto below = hn::Lt(hn::Set(d, pass.midpoints[3][m]), y);
-      code = hn::Sub(code, hn::BitCast(di, hn::VecFromMask(d, below)));
-    }
-    return code;
-  }
+  start_search(*job.codebook, pass.search);
 }
 
 template <int kBits>
@@ -181,65 +71,6 @@ HWY_INLINE FloatVec levels_of(const Pass& pass, IntVec code) {
                                 hn::IndicesFromVec(d, code));
   } else {
     return hn::GatherIndex(d, pass.job->codebook->levels, code);
-  }
-}
-
-HWY_INLINE hn::Vec<hn::Rebind<uint8_t, FloatTag>> to_bytes(IntVec code) {
-  return hn::U8FromU32(hn::BitCast(hn::RebindToUnsigned<FloatTag>(), code));
-}
-
-HWY_INLINE void add_bytes(IntVec code, uint8_t* out) {
-  const hn::Rebind<uint8_t, FloatTag> d8;
-  hn::StoreU(hn::Or(hn::LoadU(d8, out), to_bytes(code)), d8, out);
-}
-
-HWY_INLINE uint64_t bits_of(hn::Mask<FloatTag> mask) {
-  uint8_t bytes[8];
-  hn::StoreMaskBits(FloatTag(), mask, bytes);
-  uint16_t bits = 0;
-  std::memcpy(&bits, bytes, kLanes / 8);
-  return bits;
-}
-
-// Codes of the vectors from v on into the planes of channel c.
-template <int kBits, int kVectors>
-HWY_INLINE void add_codes(const EncodeJob& job, int64_t c, int64_t v,
-                          const IntVec (&codes)[kVectors]) {
-  if constexpr (kVectors * kLanes < kTileTokens) {
-    uint8_t row[kTileTokens] = {};
-    for (int g = 0; g < kVectors; ++g) {
-      hn::StoreU(to_bytes(codes[g]), hn::Rebind<uint8_t, FloatTag>(), row + (v + g) * kLanes);
-    }
-    add_code_row(job.codes, kBits, job.head_dim, c, row);
-  } else if constexpr (kBits == 8) {
-    for (int g = 0; g < kVectors; ++g) add_bytes(codes[g], job.codes + c * 64 + g * 16);
-  } else if constexpr (kBits == 4) {
-    uint8_t* row = job.codes + c * 32;
-    add_bytes(hn::Or(codes[0], hn::ShiftLeft<4>(codes[2])), row);
-    add_bytes(hn::Or(codes[1], hn::ShiftLeft<4>(codes[3])), row + 16);
-  } else {
-    const FloatTag d;
-    const auto two = hn::Set(IntTag(), 3);
-    auto low = codes[0];
-    uint64_t third = 0;
-    if constexpr (kBits == 3) {
-      for (int g = 0; g < kVectors; ++g) {
-        const auto is_high = hn::RebindMask(d, hn::Gt(codes[g], two));
-        third |= bits_of(is_high) << (16 * g);
-      }
-      low = hn::And(low, two);
-    }
-    low = hn::Or(low, hn::ShiftLeft<2>(hn::And(codes[1], two)));
-    low = hn::Or(low, hn::ShiftLeft<4>(hn::And(codes[2], two)));
-    low = hn::Or(low, hn::ShiftLeft<6>(codes[3]));  // a byte is kept
-    add_bytes(low, job.codes + c * 16);
-    if constexpr (kBits == 3) {
-      uint8_t* out = job.codes + job.head_dim * 16 + c * 8;
-      uint64_t word = 0;
-      std::memcpy(&word, out, 8);
-      word |= third;
-      std::memcpy(out, &word, 8);
-    }
   }
 }
 
@@ -262,7 +93,7 @@ HWY_INLINE void code_channel(const Pass& pass, int64_t c, int64_t v, FloatVec (&
     const auto zero = pass.by_token ? hn::Load(d, pass.zeros + token) : hn::Set(d, pass.zeros[c]);
     const auto inv_scale =
         pass.by_token ? hn::Load(d, pass.inv_scales + token) : hn::Set(d, pass.inv_scales[c]);
-    const auto code = find_codes<kBits>(pass, hn::Mul(hn::Sub(t[g], zero), inv_scale));
+    const auto code = find_codes<kBits>(pass.search, hn::Mul(hn::Sub(t[g], zero), inv_scale));
     codes[g] = hn::And(code, hn::Load(IntTag(), pass.keep + token));
     auto is_outlier = hn::MaskFromVec(hn::Zero(d));
     const auto exact = kFeedback ? hn::Load(d, x + token) : t[g];
@@ -282,27 +113,32 @@ HWY_INLINE void code_channel(const Pass& pass, int64_t c, int64_t v, FloatVec (&
       hn::Store(t[g], d, x + token);
     }
   }
-  add_codes<kBits, kVectors>(job, c, v, codes);
+  add_codes<kBits, kVectors>(job.codes, job.head_dim, c, v, codes);
   if (job.low != nullptr) {
     const uint64_t inside = (job.num_tokens == 64 ? 0 : uint64_t{1} << job.num_tokens) - 1;
     job.outliers[c] |= outlier_bits & inside << job.first_token;
   }
 }
 
-// Without feedback: 16 channels at a time.
+// Channel c to line steps[c] of `lines`, [head_dim][64].
+void transpose_vectors(const Pass& pass, int64_t first, int64_t num_vectors, const uint8_t* steps,
+                       float* lines) {
+  for (int64_t v = first; v < first + num_vectors; ++v) {
+    transpose_rows(pass.rows + v * kLanes, pass.job->head_dim, steps, lines + v * kLanes);
+  }
+}
+
 template <int kBits, int kVectors>
 void encode_nearest(const Pass& pass, int64_t v) {
-  static constexpr uint8_t kSlots[kBlockWidth] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                                  8, 9, 10, 11, 12, 13, 14, 15};
-  alignas(64) float lines[kBlockWidth * kTileTokens];
-  for (int64_t c0 = 0; c0 < pass.job->head_dim; c0 += kBlockWidth) {
-    transpose_block(pass, c0, v, kVectors, kSlots, lines);
-    for (int64_t c = c0; c < std::min(c0 + kBlockWidth, pass.job->head_dim); ++c) {
-      float* line = lines + (c - c0) * kTileTokens;
-      FloatVec t[kVectors];
-      for (int g = 0; g < kVectors; ++g) t[g] = hn::Load(FloatTag(), line + (v + g) * kLanes);
-      code_channel<kBits, kVectors, false>(pass, c, v, t, line);
-    }
+  alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];
+  uint8_t steps[kMaxNuqHeadDim];
+  for (int64_t c = 0; c < pass.job->head_dim; ++c) steps[c] = static_cast<uint8_t>(c);
+  transpose_vectors(pass, v, kVectors, steps, lines);
+  for (int64_t c = 0; c < pass.job->head_dim; ++c) {
+    float* line = lines + c * kTileTokens;
+    FloatVec t[kVectors];
+    for (int g = 0; g < kVectors; ++g) t[g] = hn::Load(FloatTag(), line + (v + g) * kLanes);
+    code_channel<kBits, kVectors, false>(pass, c, v, t, line);
   }
 }
 
@@ -316,9 +152,7 @@ void encode_with_feedback(const Pass& pass, int64_t v) {
   alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];  // [step][64]
   uint8_t steps[kMaxNuqHeadDim];                          // of channels
   for (int64_t i = 0; i < head_dim; ++i) steps[feedback.order[i]] = static_cast<uint8_t>(i);
-  for (int64_t c = 0; c < head_dim; c += kBlockWidth) {
-    transpose_block(pass, c, v, kVectors, steps + c, lines);
-  }
+  transpose_vectors(pass, v, kVectors, steps, lines);
   const int64_t token = v * kLanes;
   for (int64_t i = 0; i < head_dim; i += kSteps) {
     const float* weights = feedback.coefficients + i * head_dim;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -74,27 +75,56 @@ TEST(FitRow, AConstantRowMarksTheFirstAndIsExact) {
   EXPECT_EQ(to_float(range.zero), 7.0f);
 }
 
-TEST(FitRow, EqualsAStableSortAtAnySize) {
+// The definition: a stable sort, and the range of what is not marked.
+RowRange fit_by_sorting(const std::vector<float>& row, int64_t count, std::vector<uint8_t>& marks) {
+  marks.assign(row.size(), 0);
+  for (const bool largest : {true, false}) {
+    std::vector<size_t> order;
+    for (size_t i = 0; i < row.size(); ++i) {
+      if (marks[i] == 0) order.push_back(i);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      return largest ? row[a] > row[b] : row[a] < row[b];
+    });
+    for (int64_t i = 0; i < count; ++i) marks[order[i]] = 1;
+  }
+  float low = INFINITY, high = -INFINITY;
+  for (size_t i = 0; i < row.size(); ++i) {
+    if (marks[i] == 0) low = std::min(low, row[i]);
+    if (marks[i] == 0) high = std::max(high, row[i]);
+  }
+  return {to_half(0.5f * (high - low) + 0.0f), to_half(0.5f * (low + high) + 0.0f)};
+}
+
+enum class RowKind { kFewNumbers, kHeavyTailed, kZeros, kConstant, kAscending };
+
+TEST(FitRow, EqualsAStableSortForAnyRow) {
   std::mt19937 rng(5);
-  for (const int size : {8, 65, 192, 3000, 8192}) {
-    for (const int64_t count : {0, 1, size / 40 + 1}) {
-      std::vector<float> row(size);
-      for (float& x : row) x = static_cast<float>(rng() % 100) - 50;
-      std::vector<uint8_t> marks(size), expected(size, 0);
-      fit_row(row, count, marks);
-      std::vector<int> order(size);
-      std::iota(order.begin(), order.end(), 0);
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return row[a] > row[b]; });
-      for (int64_t i = 0; i < count; ++i) expected[order[i]] = 1;
-      std::iota(order.begin(), order.end(), 0);
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return row[a] < row[b]; });
-      int64_t taken = 0;
-      for (size_t i = 0; taken < count; ++i) {
-        if (expected[order[i]] != 0) continue;
-        expected[order[i]] = 1;
-        ++taken;
+  std::student_t_distribution<float> heavy_tailed(2);
+  for (const int size : {1, 3, 8, 63, 64, 65, 192, 240, 1024, 3000, 8192}) {
+    for (const int64_t count : {0, 1, 5, size / 100 + 1, size / 40 + 1, (size - 1) / 2}) {
+      if (2 * count >= size) continue;
+      for (const RowKind kind : {RowKind::kFewNumbers, RowKind::kHeavyTailed, RowKind::kZeros,
+                                 RowKind::kConstant, RowKind::kAscending}) {
+        std::vector<float> row(size);
+        for (int i = 0; i < size; ++i) {
+          switch (kind) {
+            case RowKind::kFewNumbers: row[i] = static_cast<float>(rng() % 100) - 50; break;
+            case RowKind::kHeavyTailed: row[i] = round_to_half(heavy_tailed(rng)); break;
+            case RowKind::kZeros: row[i] = rng() % 2 == 0 ? 0.0f : -0.0f; break;
+            case RowKind::kConstant: row[i] = -3; break;
+            case RowKind::kAscending: row[i] = static_cast<float>(i); break;
+          }
+        }
+        std::vector<uint8_t> marks(size, 7), expected;
+        const RowRange range = fit_row(row, count, marks);
+        const RowRange sorted = fit_by_sorting(row, count, expected);
+        const auto where = ::testing::Message() << "size " << size << " count " << count << " kind "
+                                                << static_cast<int>(kind);
+        EXPECT_EQ(marks, expected) << where;
+        EXPECT_EQ(range.scale, sorted.scale) << where;
+        EXPECT_EQ(range.zero, sorted.zero) << where;
       }
-      EXPECT_EQ(marks, expected) << "size " << size << " count " << count;
     }
   }
 }

@@ -4,7 +4,7 @@
 Keys: per-channel percentile thresholds, what lies outside is an outlier and kept exactly. Values:
 per token, the largest and smallest of a row are outliers. The rest is normalised to [-1, 1] by half
 its range and its middle (both fp16), coded with the nearest level of a codebook fitted by weighted
-k-means, ties to the lower index, and decoded. Then uniform asymmetric integers without outliers.
+k-means, ties to the lower index, and decoded. Then uniform levels without outliers.
 Inputs are fp16 numbers. Needs numpy. Run: python3 make_quant_golden.py > quant_golden.json
 """
 import json
@@ -110,14 +110,15 @@ def nuq_case(side, x, bits, percent):
 
 
 def integer_case(side, x, bits):
-    """scale = (max - min) / (2^bits - 1), code = round half to even((x - min) / scale)."""
-    axis, last = (0 if side == "key" else 1), 2**bits - 1
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    scale = ((high - low) / F(last)).astype(F)
-    steps = np.divide(x - low, scale, out=np.zeros_like(x), where=scale > 0)
-    codes = np.clip(np.rint(steps), 0, last).astype(int)
-    out = (codes.astype(F) * scale + low).astype(F)
-    return {"side": side, "bits": bits, "scales": numbers(scale), "minima": numbers(low),
+    """The nearest of 2^bits uniform levels of [-1, 1], in exact arithmetic; ties to the lower."""
+    scale, zero, _ = (key_ranges if side == "key" else value_ranges)(x, 0)
+    last = 2**bits - 1
+    exact = [Fraction(2 * i - last, last) for i in range(last + 1)]
+    y = normalise(x, scale, zero)
+    codes = np.array([min(range(last + 1), key=lambda i: abs(exact[i] - Fraction(float(v))))
+                      for v in y.ravel()]).reshape(y.shape)
+    out = ((np.array(exact, F)[codes] * scale).astype(F) + zero).astype(F)
+    return {"side": side, "bits": bits, "scales": numbers(scale), "zeros": numbers(zero),
             "codes": codes.ravel().tolist(), "decoded": numbers(out)}
 
 

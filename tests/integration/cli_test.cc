@@ -31,7 +31,7 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("bench -m embedded -c 512", "--ctx");
   expect_refused("bench alloc -d 9", "at least 10");
   expect_refused("generate -m embedded -p Hello --kv nuq9", "nuq9");
-  expect_refused("generate -m embedded -p Hello --kv int4", "not built yet");
+  expect_refused("generate -m embedded -p Hello --kv pca8", "not built yet");
   expect_refused("generate -m embedded -p Hello --device cuda:0", "not built yet");
   expect_refused("generate -m embedded -p ''", "empty");
   expect_refused("generate -m embedded -p Hello -c 2", "context");
