@@ -142,9 +142,9 @@ TEST_F(CalibrateProgram, AFileThatIsMissingOrBrokenOrOfAnotherModelIsRefused) {
   write_file_atomic(path("truncated.safetensors"), bytes.substr(0, bytes.size() / 2));
   expect_refused(command + path("truncated.safetensors"), "truncated.safetensors: ");
   std::string other = bytes;
-  other.replace(other.find("layers.3.key.scale"), 18, "layers.3.key.skale");
+  other.replace(other.find("layers.3.key.scale2"), 19, "layers.3.key.skale2");
   write_file_atomic(path("other.safetensors"), other);
-  expect_refused(command + path("other.safetensors"), "\"layers.3.key.scale\" is missing");
+  expect_refused(command + path("other.safetensors"), "\"layers.3.key.scale2\" is missing");
   write_file_atomic(path("text"), "This is no calibration.");
   expect_refused(command + path("text"), "not a safetensors file");
   expect_refused(command + KVQUANT_SOURCE_DIR "/assets/ref5m/model.safetensors",
