@@ -12,7 +12,9 @@
 #include "base/timer.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "quant/per_layer_keys.h"
 
 namespace kvquant::cli {
 namespace {
@@ -26,8 +28,42 @@ struct Options {
   int64_t seq_len = 0;  // 0: the default
   int64_t rank = 0;
   std::string recipe = "error-saved";
+  std::string outliers, feedback, codebook, codebook_weights;  // empty: as the recipe says
+  std::string per_layer;                                       // folder; empty: none
+  std::string per_layer_codec = "nuq4-1%";
   std::string output;
 };
+
+FitChoices choices_of(const Options& options) {
+  FitChoices choices = recipe_choices(options.recipe);
+  if (!options.outliers.empty()) choices.outliers = parse_key_outliers(options.outliers);
+  if (!options.feedback.empty()) choices.has_feedback = options.feedback == "on";
+  if (!options.codebook.empty()) choices.codebook = parse_codebook_method(options.codebook);
+  if (!options.codebook_weights.empty()) {
+    choices.weights = parse_codebook_weighting(options.codebook_weights);
+  }
+  return choices;
+}
+
+// Refuses now what would fail after the work.
+void check_per_layer(const Options& options) {
+  get_nuq_bitwidth(options.per_layer_codec);
+  if (options.per_layer.empty()) return;
+  const std::filesystem::path folder = options.per_layer;
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) {
+    throw IoError(fmt::format("{}: can't make the folder: {}", options.per_layer, error.message()));
+  }
+  check_writable((folder / "codebooks.safetensors").string());
+}
+
+void write_per_layer(const Options& options, const Calibration& calibration) {
+  if (options.per_layer.empty()) return;
+  const PerLayerKeys keys = per_layer_keys(calibration, options.per_layer_codec);
+  save_per_layer_codebooks(options.per_layer, keys.codebooks);
+  save_per_layer_scaling_factors(options.per_layer, keys.scales);
+}
 
 std::vector<TokenizedText> read_texts(const Options& options, const Model& model) {
   std::vector<std::string> files = options.data;
@@ -68,6 +104,7 @@ Json result_of(const Calibration& calibration, int64_t file_bytes, double second
           {"seq_len", info.seq_len},
           {"tokens", info.num_samples * info.seq_len},
           {"rank", info.rank},
+          {"recipe", info.recipe},
           {"file_bytes", file_bytes},
           {"calibration_s", seconds},
           {"texts", texts}};
@@ -76,6 +113,7 @@ Json result_of(const Calibration& calibration, int64_t file_bytes, double second
 int run(const Options& options) {
   check_arg(options.common.context == 0,
             "calibrate takes --seq-len, the length of a sample, instead of --ctx");
+  check_per_layer(options);
   Model model = load_model(options.common);
   const auto texts = read_texts(options, model);
   const CalibrateOptions calibration_options{
@@ -85,14 +123,14 @@ int run(const Options& options) {
       .rank = options.rank,
       .seed = options.common.seed,
       .ubatch = options.common.ubatch,
-      .recipe = options.recipe == "percentile" ? CalibrationRecipe::kPercentile
-                                               : CalibrationRecipe::kErrorSaved};
+      .choices = choices_of(options)};
   const Timer timer;
   Calibration calibration = calibrate_in_memory(model, texts, calibration_options,
                                                 progress_on_stderr(options.common, "calibrate"));
   calibration.info.kvquant_version = version();
   const double seconds = timer.seconds();
   save_calibration(calibration, options.output);
+  write_per_layer(options, calibration);
 
   const auto& info = calibration.info;
   if (info.num_samples < options.samples) {
@@ -106,6 +144,9 @@ int run(const Options& options) {
   const int64_t file_bytes = error ? 0 : static_cast<int64_t>(size);
   Json config = common_config(options.common, model);
   config.update({{"samples", options.samples}, {"output", options.output}});
+  if (!options.per_layer.empty()) {
+    config.update({{"per_layer", options.per_layer}, {"per_layer_codec", options.per_layer_codec}});
+  }
   Json document = make_document("calibrate", model_info(model), config);
   document["results"].push_back(result_of(calibration, file_bytes, seconds));
   write_json(options.common, document);
@@ -113,8 +154,44 @@ int run(const Options& options) {
     fmt::print("{} layers calibrated on {} tokens ({} samples of {}) in {:.1f} s\n{}: {}\n",
                info.shape.num_layers, info.num_samples * info.seq_len, info.num_samples,
                info.seq_len, seconds, options.output, format_bytes(file_bytes));
+    if (!options.per_layer.empty()) {
+      fmt::print("{}: codebooks and scales of {} keys, layer by layer\n", options.per_layer,
+                 options.per_layer_codec);
+    }
   }
   return kDone;
+}
+
+void add_ablation_options(CLI::App& command, Options& options) {
+  const auto add = [&](const char* name, std::string& value, const char* help,
+                       const std::vector<std::string>& names) {
+    return command.add_option(name, value, help)->check(CLI::IsMember(names))->group("Ablation");
+  };
+  add("--recipe", options.recipe,
+      "default of the choices below: error-saved, or percentile as KVQuant does (arXiv 2401.18079: "
+      "percentile outliers, no feedback)",
+      {"error-saved", "percentile"})
+      ->capture_default_str();
+  add("--outliers", options.outliers,
+      "key outliers: where they save most error, or at percentiles, with the range they leave",
+      {"error-saved", "percentile"});
+  add("--feedback", options.feedback, "make up for rounding errors of key channels in later ones",
+      {"on", "off"});
+  add("--codebook", options.codebook, "how levels are found (default: exact)",
+      {"exact", "lloyd", "normal-float", "uniform", "heuristic"});
+  add("--codebook-weights", options.codebook_weights,
+      "what an error costs in their fit: nothing more, its scale squared (default), or that times "
+      "what queries make of it",
+      {"none", "scale", "query"});
+}
+
+void add_per_layer_options(CLI::App& command, Options& options) {
+  auto* folder =
+      command.add_option("--per-layer", options.per_layer,
+                         "folder to write key codebooks and scales to as well, layer by layer");
+  command.add_option("--per-layer-codec", options.per_layer_codec, "of those keys: nuq3, nuq3-1%")
+      ->needs(folder)
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -136,15 +213,11 @@ void add_calibrate(CLI::App& app, int& exit_code) {
       ->add_option("--rank", options->rank,
                    "components of the low-rank bases to store (default: all)")
       ->check(at_least(1));
-  command
-      ->add_option("--recipe", options->recipe,
-                   "how keys are fitted: error-saved, or percentile as KVQuant does "
-                   "(arXiv 2401.18079)")
-      ->check(CLI::IsMember({"error-saved", "percentile"}))
-      ->capture_default_str();
   command->add_option("-o,--output", options->output, "calibration file to write (.safetensors)")
       ->required()
       ->each([](const std::string& path) { check_writable(path); });  // now, not after the work
+  add_per_layer_options(*command, *options);
+  add_ablation_options(*command, *options);
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }
 

@@ -18,7 +18,7 @@ constexpr int64_t kRowSize = 32;
 
 // Of random keys whose channels differ, with queries that lie near two directions: so that feedback
 // has something to gain.
-std::shared_ptr<const Calibration> fitted(CalibrationRecipe recipe) {
+std::shared_ptr<const Calibration> fitted(const FitChoices& choices) {
   static const std::vector<double> angles = {1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005};
   ThreadPool pool(1, ThreadPool::Pin::kNo);
   const LagMetric metric(angles, lag_weights(200));
@@ -30,7 +30,7 @@ std::shared_ptr<const Calibration> fitted(CalibrationRecipe recipe) {
       data.queries[i] = 0.05f * data.queries[i] +
                         std::sin(static_cast<float>(i % 16)) * data.queries[i / 16 * 16];
     }
-    out->layers.push_back(fit_layer(data.views, {.recipe = recipe, .lag_metric = &metric}, pool));
+    out->layers.push_back(fit_layer(data.views, {.choices = choices, .lag_metric = &metric}, pool));
   }
   return out;
 }
@@ -87,7 +87,7 @@ struct Fixture {
 };
 
 TEST(CalibratedCache, ValuesOutsideTheThresholdsComeBackExactly) {
-  const auto calibration = fitted(CalibrationRecipe::kErrorSaved);
+  const auto calibration = fitted({});
   const auto ranges = nuq_key_ranges(calibration->layers.back().key, 3, 1);
   Rows rows = random_rows(200);
   rows.data[100 * kRowSize + 5] = 500;  // an outlier in any case
@@ -110,7 +110,7 @@ TEST(CalibratedCache, ValuesOutsideTheThresholdsComeBackExactly) {
 
 TEST(CalibratedCache, FeedbackLowersTheErrorThatQueriesSee) {
   const Rows rows = random_rows(400);
-  const auto ours = fitted(CalibrationRecipe::kErrorSaved);
+  const auto ours = fitted({});
   auto nearest = std::make_shared<Calibration>(*ours);
   for (auto& layer : nearest->layers) {
     std::fill(layer.key.feedback.begin(), layer.key.feedback.end(), 0.0f);
@@ -144,7 +144,7 @@ TEST(CalibratedCache, PiecesGiveTheSameCodesFromTheFirstTokenOn) {
   const Rows rows = random_rows(150);
   for (const char* spec : {"nuq2-1%", "int4", "int8", "k=nuq4-0.7%,v=had+nuq3-1%"}) {
     SCOPED_TRACE(spec);
-    const auto calibration = fitted(CalibrationRecipe::kErrorSaved);
+    const auto calibration = fitted({});
     Fixture whole(spec, calibration), pieces(spec, calibration);
     whole.append(rows, 0, 150);
     for (int64_t first = 0, size = 1; first < 150; first += size, size = size * 2 % 61) {
@@ -156,7 +156,7 @@ TEST(CalibratedCache, PiecesGiveTheSameCodesFromTheFirstTokenOn) {
 }
 
 TEST(CalibratedCache, CountsItsParametersOnceAndStoresNoneInSequences) {
-  const auto calibration = fitted(CalibrationRecipe::kErrorSaved);
+  const auto calibration = fitted({});
   Fixture fixture("nuq3-1%", calibration);
   // Per layer: 8 levels on either side, four fp16 numbers per key channel.
   const int64_t parameters = 2 * (2 * 8 * 4 + 4 * kRowSize * 2);
@@ -169,14 +169,14 @@ TEST(CalibratedCache, CountsItsParametersOnceAndStoresNoneInSequences) {
 }
 
 TEST(CalibratedCache, ThePublishedRecipeRoundsToTheNearestLevel) {
-  const auto calibration = fitted(CalibrationRecipe::kPercentile);
+  const auto calibration = fitted(recipe_choices("percentile"));
   const SideParameters parameters(KvSide::kKey, parse_spec("nuq4-1%").key, &calibration->layers[0]);
   EXPECT_TRUE(parameters.feedback.empty());
   EXPECT_EQ(parameters.ranges.size(), 4u * kRowSize);
 }
 
 TEST(CalibratedCache, ACalibrationOfAnotherShapeIsRefused) {
-  auto other = std::make_shared<Calibration>(*fitted(CalibrationRecipe::kErrorSaved));
+  auto other = std::make_shared<Calibration>(*fitted({}));
   other->info.shape.head_dim = 32;
   EXPECT_THROW(Fixture("nuq3", other), std::invalid_argument);
   other->info.shape.head_dim = 16;

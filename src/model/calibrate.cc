@@ -93,7 +93,7 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
               .num_samples = static_cast<int64_t>(windows.size()),
               .seq_len = options.seq_len,
               .rank = options.rank == 0 ? model.config().head_dim : options.rank,
-              .recipe = recipe_name(options.recipe)};
+              .recipe = to_string(options.choices)};
   std::vector<std::vector<int32_t>> samples;
   for (const TextWindow& window : windows) {
     const TokenizedText& text = texts[static_cast<size_t>(window.text)];
@@ -116,7 +116,7 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
         try {
           out.layers.push_back(fit_layer(
               activations,
-              {.recipe = options.recipe, .rank = out.info.rank, .lag_metric = &lag_metric},
+              {.choices = options.choices, .rank = out.info.rank, .lag_metric = &lag_metric},
               model.pool()));
         } catch (const FormatError& error) {
           throw FormatError(fmt::format("layer {}: {}", layer, error.what()));

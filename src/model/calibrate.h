@@ -9,7 +9,7 @@
 #include "base/progress.h"
 #include "model/model.h"
 #include "quant/calibration.h"
-#include "quant/key_fit.h"
+#include "quant/fit_choices.h"
 
 namespace kvquant {
 
@@ -24,7 +24,7 @@ struct CalibrateOptions {
   int64_t rank = 0;          // components of the stored bases; 0: head_dim
   uint64_t seed = 42;
   int64_t ubatch = 512;
-  CalibrationRecipe recipe = CalibrationRecipe::kErrorSaved;
+  FitChoices choices = {};
 };
 
 inline constexpr int64_t kMinCalibrationSeqLen = 16;

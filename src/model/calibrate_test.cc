@@ -90,6 +90,8 @@ TEST(Calibrate, SaysWhatItWasMadeFrom) {
   EXPECT_EQ(c.info.seq_len, 64);
   EXPECT_EQ(c.info.rank, 10);
   EXPECT_EQ(c.info.seed, 7u);
+  EXPECT_EQ(c.info.recipe,
+            "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer");
   ASSERT_EQ(c.info.texts.size(), 3u);
   for (const auto& text : c.info.texts) {
     EXPECT_EQ(text.file, "sample.txt");
@@ -108,6 +110,23 @@ TEST(Calibrate, SaysWhatItWasMadeFrom) {
     EXPECT_NEAR(sum(layer.value.spectrum), sum(layer.value.channels.variance),
                 1e-4 * sum(layer.value.spectrum));
   }
+}
+
+TEST(Calibrate, SaysWhatWasChosenAndDoesIt) {
+  Model model = Model::load(kEmbedded);
+  const auto texts = sample_text(model);
+  const Calibration c = calibrate(model, texts,
+                                  {.num_samples = 1,
+                                   .seq_len = 64,
+                                   .choices = {.outliers = KeyOutliers::kPercentile,
+                                               .has_feedback = false,
+                                               .codebook = CodebookMethod::kUniform}});
+  EXPECT_EQ(c.info.recipe,
+            "outliers=percentile feedback=off codebook=uniform weights=scale codebooks=layer");
+  const std::vector<float>& levels = c.layers.back().key.codebooks[0];
+  EXPECT_EQ(std::vector<float>(levels.begin(), levels.begin() + 4), uniform_codebook(2));
+  const Calibration ours = calibrate(model, texts, {.num_samples = 1, .seq_len = 64});
+  EXPECT_NE(ours.layers[0].key.feedback, c.layers[0].key.feedback);
 }
 
 TEST(Calibrate, OptionsAndTextsThatDontFitAreRefused) {

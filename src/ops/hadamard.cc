@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <bit>
-#include <cmath>
 
 #include "base/check.h"
+#include "base/walsh_hadamard.h"
 #include "formats/kv_block.h"
 
 namespace kvquant {
@@ -16,20 +16,6 @@ void check_head_dim(int64_t head_dim) {
                 std::has_single_bit(static_cast<uint64_t>(head_dim)),
             fmt::format("hadamard: head_dim {} is not a power of two from 8 to {}", head_dim,
                         kMaxNuqHeadDim));
-}
-
-// One vector, its elements `stride` apart.
-void transform(float* x, int64_t stride, int64_t size) {
-  for (int64_t span = 1; span < size; span *= 2) {
-    for (int64_t i = 0; i < size; ++i) {
-      if ((i & span) != 0) continue;
-      const float a = x[i * stride], b = x[(i + span) * stride];
-      x[i * stride] = a + b;
-      x[(i + span) * stride] = a - b;
-    }
-  }
-  const float norm = 1 / std::sqrt(static_cast<float>(size));
-  for (int64_t i = 0; i < size; ++i) x[i * stride] *= norm;
 }
 
 }  // namespace
@@ -50,11 +36,11 @@ void hadamard_planar(float* planar, int64_t head_dim, Backend backend) {
 namespace ref {
 
 void hadamard_rows(float* rows, int64_t stride, int64_t num_rows, int64_t head_dim) noexcept {
-  for (int64_t i = 0; i < num_rows; ++i) transform(rows + i * stride, 1, head_dim);
+  for (int64_t i = 0; i < num_rows; ++i) walsh_hadamard(rows + i * stride, 1, head_dim);
 }
 
 void hadamard_planar(float* planar, int64_t head_dim) noexcept {
-  for (int64_t t = 0; t < kTileTokens; ++t) transform(planar + t, kTileTokens, head_dim);
+  for (int64_t t = 0; t < kTileTokens; ++t) walsh_hadamard(planar + t, kTileTokens, head_dim);
 }
 
 }  // namespace ref

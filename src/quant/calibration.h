@@ -42,7 +42,7 @@ struct CalibrationInfo {
   int64_t num_samples = 0;
   int64_t seq_len = 0;
   int64_t rank = 0;    // components of the stored bases, at most head_dim
-  std::string recipe;  // of keys: "error-saved" or "percentile", see key_fit.h
+  std::string recipe;  // to_string(FitChoices) of fit_choices.h; not read again
 };
 
 // Outlier percents for which key ranges are stored.

@@ -54,7 +54,7 @@ inline Calibration test_calibration(const CalibrationShape& shape = {2, 4, 2, 8}
               .num_samples = 2,
               .seq_len = 20,
               .rank = 5,
-              .recipe = "error-saved"};
+              .recipe = to_string(FitChoices{})};
   for (int64_t i = 0; i < shape.num_layers; ++i) {
     const TestLayer layer(shape, 2, 20, static_cast<uint64_t>(i));
     out.layers.push_back(fit_layer(layer.views, {.rank = out.info.rank}, pool));

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cmath>
 
 #include "base/half.h"
 #include "base/parallel_tasks.h"
+#include "base/walsh_hadamard.h"
 #include "formats/codec_table.h"
 #include "quant/codebook_fit.h"
 #include "quant/ranges.h"
@@ -27,10 +27,18 @@ std::vector<int64_t> chosen_tokens(const LayerActivations& a) {
   return tokens;
 }
 
-// The histogram's codebook; the middle level alone when every scale is zero.
-std::vector<float> levels_of(const WeightedHistogram& histogram, int bits) {
-  if (histogram.total_weight() > 0) return compute_nuq_codebook(histogram, bits);
-  return fill_levels({0.0f}, 1 << bits);
+// The histogram's codebook; the middle level alone when nothing weighs anything.
+std::vector<float> levels_of(const WeightedHistogram& histogram, int bits, CodebookMethod method) {
+  const double total = histogram.total_weight();
+  if (!(total > 0)) return fill_levels({0.0f}, 1 << bits);
+  if (method == CodebookMethod::kExact) return compute_nuq_codebook(histogram, bits);
+  std::vector<float> means, weights;  // of the cells, finer than levels can tell apart
+  for (const HistogramCell& cell : histogram.cells()) {
+    if (cell.weight <= 0) continue;
+    means.push_back(static_cast<float>(cell.sum / cell.weight));
+    weights.push_back(static_cast<float>(cell.weight / total));
+  }
+  return fit_codebook(method, {means, weights}, bits);
 }
 
 void place(const std::vector<float>& levels, int64_t percent, CodebookSet& out) {
@@ -48,93 +56,108 @@ CodebookSet empty_set() {
   return set;
 }
 
-void add_key_channel(const LayerActivations& a, std::span<const int64_t> tokens,
-                     const KeyCalibration& key, int bits, int64_t percent, int64_t channel,
-                     WeightedHistogram& histogram) {
-  const int64_t width = a.num_kv_heads() * a.head_dim();
-  const auto at = static_cast<size_t>(percent * width + channel);
-  const auto i = static_cast<size_t>(bits - 2);
-  const float scale = to_float(key.scale[i][at]), zero = to_float(key.zero[i][at]);
-  if (scale == 0) return;
-  const float low = to_float(key.low[i][at]), high = to_float(key.high[i][at]);
-  const bool has_outliers = percent > 0;
-  const float* column = &a.keys(0, channel / a.head_dim(), channel % a.head_dim());
-  for (const int64_t token : tokens) {
-    const float x = round_to_half(column[token * a.keys.stride[0]]);
-    if (has_outliers && (x < low || x > high)) continue;
-    histogram.add((x - zero) / scale, scale * scale);
-  }
-}
+struct KeySource {
+  const LayerActivations& a;
+  std::span<const int64_t> tokens;
+  const KeyFit& fit;
+  CodebookWeighting weighting;
 
-// Rotates a head's row by the normalised Walsh-Hadamard matrix.
-void hadamard(std::span<float> row) {
-  for (size_t half = 1; half < row.size(); half *= 2) {
-    for (size_t begin = 0; begin < row.size(); begin += 2 * half) {
-      for (size_t i = begin; i < begin + half; ++i) {
-        const float a = row[i], b = row[i + half];
-        row[i] = a + b;
-        row[i + half] = a - b;
+  float weight_of(int64_t channel, float scale) const {
+    switch (weighting) {
+      case CodebookWeighting::kNone: return 1;
+      case CodebookWeighting::kQuery:
+        return scale * scale * fit.channel_weights[static_cast<size_t>(channel)];
+      default: return scale * scale;
+    }
+  }
+
+  void add_channel(int bits, int64_t percent, int64_t channel, WeightedHistogram& histogram) const {
+    const int64_t width = a.num_kv_heads() * a.head_dim();
+    const auto at = static_cast<size_t>(percent * width + channel);
+    const auto i = static_cast<size_t>(bits - 2);
+    const KeyCalibration& key = fit.key;
+    const float scale = to_float(key.scale[i][at]), zero = to_float(key.zero[i][at]);
+    if (scale == 0) return;
+    const float low = to_float(key.low[i][at]), high = to_float(key.high[i][at]);
+    const float weight = weight_of(channel, scale);
+    const bool has_outliers = percent > 0;
+    const float* column = &a.keys(0, channel / a.head_dim(), channel % a.head_dim());
+    for (const int64_t token : tokens) {
+      const float x = round_to_half(column[token * a.keys.stride[0]]);
+      if (has_outliers && (x < low || x > high)) continue;
+      histogram.add((x - zero) / scale, weight);
+    }
+  }
+};
+
+struct ValueSource {
+  const LayerActivations& a;
+  std::span<const int64_t> tokens;
+  ValueRotation rotation;
+  CodebookWeighting weighting;
+
+  // One token's values, [H * D].
+  void read(int64_t token, std::span<float> row) const {
+    const int64_t d = a.head_dim();
+    for (int64_t head = 0; head < a.num_kv_heads(); ++head) {
+      const std::span part = row.subspan(static_cast<size_t>(head * d), static_cast<size_t>(d));
+      const auto source = a.values.row(token, head);
+      std::transform(source.begin(), source.end(), part.begin(), round_to_half);
+      if (rotation == ValueRotation::kHadamard) walsh_hadamard(part.data(), 1, d);
+    }
+  }
+
+  void add_rows(int64_t percent, WeightedHistogram& histogram) const {
+    const int64_t width = a.num_kv_heads() * a.head_dim();
+    const int64_t num_outliers =
+        num_value_outliers(width, kOutlierPercents[static_cast<size_t>(percent)]);
+    if (width <= 2 * num_outliers) return;
+    std::vector<float> row(static_cast<size_t>(width));
+    std::vector<uint8_t> marks(row.size());
+    for (const int64_t token : tokens) {
+      read(token, row);
+      const RowRange range = fit_row(row, num_outliers, marks);
+      const float scale = to_float(range.scale), zero = to_float(range.zero);
+      if (scale == 0) continue;
+      const float weight = weighting == CodebookWeighting::kNone ? 1 : scale * scale;
+      for (size_t i = 0; i < row.size(); ++i) {
+        if (marks[i] == 0) histogram.add((row[i] - zero) / scale, weight);
       }
     }
   }
-  const float norm = 1 / std::sqrt(static_cast<float>(row.size()));
-  for (float& x : row) x *= norm;
-}
-
-void add_value_rows(const LayerActivations& a, std::span<const int64_t> tokens,
-                    ValueRotation rotation, int64_t percent, WeightedHistogram& histogram) {
-  const int64_t d = a.head_dim(), width = a.num_kv_heads() * d;
-  const int64_t num_outliers =
-      num_value_outliers(width, kOutlierPercents[static_cast<size_t>(percent)]);
-  std::vector<float> row(static_cast<size_t>(width));
-  std::vector<uint8_t> marks(row.size());
-  for (const int64_t token : tokens) {
-    for (int64_t head = 0; head < a.num_kv_heads(); ++head) {
-      const std::span part =
-          std::span(row).subspan(static_cast<size_t>(head * d), static_cast<size_t>(d));
-      const auto source = a.values.row(token, head);
-      std::transform(source.begin(), source.end(), part.begin(), round_to_half);
-      if (rotation == ValueRotation::kHadamard) hadamard(part);
-    }
-    if (width <= 2 * num_outliers) continue;
-    const RowRange range = fit_row(row, num_outliers, marks);
-    const float scale = to_float(range.scale), zero = to_float(range.zero);
-    if (scale == 0) continue;
-    for (size_t i = 0; i < row.size(); ++i) {
-      if (marks[i] == 0) histogram.add((row[i] - zero) / scale, scale * scale);
-    }
-  }
-}
+};
 
 }  // namespace
 
-CodebookSet fit_key_codebooks(const LayerActivations& activations, const KeyCalibration& key,
-                              ThreadPool& pool) {
+CodebookSet fit_key_codebooks(const LayerActivations& activations, const KeyFit& fit,
+                              const FitChoices& choices, ThreadPool& pool) {
   const std::vector<int64_t> tokens = chosen_tokens(activations);
+  const KeySource source{activations, tokens, fit, choices.weights};
   CodebookSet out = empty_set();
   parallel_for_throwing(pool, kNumCodebooks * kNumOutlierPercents, [&](int64_t task, int) {
     const int64_t percent = task % kNumOutlierPercents;
     const int bits = 2 + static_cast<int>(task / kNumOutlierPercents);
     WeightedHistogram histogram;
     for (int64_t c = 0; c < activations.num_kv_heads() * activations.head_dim(); ++c) {
-      add_key_channel(activations, tokens, key, bits, percent, c, histogram);
+      source.add_channel(bits, percent, c, histogram);
     }
-    place(levels_of(histogram, bits), percent, out);
+    place(levels_of(histogram, bits, choices.codebook), percent, out);
   });
   return out;
 }
 
 CodebookSet fit_value_codebooks(const LayerActivations& activations, ValueRotation rotation,
-                                ThreadPool& pool) {
+                                const FitChoices& choices, ThreadPool& pool) {
   assert(rotation == ValueRotation::kNone ||
          (activations.head_dim() & (activations.head_dim() - 1)) == 0);
   const std::vector<int64_t> tokens = chosen_tokens(activations);
+  const ValueSource source{activations, tokens, rotation, choices.weights};
   CodebookSet out = empty_set();
   parallel_for_throwing(pool, kNumOutlierPercents, [&](int64_t percent, int) {
     WeightedHistogram histogram;
-    add_value_rows(activations, tokens, rotation, percent, histogram);
+    source.add_rows(percent, histogram);
     for (int bits = 2; bits < 2 + kNumCodebooks; ++bits) {
-      place(levels_of(histogram, bits), percent, out);
+      place(levels_of(histogram, bits, choices.codebook), percent, out);
     }
   });
   return out;

@@ -7,6 +7,7 @@
 #include "base/parallel_tasks.h"
 #include "kvquant/error.h"
 #include "quant/fit_codebooks.h"
+#include "quant/key_fit.h"
 #include "quant/pca.h"
 #include "quant/ranges.h"
 #include "quant/rounding_feedback.h"
@@ -120,8 +121,9 @@ struct Fit {
   }
 
   // The order in which the channels of a key are rounded, and what they make up for. Returns the
-  // cost of a squared error per channel, [H * D]. Without a metric: nothing, and 1.
-  std::vector<float> rounding(const LagMetric* lag_metric, std::span<const float> scales,
+  // cost of a squared error per channel, [H * D]: with feedback, what is left of it; without a
+  // metric, 1.
+  std::vector<float> rounding(const FitOptions& options, std::span<const float> scales,
                               LayerCalibration& out) const {
     const int64_t num_heads = a.num_kv_heads(), d = a.head_dim();
     out.key.order.resize(static_cast<size_t>(num_heads * d));
@@ -129,25 +131,31 @@ struct Fit {
     std::vector<float> weights(static_cast<size_t>(num_heads * d), 1.0f);
     parallel_for_throwing(pool, num_heads, [&](int64_t head, int) {
       std::vector<double> metric(static_cast<size_t>(d * d));
-      if (lag_metric != nullptr) {
+      float* const head_weights = weights.data() + head * d;
+      if (options.lag_metric != nullptr) {
         const auto* gram = out.query.gram.data() + head * d * d;
-        metric = (*lag_metric)(std::vector<double>(gram, gram + d * d));
+        metric = (*options.lag_metric)(std::vector<double>(gram, gram + d * d));
+        for (int64_t c = 0; c < d; ++c) {
+          const double cost = metric[static_cast<size_t>(c * d + c)];
+          head_weights[c] = static_cast<float>(std::max(cost, 0.0));
+        }
       }
+      const bool has_feedback = options.choices.has_feedback && options.lag_metric != nullptr;
+      if (!has_feedback) std::fill(metric.begin(), metric.end(), 0.0);
       const auto head_scales =
           scales.subspan(static_cast<size_t>(head * d), static_cast<size_t>(d));
       const RoundingSteps steps = fit_rounding_steps(metric, head_scales);
       std::copy(steps.order.begin(), steps.order.end(), out.key.order.begin() + head * d);
       std::copy(steps.coefficients.begin(), steps.coefficients.end(),
                 out.key.feedback.begin() + head * d * d);
-      if (lag_metric == nullptr) return;
-      std::copy(steps.weights.begin(), steps.weights.end(), weights.begin() + head * d);
+      if (has_feedback) std::copy(steps.weights.begin(), steps.weights.end(), head_weights);
     });
     return weights;
   }
 
   // Ranges and thresholds of every width and outlier percent, and those of uniform codes.
   void key_ranges(std::span<const float> columns, std::span<const float> weights,
-                  CalibrationRecipe recipe, KeyCalibration& key) const {
+                  KeyOutliers outliers, KeyCalibration& key) const {
     const size_t width = weights.size(), n = columns.size() / width;
     const auto sorted = [&](int64_t c) { return columns.subspan(static_cast<size_t>(c) * n, n); };
     for (auto* set : {&key.scale, &key.zero, &key.low, &key.high}) {
@@ -157,7 +165,7 @@ struct Fit {
       const auto i = static_cast<size_t>(task / kNumOutlierPercents);
       const auto p = static_cast<size_t>(task % kNumOutlierPercents);
       std::vector<ChannelRange> ranges;
-      if (recipe == CalibrationRecipe::kPercentile) {
+      if (outliers == KeyOutliers::kPercentile) {
         for (size_t c = 0; c < width; ++c) {
           ranges.push_back(
               fit_sorted_channel(sorted(static_cast<int64_t>(c)), kOutlierPercents[p]));
@@ -175,7 +183,7 @@ struct Fit {
     key.uniform_scale.resize(2 * width);
     key.uniform_zero.resize(2 * width);
     for (size_t c = 0; c < 2 * width; ++c) {  // 4 bits, then 8
-      const bool is_byte = c >= width || recipe == CalibrationRecipe::kPercentile;
+      const bool is_byte = c >= width || outliers == KeyOutliers::kPercentile;
       const ChannelRange range = fit_sorted_channel(sorted(static_cast<int64_t>(c % width)),
                                                     is_byte ? 0 : kInt4RangePercent);
       key.uniform_scale[c] = range.scale;
@@ -226,6 +234,9 @@ LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions
                            ThreadPool& pool) {
   const int64_t rank = options.rank == 0 ? activations.head_dim() : options.rank;
   check_activations(activations, rank);
+  check_arg(options.choices.weights != CodebookWeighting::kFisher,
+            "calibration: codebook weights 'fisher' need gradients, which calibration does not "
+            "compute");
   const SampleRows rows{activations.seq_len, kCalibrationSinks};
   const Fit fit{activations, rows, rank, pool};
   LayerCalibration out;
@@ -240,16 +251,15 @@ LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions
   for (size_t c = 0; c < width; ++c) {
     scales[c] = to_float(fit_sorted_channel(std::span(columns).subspan(c * n, n), 1).scale);
   }
-  const bool has_feedback = options.recipe != CalibrationRecipe::kPercentile;
-  const std::vector<float> weights =
-      fit.rounding(has_feedback ? options.lag_metric : nullptr, scales, out);
-  fit.key_ranges(columns, weights, options.recipe, out.key);
-  out.key.codebooks = fit_key_codebooks(activations, out.key, pool);
-  out.value.codebooks = fit_value_codebooks(activations, ValueRotation::kNone, pool);
+  const FitChoices& choices = options.choices;
+  const std::vector<float> weights = fit.rounding(options, scales, out);
+  fit.key_ranges(columns, weights, choices.outliers, out.key);
+  out.key.codebooks = fit_key_codebooks(activations, {out.key, weights}, choices, pool);
+  out.value.codebooks = fit_value_codebooks(activations, ValueRotation::kNone, choices, pool);
   const int64_t d = activations.head_dim();
   const bool can_rotate = (d & (d - 1)) == 0;  // else these codebooks have no codec to serve
   out.value.hadamard_codebooks =
-      can_rotate ? fit_value_codebooks(activations, ValueRotation::kHadamard, pool)
+      can_rotate ? fit_value_codebooks(activations, ValueRotation::kHadamard, choices, pool)
                  : out.value.codebooks;
   return out;
 }

@@ -4,21 +4,22 @@
 
 #include "base/threads.h"
 #include "quant/calibration.h"
-#include "quant/key_fit.h"
+#include "quant/fit_choices.h"
 #include "quant/layer_activations.h"
 #include "quant/rounding_feedback.h"
 
 namespace kvquant {
 
 struct FitOptions {
-  CalibrationRecipe recipe = CalibrationRecipe::kErrorSaved;
+  FitChoices choices = {};
   int64_t rank = 0;  // components of the stored bases; 0: head_dim
-  const LagMetric* lag_metric =
-      nullptr;  // of the model's rotation; null: rounding without feedback
+  // Of the model's rotation: what errors of keys cost. Null: all the same, and rounding has no
+  // feedback whatever was chosen.
+  const LagMetric* lag_metric = nullptr;
 };
 
 // Deterministic at any number of threads. Throws std::invalid_argument when the views don't fit
-// together, FormatError when a key or value is not finite.
+// together and for Fisher weights, FormatError when a key or value is not finite.
 LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions& options,
                            ThreadPool& pool);
 

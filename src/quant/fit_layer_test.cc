@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -18,7 +19,7 @@ TEST(FitLayer, PublishedKeyRangesAreThoseOfTheSequenceWithoutSinks) {
   ThreadPool pool(2);
   const TestLayer layer(kShape, 3, 100, 1);
   const LayerCalibration fit =
-      fit_layer(layer.views, {.recipe = CalibrationRecipe::kPercentile}, pool);
+      fit_layer(layer.views, {.choices = recipe_choices("percentile")}, pool);
   for (int64_t head = 0; head < 2; ++head) {
     for (int64_t c = 0; c < 16; ++c) {
       std::vector<float> values;
@@ -138,6 +139,75 @@ TEST(FitLayer, NumbersThatAreNotFiniteAreNamed) {
   } catch (const FormatError& error) {
     EXPECT_STREQ(error.what(), "values, head 1, channel 2: a value is not finite in fp16");
   }
+}
+
+// A fit with the metric of a rotation by 1 to 1/8 radian.
+LayerCalibration fit_with(const TestLayer& layer, const FitChoices& choices) {
+  ThreadPool pool(2);
+  std::vector<double> angles;
+  for (int i = 1; i <= 8; ++i) angles.push_back(1.0 / i);
+  const LagMetric lag_metric(angles, lag_weights(60));
+  return fit_layer(layer.views, {.choices = choices, .lag_metric = &lag_metric}, pool);
+}
+
+bool is_zero(const std::vector<float>& x) {
+  return std::all_of(x.begin(), x.end(), [](float v) { return v == 0; });
+}
+
+TEST(FitLayer, FeedbackCanBeSwitchedOffAlone) {
+  const TestLayer layer(kShape, 2, 60, 10);
+  const LayerCalibration on = fit_with(layer, {});
+  const LayerCalibration off = fit_with(layer, {.has_feedback = false});
+  EXPECT_FALSE(is_zero(on.key.feedback));
+  EXPECT_TRUE(is_zero(off.key.feedback));
+  EXPECT_EQ(off.key.scale, on.key.scale);
+  EXPECT_EQ(off.value.codebooks, on.value.codebooks);
+  // Outliers still go where queries make errors dear: elsewhere than with all channels alike.
+  ThreadPool pool(1);
+  const LayerCalibration alike = fit_layer(layer.views, {.choices = {.has_feedback = false}}, pool);
+  EXPECT_EQ(alike.key.scale, off.key.scale);
+  EXPECT_NE(alike.key.low, off.key.low);
+}
+
+TEST(FitLayer, PercentileOutliersDontDependOnFeedback) {
+  const TestLayer layer(kShape, 2, 60, 11);
+  const LayerCalibration published = fit_with(layer, recipe_choices("percentile"));
+  const LayerCalibration both = fit_with(layer, {.outliers = KeyOutliers::kPercentile});
+  EXPECT_TRUE(is_zero(published.key.feedback));
+  EXPECT_FALSE(is_zero(both.key.feedback));
+  EXPECT_EQ(both.key.low, published.key.low);
+  EXPECT_EQ(both.key.scale, published.key.scale);
+  EXPECT_EQ(both.key.uniform_scale, published.key.uniform_scale);
+  EXPECT_EQ(both.key.codebooks, published.key.codebooks);
+  EXPECT_NE(both.key.low, fit_with(layer, {}).key.low);
+}
+
+TEST(FitLayer, CodebooksAreOfTheChosenMethodAndWeights) {
+  const TestLayer layer(kShape, 2, 60, 12);
+  const LayerCalibration exact = fit_with(layer, {});
+  for (const CodebookMethod method : {CodebookMethod::kLloyd, CodebookMethod::kNormalFloat,
+                                      CodebookMethod::kUniform, CodebookMethod::kHeuristic}) {
+    const LayerCalibration other = fit_with(layer, {.codebook = method});
+    EXPECT_EQ(other.key.scale, exact.key.scale);
+    EXPECT_EQ(other.key.high, exact.key.high);
+    EXPECT_EQ(other.key.feedback, exact.key.feedback);
+    EXPECT_NE(other.key.codebooks, exact.key.codebooks) << to_string(method);
+    EXPECT_NE(other.value.codebooks, exact.value.codebooks) << to_string(method);
+    EXPECT_NE(other.value.hadamard_codebooks, exact.value.hadamard_codebooks);
+  }
+  const LayerCalibration none = fit_with(layer, {.weights = CodebookWeighting::kNone});
+  EXPECT_EQ(none.key.high, exact.key.high);
+  EXPECT_NE(none.key.codebooks, exact.key.codebooks);
+  EXPECT_NE(none.value.codebooks, exact.value.codebooks);
+  const LayerCalibration query = fit_with(layer, {.weights = CodebookWeighting::kQuery});
+  EXPECT_NE(query.key.codebooks, exact.key.codebooks);
+  EXPECT_NE(query.key.codebooks, none.key.codebooks);
+  EXPECT_EQ(query.value.codebooks, exact.value.codebooks);
+}
+
+TEST(FitLayer, FisherWeightsAreRefused) {
+  const TestLayer layer(kShape, 1, 20, 13);
+  EXPECT_THROW(fit_with(layer, {.weights = CodebookWeighting::kFisher}), std::invalid_argument);
 }
 
 TEST(FitLayer, ShapesAndRanksThatDontFitAreRefused) {

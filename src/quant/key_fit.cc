@@ -21,10 +21,6 @@ Half finite_half(double x) {
 
 }  // namespace
 
-std::string recipe_name(CalibrationRecipe recipe) {
-  return recipe == CalibrationRecipe::kErrorSaved ? "error-saved" : "percentile";
-}
-
 double key_range_percent(int bits, double outlier_percent) {
   struct Rule {
     double least, factor;

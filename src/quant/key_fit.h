@@ -11,19 +11,11 @@
 #include <cstdint>
 #include <functional>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "quant/ranges.h"
 
 namespace kvquant {
-
-enum class CalibrationRecipe {
-  kErrorSaved,  // ours: feedback, narrower ranges, outliers by error saved
-  kPercentile,  // the published one: percentiles, nearest levels
-};
-
-std::string recipe_name(CalibrationRecipe recipe);  // "error-saved", "percentile"
 
 // Percent of a channel's values that the range leaves out. `bits` is 2, 3 or 4.
 double key_range_percent(int bits, double outlier_percent);

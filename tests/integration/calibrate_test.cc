@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 
+#include "kvquant/codebook.h"
 #include "program.h"
 #include "quant/calibration.h"
 
@@ -16,9 +18,10 @@ using test::Outcome;
 class CalibrateProgram : public test::ProgramTest {
  protected:
   // A calibration of the embedded model by two short samples.
-  std::string calibrated(const std::string& name, const std::string& more = "") const {
-    const Outcome outcome = run("calibrate -m embedded --samples 2 --seq-len 256 -o " + path(name) +
-                                (more.empty() ? "" : " " + more));
+  std::string calibrated(const std::string& name, const std::string& more = "",
+                         int seq_len = 256) const {
+    const Outcome outcome = run("calibrate -m embedded --samples 2 --seq-len " +
+                                std::to_string(seq_len) + " -o " + path(name) + " " + more);
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     return read_text(path(name));
   }
@@ -51,6 +54,84 @@ TEST_F(CalibrateProgram, SaysWhatItDidAndWritesAFileThatLoads) {
   const Outcome text = run("calibrate -m embedded --samples 2 --seq-len 64 -o " + path("c"));
   EXPECT_NE(text.out.find("6 layers calibrated on 128 tokens (2 samples of 64)"), std::string::npos)
       << text.out;
+}
+
+struct Ablation {
+  const char* options;
+  const char* recipe;
+};
+constexpr Ablation kAblations[] = {
+    {"", "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer"},
+    {"--recipe percentile",
+     "outliers=percentile feedback=off codebook=exact weights=scale codebooks=layer"},
+    {"--recipe percentile --feedback on",
+     "outliers=percentile feedback=on codebook=exact weights=scale codebooks=layer"},
+    {"--feedback off",
+     "outliers=error-saved feedback=off codebook=exact weights=scale codebooks=layer"},
+    {"--codebook lloyd",
+     "outliers=error-saved feedback=on codebook=lloyd weights=scale codebooks=layer"},
+    {"--codebook normal-float",
+     "outliers=error-saved feedback=on codebook=normal-float weights=scale codebooks=layer"},
+    {"--codebook-weights none",
+     "outliers=error-saved feedback=on codebook=exact weights=none codebooks=layer"},
+    {"--codebook-weights query",
+     "outliers=error-saved feedback=on codebook=exact weights=query codebooks=layer"},
+};
+
+TEST_F(CalibrateProgram, DoesWhatIsChosenAndSaysItInTheFile) {
+  std::set<std::string> files;
+  for (const Ablation& ablation : kAblations) {
+    const std::string options = ablation.options;
+    const std::string bytes = calibrated("c", options, 64);
+    const Calibration calibration = load_calibration(path("c"));
+    EXPECT_EQ(calibration.info.recipe, ablation.recipe);
+    if (options.find("lloyd") != std::string::npos) {  // the one that draws
+      EXPECT_EQ(calibrated("again", options + " -t 1", 64), bytes);
+    }
+    Calibration nameless = calibration;  // files differ by more than this text
+    nameless.info.recipe = "";
+    save_calibration(nameless, path("nameless"));
+    EXPECT_TRUE(files.insert(read_text(path("nameless"))).second) << ablation.options;
+  }
+  EXPECT_EQ(calibrated("bundle", "--recipe percentile", 64),
+            calibrated("parts", "--outliers percentile --feedback off", 64));
+  const std::string command = "calibrate -m no/model -o " + path("c");
+  expect_refused(command + " --codebook best", "--codebook");
+  expect_refused(command + " --codebook-weights fisher", "--codebook-weights");
+  expect_refused(command + " --feedback yes", "--feedback");
+  expect_refused(command + " --outliers none", "--outliers");
+}
+
+TEST_F(CalibrateProgram, WritesCodebooksAndScalesLayerByLayer) {
+  calibrated("c", "--per-layer " + path("made/default"), 64);
+  calibrated("c3", "--per-layer " + path("made/three") + " --per-layer-codec nuq3", 64);
+  EXPECT_EQ(read_text(path("c3")), read_text(path("c")));
+  const Calibration calibration = load_calibration(path("c"));
+  const auto books4 = load_per_layer_codebooks(path("made/default"));
+  const auto books3 = load_per_layer_codebooks(path("made/three"));
+  const auto scales = load_per_layer_scaling_factors(path("made/three"));
+  ASSERT_EQ(books4.size(), 6u);
+  ASSERT_EQ(books3.size(), 6u);
+  ASSERT_EQ(scales.size(), 6u);
+  for (size_t layer = 0; layer < 6; ++layer) {
+    const KeyCalibration& key = calibration.layers[layer].key;
+    EXPECT_EQ(books4[layer].num_levels, 16);
+    EXPECT_EQ(books4[layer].levels[2], key.codebooks[2][4 * 16 + 2]);  // 1% is the fifth of 8
+    EXPECT_EQ(books3[layer].num_levels, 8);
+    EXPECT_EQ(books3[layer].levels[2], key.codebooks[1][2]);
+    EXPECT_EQ(scales[layer].num_heads, calibration.info.shape.num_kv_heads);
+    EXPECT_EQ(scales[layer].head_dim, calibration.info.shape.head_dim);
+    EXPECT_EQ(scales[layer].scales[5], to_float(key.scale[1][5]));
+  }
+}
+
+TEST_F(CalibrateProgram, RefusesAPerLayerFolderOrCodecBeforeItWorks) {
+  const std::string command = "calibrate -m no/model -o " + path("c");
+  write_file_atomic(path("file"), "");
+  expect_refused(command + " --per-layer " + path("file"), path("file"));
+  expect_refused(command + " --per-layer " + path("d") + " --per-layer-codec int4", "int4");
+  expect_refused(command + " --per-layer-codec nuq3", "--per-layer");
+  EXPECT_FALSE(fs::exists(path("d")));
 }
 
 TEST_F(CalibrateProgram, TakesTheSamplesThereAreAndSaysSo) {

@@ -1,0 +1,52 @@
+#include "quant/fit_choices.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <stdexcept>
+
+namespace kvquant {
+namespace {
+
+TEST(FitChoices, SayEverythingInTheirText) {
+  EXPECT_EQ(to_string(FitChoices{}),
+            "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer");
+  EXPECT_EQ(to_string(FitChoices{.outliers = KeyOutliers::kPercentile,
+                                 .has_feedback = false,
+                                 .codebook = CodebookMethod::kNormalFloat,
+                                 .weights = CodebookWeighting::kQuery}),
+            "outliers=percentile feedback=off codebook=normal-float weights=query codebooks=layer");
+}
+
+TEST(FitChoices, DifferInTextWhenTheyDiffer) {
+  std::set<std::string> texts;
+  for (const KeyOutliers outliers : {KeyOutliers::kErrorSaved, KeyOutliers::kPercentile}) {
+    for (const bool has_feedback : {false, true}) {
+      for (const char* codebook : {"exact", "lloyd", "normal-float", "uniform", "heuristic"}) {
+        for (const char* weights : {"none", "scale", "query"}) {
+          texts.insert(to_string(FitChoices{outliers, has_feedback, parse_codebook_method(codebook),
+                                            parse_codebook_weighting(weights)}));
+        }
+      }
+    }
+  }
+  EXPECT_EQ(texts.size(), 60u);
+}
+
+TEST(FitChoices, OfARecipeAreItsParts) {
+  EXPECT_EQ(recipe_choices("error-saved"), FitChoices{});
+  EXPECT_EQ(recipe_choices("percentile"),
+            (FitChoices{.outliers = KeyOutliers::kPercentile, .has_feedback = false}));
+  EXPECT_THROW(recipe_choices("Percentile"), std::invalid_argument);
+  EXPECT_THROW(recipe_choices(""), std::invalid_argument);
+}
+
+TEST(KeyOutliers, AreReadBackFromTheirNames) {
+  for (const KeyOutliers outliers : {KeyOutliers::kErrorSaved, KeyOutliers::kPercentile}) {
+    EXPECT_EQ(parse_key_outliers(to_string(outliers)), outliers);
+  }
+  EXPECT_THROW(parse_key_outliers("none"), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace kvquant
