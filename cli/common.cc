@@ -93,7 +93,11 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
         ->allow_extra_args(false);
     command.add_option("--ctk,--cache-type-k", options.key_codec, "codec of keys (also -ctk)");
     command.add_option("--ctv,--cache-type-v", options.value_codec, "codec of values (also -ctv)");
-    command.add_option("--calib", options.calibration, "calibration file");
+    command
+        .add_option("--calib", options.calibration, "calibration file, as kvquant calibrate writes")
+        ->check([](const std::string& path) {  // an unset variable of a script, most likely
+          return path.empty() ? "the path of the calibration file is empty" : std::string();
+        });
     command.add_option("--preset", options.preset, "preset file");
   }
   if (flags & kRunFlags) {
