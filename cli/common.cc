@@ -15,7 +15,7 @@
 #include "base/file.h"
 #include "base/timer.h"
 #include "kvquant/error.h"
-#include "model/calibrate.h"
+#include "model/calibration_source.h"
 #include "model/utf8.h"
 
 namespace kvquant::cli {
@@ -48,6 +48,16 @@ void check_not_built(const CommonOptions& options) {
   const bool is_cuda = options.device.rfind("cuda", 0) == 0;
   check_arg(!is_cuda, "--device cuda is not built yet: use cpu");
   check_arg(options.device == "cpu", "--device " + options.device + " is unknown: cpu");
+}
+
+Json calibration_config(const Calibration* calibration) {
+  if (calibration == nullptr) return nullptr;
+  const CalibrationInfo& info = calibration->info;
+  return {{"path", calibration->path.empty() ? Json(nullptr) : Json(calibration->path)},
+          {"recipe", info.recipe},
+          {"num_samples", info.num_samples},
+          {"seq_len", info.seq_len},
+          {"fingerprint", calibration_fingerprint(info)}};
 }
 
 }  // namespace
@@ -83,7 +93,11 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
         ->allow_extra_args(false);
     command.add_option("--ctk,--cache-type-k", options.key_codec, "codec of keys (also -ctk)");
     command.add_option("--ctv,--cache-type-v", options.value_codec, "codec of values (also -ctv)");
-    command.add_option("--calib", options.calibration, "calibration file");
+    command
+        .add_option("--calib", options.calibration, "calibration file, as kvquant calibrate writes")
+        ->check([](const std::string& path) {  // an unset variable of a script, most likely
+          return path.empty() ? "the path of the calibration file is empty" : std::string();
+        });
     command.add_option("--preset", options.preset, "preset file");
   }
   if (flags & kRunFlags) {
@@ -259,12 +273,27 @@ void write_json(const CommonOptions& options, const Json& document) {
   }
 }
 
+void warn_of_overlap() {
+  fmt::print(stderr,
+             "kvquant: warning: the calibration was made from a part of this text, so the figures "
+             "are optimistic: calibrate on another one\n");
+}
+
+std::string describe_calibration(const Model& model) {
+  const auto& calibration = model.calibration();
+  if (calibration == nullptr) return "not calibrated";
+  const CalibrationInfo& info = calibration->info;
+  return fmt::format("calibrated by {} ({}, {} × {} tokens)", calibration->path, info.recipe,
+                     info.num_samples, info.seq_len);
+}
+
 Json common_config(const CommonOptions& options, Model& model) {
   return {{"threads", model.pool().num_threads()},
           {"device", options.device},
           {"precision", precision_of(options) == Precision::kBF16 ? "bf16" : "f32"},
           {"ubatch", options.ubatch},
-          {"seed", options.seed}};
+          {"seed", options.seed},
+          {"calibration", calibration_config(model.calibration().get())}};
 }
 
 }  // namespace kvquant::cli

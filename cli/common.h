@@ -79,4 +79,10 @@ bool json_on_stdout(const CommonOptions& options);
 
 Json common_config(const CommonOptions& options, Model& model);
 
+// Says on stderr that figures are optimistic because the calibration has seen the text.
+void warn_of_overlap();
+
+// "calibrated by FILE (error-saved, 16 × 2048 tokens)", or "not calibrated".
+std::string describe_calibration(const Model& model);
+
 }  // namespace kvquant::cli

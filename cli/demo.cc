@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "base/file.h"
@@ -53,8 +54,33 @@ void print_result(const DemoResult& result) {
   fmt::print("{}", format_table(rows));
 }
 
+// What the compressed rows were calibrated on.
+std::string calibration_note(const Model& model, const DemoResult& result) {
+  if (model.calibration() == nullptr) {
+    return "Not calibrated: the text leaves too little for it.";
+  }
+  if (result.calibration_s == 0)
+    return fmt::format("The model is {}.", describe_calibration(model));
+  const CalibrationInfo& info = model.calibration()->info;
+  return fmt::format(
+      "Calibrated in {:.1f} s on the end of the story, {} × {} tokens, which perplexity doesn't "
+      "read.",
+      result.calibration_s, info.num_samples, info.seq_len);
+}
+
+void print_answers(const DemoResult& result) {
+  if (result.facts.empty()) return;
+  size_t width = 0;
+  for (const DemoRow& row : result.rows) width = std::max(width, row.quality.spec.text.size());
+  fmt::print("\n{}\n", result.facts[0].question);
+  for (const DemoRow& row : result.rows) {
+    fmt::print("  {:{}} {}\n", row.quality.spec.text, width, one_line(row.recall.answers[0]));
+  }
+}
+
 int run(const CommonOptions& options) {
-  const auto specs = specs_of(options, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
+  const auto specs =
+      specs_of(options, {"fp16", "nuq4-1%", "k=nuq4-1%,v=had+nuq4", "nuq3-1%", "nuq2-1%"});
   const Timer timer;
   const std::string text = read_text(find_asset("sample.txt"));
   const std::string facts_path = find_asset("sample_facts.json");
@@ -65,25 +91,26 @@ int run(const CommonOptions& options) {
                model.path(), model.pool().num_threads(), timer.seconds());
   }
   const DemoResult result = run_demo(
-      model, text, facts, {.specs = specs, .ubatch = options.ubatch, .context = options.context},
+      model, text, facts,
+      {.specs = specs, .ubatch = options.ubatch, .context = options.context, .seed = options.seed},
       [&](const std::string& stage) { return progress_on_stderr(options, stage); });
 
-  Json document = make_document("demo", model_info(model), common_config(options, model));
+  if (result.calibration_overlap) warn_of_overlap();
+
+  Json config = common_config(options, model);
+  config["calibration_s"] = result.calibration_s;
+  Json document = make_document("demo", model_info(model), config);
+  document["calibration_overlap"] = result.calibration_overlap;
   for (const DemoRow& row : result.rows) document["results"].push_back(to_json(row));
   write_json(options, document);
   if (json_on_stdout(options)) return kDone;
 
   fmt::print(
       "A story of {} tokens is read into each cache; then the model is asked for facts in "
-      "it.\n\n",
-      result.prompt_tokens);
+      "it.\n{}\n\n",
+      result.prompt_tokens, calibration_note(model, result));
   print_result(result);
-  if (!result.facts.empty()) {
-    fmt::print("\n{}\n", result.facts[0].question);
-    for (const DemoRow& row : result.rows) {
-      fmt::print("  {:8} {}\n", row.quality.spec.text, one_line(row.recall.answers[0]));
-    }
-  }
+  print_answers(result);
   fmt::print(
       "\nbits: all bytes of a full window per stored value. perplexity, KL (nats, against "
       "fp16), top-1:\nevery token read compressed. recall, speed: as served. {:.0f} s in "

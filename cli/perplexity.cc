@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "model/calibration_source.h"
 
 namespace kvquant::cli {
 namespace {
@@ -80,6 +81,10 @@ int run(const Options& options) {
       .max_windows = options.max_windows,
       .mode = options.as_served ? CacheMode::kAsServed : CacheMode::kStrict,
       .ubatch = options.common.ubatch};
+  const bool overlap = model.calibration() != nullptr &&
+                       num_samples_within(model.calibration()->info, tokens,
+                                          num_evaluated_tokens(model, tokens, evaluation)) > 0;
+  if (overlap) warn_of_overlap();
   const auto results = evaluate_perplexity(model, tokens, specs, evaluation,
                                            progress_on_stderr(options.common, "perplexity"));
 
@@ -89,6 +94,7 @@ int run(const Options& options) {
                  {"stride", options.stride == 0 ? window : options.stride},
                  {"max_windows", options.max_windows}});
   Json document = make_document("perplexity", model_info(model), config);
+  document["calibration_overlap"] = overlap;
   int exit_code = kDone;
   for (const auto& r : results) {
     document["results"].push_back(to_json(r, evaluation.mode));
@@ -105,8 +111,9 @@ int run(const Options& options) {
   write_json(options.common, document);
   if (!json_on_stdout(options.common)) {
     print_table(results);
-    fmt::print("{} tokens scored in windows of {}, {}; KL and top-1 against fp16\n",
-               results[0].tokens, window, options.as_served ? "as served" : "strict");
+    fmt::print("{} tokens scored in windows of {}, {}, {}; KL and top-1 against fp16\n",
+               results[0].tokens, window, options.as_served ? "as served" : "strict",
+               describe_calibration(model));
   }
   return exit_code;
 }

@@ -3,13 +3,42 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/timer.h"
+#include "model/calibrate.h"
+#include "model/calibration_source.h"
 
 namespace kvquant {
 namespace {
 
 constexpr int64_t kRoomForQuestion = 128;  // tokens
+constexpr int64_t kMaxSamples = 8;
+constexpr int64_t kMaxSampleTokens = 1024;
+
+constexpr int64_t kLeastTokens = 512;  // fewer would say too little about the model
 
 }  // namespace
+
+Calibration calibrate_on_rest(Model& model, std::span<const int32_t> text, int64_t begin,
+                              const DemoOptions& options, const Progress& progress) {
+  const TokenizerData& data = model.tokenizer().data();
+  const int64_t bos = data.add_bos && data.bos >= 0 ? 1 : 0;
+  const int64_t longest = std::min(kMaxSampleTokens, model.config().max_context) - bos;
+  const int64_t rest = static_cast<int64_t>(text.size()) - begin;
+  check_arg(begin >= 0 && rest > 0, "demo: no text is left to calibrate on");
+  const int64_t num_samples = std::min(kMaxSamples, (rest + longest - 1) / longest);
+  const TokenizedText source{"the end of the text", {text.begin() + begin, text.end()}};
+  Calibration out = calibrate(model, {&source, 1},
+                              {.num_samples = num_samples,
+                               .seq_len = std::min(longest, rest / num_samples) + bos,
+                               .seed = options.seed,
+                               .ubatch = options.ubatch},
+                              progress);
+  for (CalibrationText& sample : out.info.texts) {  // positions of the whole text
+    sample.begin += begin;
+    sample.end += begin;
+  }
+  return out;
+}
 
 DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fact>& facts,
                     const DemoOptions& options, const StageProgress& stage) {
@@ -39,6 +68,16 @@ DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fac
   const PerplexityOptions perplexity{.window = std::min(options.window, context),
                                      .max_windows = options.max_windows,
                                      .ubatch = options.ubatch};
+  const int64_t evaluated = num_evaluated_tokens(model, tokens, perplexity);
+  if (model.calibration() == nullptr &&
+      static_cast<int64_t>(tokens.size()) - evaluated >= kLeastTokens) {
+    const Timer timer;
+    model.set_calibration(calibrate_on_rest(model, tokens, evaluated, options, stage("calibrate")));
+    out.calibration_s = timer.seconds();
+  }
+  if (model.calibration() != nullptr) {
+    out.calibration_overlap = num_samples_within(model.calibration()->info, tokens, evaluated) > 0;
+  }
   const auto quality =
       evaluate_perplexity(model, tokens, options.specs, perplexity, stage("quality"));
   for (size_t i = 0; i < options.specs.size(); ++i) {

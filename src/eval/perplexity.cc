@@ -28,6 +28,7 @@ struct Run {
 struct Window {
   std::vector<int32_t> tokens;
   int64_t first_scored = 1;  // index of the first token whose likelihood counts
+  int64_t end = 0;           // of the window in the text
 };
 
 std::vector<Window> cut_windows(const Model& model, std::span<const int32_t> text,
@@ -46,6 +47,7 @@ std::vector<Window> cut_windows(const Model& model, std::span<const int32_t> tex
     if (bos == 1) window.tokens.push_back(data.bos);
     window.tokens.insert(window.tokens.end(), text.begin() + begin, text.begin() + end);
     window.first_scored = std::max<int64_t>(1, bos + scored_until - begin);
+    window.end = end;
     scored_until = end;
     windows.push_back(std::move(window));
     const auto count = static_cast<int64_t>(windows.size());
@@ -230,6 +232,12 @@ std::vector<PerplexityResult> evaluate_perplexity(Model& model, std::span<const 
     results.back().spec = specs[i];  // as typed
   }
   return results;
+}
+
+int64_t num_evaluated_tokens(const Model& model, std::span<const int32_t> text,
+                             const PerplexityOptions& options) {
+  check_options(model, text, options);
+  return cut_windows(model, text, options).back().end;
 }
 
 }  // namespace kvquant

@@ -46,4 +46,9 @@ std::vector<PerplexityResult> evaluate_perplexity(Model& model, std::span<const 
                                                   const PerplexityOptions& options,
                                                   const Progress& progress = {});
 
+// How many tokens from the beginning of the text lie in a window, scored or not: what has to be
+// disjoint from the text of a calibration. Throws as evaluate_perplexity does.
+int64_t num_evaluated_tokens(const Model& model, std::span<const int32_t> text,
+                             const PerplexityOptions& options);
+
 }  // namespace kvquant

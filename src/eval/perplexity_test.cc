@@ -64,6 +64,16 @@ TEST_F(Perplexity, AStrideScoresEveryTokenOnce) {
   EXPECT_EQ(results[0].tokens, 700);  // the first one after <|endoftext|>
 }
 
+TEST_F(Perplexity, TheEvaluatedTokensAreThoseOfTheWindows) {
+  text_.resize(1000);  // <|endoftext|> takes one place of every window
+  EXPECT_EQ(num_evaluated_tokens(model_, text_, {.window = 101}), 1000);
+  EXPECT_EQ(num_evaluated_tokens(model_, text_, {.window = 301}), 900);
+  EXPECT_EQ(num_evaluated_tokens(model_, text_, {.window = 301, .max_windows = 2}), 600);
+  EXPECT_EQ(num_evaluated_tokens(model_, text_, {.window = 301, .stride = 100}), 1000);
+  EXPECT_EQ(num_evaluated_tokens(model_, text_, {.window = 2048}), 1000);
+  EXPECT_THROW(num_evaluated_tokens(model_, text_, {.window = 1}), std::invalid_argument);
+}
+
 TEST_F(Perplexity, BadOptionsAreRefused) {
   EXPECT_THROW(run({"fp16"}, {.window = 1}), std::invalid_argument);
   EXPECT_THROW(run({"fp16"}, {.window = 4096}), std::invalid_argument);

@@ -7,9 +7,9 @@
 #include <filesystem>
 
 #include "base/check.h"
-#include "base/hash.h"
 #include "base/rng.h"
 #include "kvquant/error.h"
+#include "model/calibration_source.h"
 #include "model/layer_stream.h"
 #include "quant/fit_layer.h"
 
@@ -26,12 +26,6 @@ void check_options(const Model& model, const CalibrateOptions& options) {
   check_arg(0 <= options.rank && options.rank <= config.head_dim,
             fmt::format("calibrate: rank {} is not in [1, {}], the model's head_dim", options.rank,
                         config.head_dim));
-}
-
-std::string hash_of(std::span<const int32_t> tokens) {
-  Hash64 hash;
-  for (const int32_t token : tokens) hash.add_integer(token);
-  return hash.hex();
 }
 
 // Per position, [head_dim / 2]; none rotates by more than a radian.
@@ -103,7 +97,7 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
     out.info.texts.push_back({.file = std::filesystem::path(text.file).filename().string(),
                               .begin = window.begin,
                               .end = window.begin + options.seq_len - bos,
-                              .hash = hash_of(tokens)});
+                              .hash = hash_of_tokens(tokens)});
     auto& sample = samples.emplace_back();
     if (bos == 1) sample.push_back(data.bos);
     sample.insert(sample.end(), tokens.begin(), tokens.end());

@@ -213,10 +213,87 @@ TEST_F(CalibrateProgram, TooLittleMemoryIsExitCodeThreeWithItsRemedy) {
   EXPECT_FALSE(fs::exists(path("c")));
 }
 
+TEST_F(CalibrateProgram, PerplexityOnTextThatWasCalibratedOnWarnsAndSaysSoInItsResult) {
+  calibrated("c");  // on two windows of 256 tokens of the sample text
+  const std::string command = "perplexity -m embedded --kv nuq4 -q --json -";
+  const auto perplexity = [&](const std::string& more) {
+    const Outcome outcome = run(command + " " + more);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    const auto document = nlohmann::json::parse(outcome.out);
+    const bool overlap = document.at("calibration_overlap");
+    EXPECT_EQ(outcome.err.find("warning: the calibration was made from a part of this text") !=
+                  std::string::npos,
+              overlap)
+        << outcome.err;
+    return document;
+  };
+  const auto same = perplexity("-c 1024 --calib " + path("c"));
+  EXPECT_EQ(same.at("calibration_overlap"), true);
+  const auto& used = same.at("config").at("calibration");
+  EXPECT_EQ(used.at("path"), path("c"));
+  EXPECT_EQ(used.at("recipe"), "error-saved");
+  EXPECT_EQ(used.at("num_samples"), 2);
+  EXPECT_EQ(used.at("seq_len"), 256);
+  EXPECT_EQ(used.at("fingerprint").get<std::string>().size(), 16u);
+
+  write_file_atomic(path("other.txt"), read_text(KVQUANT_SOURCE_DIR "/README.md"));
+  const auto other =
+      perplexity("-c 256 --windows 1 -f " + path("other.txt") + " --calib " + path("c"));
+  EXPECT_EQ(other.at("calibration_overlap"), false);
+  const auto none = perplexity("-c 256 --windows 1");
+  EXPECT_EQ(none.at("calibration_overlap"), false);
+  EXPECT_TRUE(none.at("config").at("calibration").is_null());
+}
+
+TEST_F(CalibrateProgram, PerplexitySaysWhatItWasCalibratedBy) {
+  calibrated("c");
+  const std::string command = "perplexity -m embedded -c 128 --windows 1 --kv nuq4";
+  EXPECT_NE(run(command + " --calib " + path("c"))
+                .out.find("calibrated by " + path("c") + " (error-saved, 2 × 256 tokens)"),
+            std::string::npos);
+  EXPECT_NE(run(command).out.find("strict, not calibrated"), std::string::npos);
+}
+
+TEST_F(CalibrateProgram, TheDemoCalibratesItselfOnTextThatItsPerplexityDoesNotRead) {
+  const Outcome outcome = run("demo -m embedded -q --kv nuq3-1% --json -");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(document.at("calibration_overlap"), false);
+  EXPECT_GT(document.at("config").at("calibration_s"), 0.0);
+  const auto& used = document.at("config").at("calibration");
+  EXPECT_TRUE(used.at("path").is_null());
+  EXPECT_GT(used.at("num_samples"), 1);
+  const double calibrated_kl = document.at("results").at(0).at("kl_mean");
+
+  // The same two windows without it: calibration on so little text still helps.
+  const Outcome plain = run("perplexity -m embedded -q -c 1024 --windows 2 --kv nuq3-1% --json -");
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  const double plain_kl = nlohmann::json::parse(plain.out).at("results").at(0).at("kl_mean");
+  EXPECT_LT(calibrated_kl, 0.9 * plain_kl);
+  EXPECT_GT(calibrated_kl, 0.1 * plain_kl);
+}
+
+TEST_F(CalibrateProgram, TheDemoTakesAFileInstead) {
+  calibrated("c");
+  const Outcome outcome = run("demo -m embedded -q --kv nuq3-1% --calib " + path("c"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("calibrated by " + path("c")), std::string::npos) << outcome.out;
+}
+
+TEST_F(CalibrateProgram, SpecsThatCannotRunAreRefusedByName) {
+  const std::string command = "perplexity -m embedded -c 128 --windows 1 -q --kv ";
+  EXPECT_EQ(run(command + "int8").code, 0);
+  EXPECT_EQ(run(command + "v=had+nuq4").code, 0);
+  EXPECT_NE(run("formats --resolve v=had+nuq4").out.find("k=fp16,v=had+nuq4,"), std::string::npos);
+  expect_refused(command + "k=had+nuq4", "codec 'had+nuq4' is not built yet for keys");
+  expect_refused(command + "nuq4-6%", "a percentage above 0 and up to 5");
+}
+
 TEST_F(CalibrateProgram, AFileThatIsMissingOrBrokenOrOfAnotherModelIsRefused) {
   const std::string command = "perplexity -m embedded -c 128 --windows 1 --kv nuq4 --calib ";
   expect_refused(command + "no/such/file", "Calibration file not found: no/such/file");
   expect_refused(command + "no/such/file", "full path");
+  expect_refused(command + "''", "path of the calibration file is empty");
   expect_refused(command + folder_.string(), folder_.string());
 
   const std::string bytes = calibrated("c.safetensors");
