@@ -124,10 +124,10 @@ std::vector<double> CovarianceSum::sum_of_products() const {
 PcaBasis fit_pca(std::span<const double> covariance, int64_t dim) {
   check_matrix(covariance, dim, "the covariance");
   const Eigenpairs pairs = eigenpairs_of(ConstMap(covariance.data(), dim, dim));
-  std::vector<float> vectors = to_floats(pairs.vectors);
+  const std::vector<float> vectors = to_floats(pairs.vectors);
   return {.dim = dim,
           .encode = vectors,
-          .decode = std::move(vectors),
+          .decode = vectors,
           .spectrum = spectrum_of(pairs.values)};
 }
 
