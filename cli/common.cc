@@ -283,8 +283,8 @@ std::string describe_calibration(const Model& model) {
   const auto& calibration = model.calibration();
   if (calibration == nullptr) return "not calibrated";
   const CalibrationInfo& info = calibration->info;
-  return fmt::format("calibrated by {} ({}, {} × {} tokens)", calibration->path, info.recipe,
-                     info.num_samples, info.seq_len);
+  return fmt::format("calibrated by {} ({} × {} tokens)", calibration->path, info.num_samples,
+                     info.seq_len);
 }
 
 Json common_config(const CommonOptions& options, Model& model) {

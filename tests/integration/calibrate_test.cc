@@ -8,6 +8,7 @@
 #include "kvquant/codebook.h"
 #include "program.h"
 #include "quant/calibration.h"
+#include "quant/fit_choices.h"
 
 namespace kvquant {
 namespace {
@@ -231,7 +232,7 @@ TEST_F(CalibrateProgram, PerplexityOnTextThatWasCalibratedOnWarnsAndSaysSoInItsR
   EXPECT_EQ(same.at("calibration_overlap"), true);
   const auto& used = same.at("config").at("calibration");
   EXPECT_EQ(used.at("path"), path("c"));
-  EXPECT_EQ(used.at("recipe"), "error-saved");
+  EXPECT_EQ(used.at("recipe"), to_string(FitChoices{}));
   EXPECT_EQ(used.at("num_samples"), 2);
   EXPECT_EQ(used.at("seq_len"), 256);
   EXPECT_EQ(used.at("fingerprint").get<std::string>().size(), 16u);
@@ -249,7 +250,7 @@ TEST_F(CalibrateProgram, PerplexitySaysWhatItWasCalibratedBy) {
   calibrated("c");
   const std::string command = "perplexity -m embedded -c 128 --windows 1 --kv nuq4";
   EXPECT_NE(run(command + " --calib " + path("c"))
-                .out.find("calibrated by " + path("c") + " (error-saved, 2 × 256 tokens)"),
+                .out.find("calibrated by " + path("c") + " (2 × 256 tokens)"),
             std::string::npos);
   EXPECT_NE(run(command).out.find("strict, not calibrated"), std::string::npos);
 }
