@@ -125,10 +125,7 @@ PcaBasis fit_pca(std::span<const double> covariance, int64_t dim) {
   check_matrix(covariance, dim, "the covariance");
   const Eigenpairs pairs = eigenpairs_of(ConstMap(covariance.data(), dim, dim));
   const std::vector<float> vectors = to_floats(pairs.vectors);
-  return {.dim = dim,
-          .encode = vectors,
-          .decode = vectors,
-          .spectrum = spectrum_of(pairs.values)};
+  return {.dim = dim, .encode = vectors, .decode = vectors, .spectrum = spectrum_of(pairs.values)};
 }
 
 PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const double> weights,
