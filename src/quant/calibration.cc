@@ -238,6 +238,10 @@ void check_layer(const LayerCalibration& layer, const CalibrationShape& shape, s
   check_codebooks(layer.key.codebooks, "key.codebook");
   check_codebooks(layer.value.codebooks, "value.codebook");
   check_codebooks(layer.value.hadamard_codebooks, "value.hadamard_codebook");
+  constexpr float kMaxFeedback = 1e5f;  // more than any fit gives; sums of errors stay finite
+  for (const float x : layer.key.feedback) {
+    if (!(std::abs(x) <= kMaxFeedback)) fail_in("key.feedback", fmt::format("{} is too large", x));
+  }
   const size_t num_heads = static_cast<size_t>(shape.num_kv_heads);
   const size_t head_dim = layer.key.order.size() / num_heads;
   for (size_t head = 0; head < num_heads; ++head) {

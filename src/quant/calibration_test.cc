@@ -125,6 +125,8 @@ TEST(CalibrationFile, IsRefusedWithTheTensorAndTheRuleItBreaks) {
                  [](Parts& p) { p.set("layers.1.key.zero2", 2, Half{0x7E00}); });
   expect_refused("tensor \"layers.0.value.codebook3\": ",
                  [](Parts& p) { p.set("layers.0.value.codebook3", 7, -0.5f); });
+  expect_refused("tensor \"layers.0.key.feedback\": 1e+30 is too large",
+                 [](Parts& p) { p.set("layers.0.key.feedback", 9, 1e30f); });
   expect_refused("tensor \"layers.0.key.scale4\": a scale is negative",
                  [](Parts& p) { p.set("layers.0.key.scale4", 5, to_half(-1.0f)); });
   expect_refused("tensor \"layers.0.key.low2\": element 5 is larger than high",
