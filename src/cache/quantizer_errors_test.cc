@@ -12,18 +12,6 @@
 namespace kvquant {
 namespace {
 
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
-#define EXPECT_REFUSED(call, part) \
-  EXPECT_NE(message_of([&] { call; }).find(part), std::string::npos) << message_of([&] { call; })
-
 class QuantizerErrors : public ::testing::Test {
  protected:
   QuantizedKVCache quantize(CacheSide side, const KeyThresholds& thresholds = {}) const {

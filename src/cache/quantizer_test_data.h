@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -173,5 +174,19 @@ inline LayerScalingFactors varied_scales(int64_t num_heads, int64_t head_dim) {
   }
   return scales;
 }
+
+// What a call was refused with.
+inline std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+#define EXPECT_REFUSED(call, part)                                                       \
+  EXPECT_NE(::kvquant::testing::message_of([&] { call; }).find(part), std::string::npos) \
+      << ::kvquant::testing::message_of([&] { call; })
 
 }  // namespace kvquant::testing

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <vector>
 
 #include "quant/row_candidates.h"
 
@@ -68,28 +69,18 @@ ChannelRange channel_range(float lowest, float highest) {
 }
 
 // Marks the `count` values that come first by (sign * value descending, index ascending) among
-// those not marked, whatever the row: in rounds of a sorted list.
+// those not marked, whatever the row.
 void mark_largest(std::span<const float> row, float sign, int64_t count, std::span<uint8_t> marks) {
-  constexpr int64_t kMaxListed = 64;
-  while (count > 0) {  // in rounds, so that the list stays small
-    const int64_t round = std::min(count, kMaxListed);
-    float best[kMaxListed];
-    size_t at[kMaxListed];
-    int64_t size = 0;
-    for (size_t i = 0; i < row.size(); ++i) {
-      const float x = sign * row[i];
-      if (marks[i] != 0 || (size == round && !(x > best[size - 1]))) continue;
-      int64_t place = size < round ? size++ : size - 1;
-      for (; place > 0 && x > best[place - 1]; --place) {
-        best[place] = best[place - 1];
-        at[place] = at[place - 1];
-      }
-      best[place] = x;
-      at[place] = i;
-    }
-    for (int64_t i = 0; i < size; ++i) marks[at[i]] = 1;
-    count -= round;
+  std::vector<int32_t> left;
+  for (size_t i = 0; i < row.size(); ++i) {
+    if (marks[i] == 0) left.push_back(static_cast<int32_t>(i));
   }
+  const auto end = left.begin() + count;
+  std::nth_element(left.begin(), end, left.end(), [&](int32_t a, int32_t b) {
+    const float x = sign * row[static_cast<size_t>(a)], y = sign * row[static_cast<size_t>(b)];
+    return x != y ? x > y : a < b;
+  });
+  std::for_each(left.begin(), end, [&](int32_t i) { marks[static_cast<size_t>(i)] = 1; });
 }
 
 }  // namespace
