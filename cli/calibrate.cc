@@ -29,6 +29,7 @@ struct Options {
   int64_t rank = 0;
   std::string recipe = "error-saved";
   std::string outliers, feedback, codebook, codebook_weights;  // empty: as the recipe says
+  std::string fisher;                                          // file; for the weights of that name
   std::string per_layer;                                       // folder; empty: none
   std::string per_layer_codec = "nuq4-1%";
   std::string output;
@@ -123,7 +124,8 @@ int run(const Options& options) {
       .rank = options.rank,
       .seed = options.common.seed,
       .ubatch = options.common.ubatch,
-      .choices = choices_of(options)};
+      .choices = choices_of(options),
+      .fisher = options.fisher};
   const Timer timer;
   Calibration calibration = calibrate_in_memory(model, texts, calibration_options,
                                                 progress_on_stderr(options.common, "calibrate"));
@@ -181,8 +183,13 @@ void add_ablation_options(CLI::App& command, Options& options) {
       {"exact", "lloyd", "normal-float", "uniform", "heuristic"});
   add("--codebook-weights", options.codebook_weights,
       "what an error costs in their fit: nothing more, its scale squared (default), or that times "
-      "what queries make of it",
-      {"none", "scale", "query"});
+      "what queries make of it, or with squared gradients of a file",
+      {"none", "scale", "query", "fisher"});
+  command
+      .add_option("--fisher", options.fisher,
+                  "squared gradients (.safetensors: fisher.key.<layer>, fisher.value.<layer>) for "
+                  "--codebook-weights fisher")
+      ->group("Ablation");
 }
 
 void add_per_layer_options(CLI::App& command, Options& options) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 
 #include "base/check.h"
 #include "base/rng.h"
@@ -26,6 +27,8 @@ void check_options(const Model& model, const CalibrateOptions& options) {
   check_arg(0 <= options.rank && options.rank <= config.head_dim,
             fmt::format("calibrate: rank {} is not in [1, {}], the model's head_dim", options.rank,
                         config.head_dim));
+  check_arg((options.choices.weights == CodebookWeighting::kFisher) == !options.fisher.empty(),
+            "calibrate: Fisher weights and a file of squared gradients need each other");
 }
 
 // Per position, [head_dim / 2]; none rotates by more than a radian.
@@ -35,6 +38,11 @@ std::vector<double> rope_angles(const RopeTable& table) {
     angles[c] = std::atan2(table.sin(1)[c], table.cos(1)[c]);
   }
   return angles;
+}
+
+void add_gradients(const FisherFile& file, int layer, const ModelConfig& config, FitOptions& fit) {
+  fit.key_fisher = channel_means(file.read(KvSide::kKey, layer, config.kv_dim()));
+  fit.value_fisher = channel_means(file.read(KvSide::kValue, layer, config.kv_dim()));
 }
 
 }  // namespace
@@ -102,16 +110,18 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
     if (bos == 1) sample.push_back(data.bos);
     sample.insert(sample.end(), tokens.begin(), tokens.end());
   }
+  std::optional<FisherFile> fisher;
+  if (!options.fisher.empty()) fisher.emplace(options.fisher);
   const LagMetric lag_metric(rope_angles(model.transformer().rope_table()),
                              lag_weights(options.seq_len));
   stream_layers(
       model, samples, {.ubatch = options.ubatch},
       [&](int64_t layer, const LayerActivations& activations) {
         try {
-          out.layers.push_back(fit_layer(
-              activations,
-              {.choices = options.choices, .rank = out.info.rank, .lag_metric = &lag_metric},
-              model.pool()));
+          FitOptions fit{
+              .choices = options.choices, .rank = out.info.rank, .lag_metric = &lag_metric};
+          if (fisher) add_gradients(*fisher, static_cast<int>(layer), model.config(), fit);
+          out.layers.push_back(fit_layer(activations, fit, model.pool()));
         } catch (const FormatError& error) {
           throw FormatError(fmt::format("layer {}: {}", layer, error.what()));
         }

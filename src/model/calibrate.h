@@ -25,6 +25,7 @@ struct CalibrateOptions {
   uint64_t seed = 42;
   int64_t ubatch = 512;
   FitChoices choices = {};
+  std::string fisher = {};  // path of squared gradients, see FisherFile; for Fisher weights
 };
 
 inline constexpr int64_t kMinCalibrationSeqLen = 16;

@@ -89,6 +89,16 @@ std::vector<float> query_weights(std::span<const float> scales, const QueryMomen
   return weights;
 }
 
+std::vector<float> channel_means(const FisherInformation& fisher) {
+  const int64_t rows = std::max<int64_t>(fisher.num_tokens, 1);
+  std::vector<double> sums(static_cast<size_t>(fisher.num_channels));
+  for (size_t i = 0; i < fisher.values.size(); ++i) sums[i % sums.size()] += fisher.values[i];
+  std::vector<float> means;
+  for (const double sum : sums)
+    means.push_back(static_cast<float>(sum / static_cast<double>(rows)));
+  return means;
+}
+
 std::vector<float> fisher_weights(std::span<const float> scales, const FisherInformation& fisher) {
   const int64_t rows = std::max<int64_t>(fisher.num_tokens, 1);
   check_arg(scales.size() == static_cast<size_t>(fisher.num_channels) &&

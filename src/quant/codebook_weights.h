@@ -55,6 +55,9 @@ struct FisherInformation {
   std::vector<float> values;  // [num_channels] or [num_tokens, num_channels]
 };
 
+// The mean over tokens, [num_channels].
+std::vector<float> channel_means(const FisherInformation& fisher);
+
 // s^2 F, shaped as fisher.values; `scales` [num_channels].
 std::vector<float> fisher_weights(std::span<const float> scales, const FisherInformation& fisher);
 

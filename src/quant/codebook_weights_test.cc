@@ -81,6 +81,8 @@ TEST_F(Fisher, IsReadPerChannelAndPerToken) {
   EXPECT_EQ(per_token.num_tokens, 3);
   EXPECT_EQ(fisher_weights(std::vector<float>{1, 2}, per_token),
             (std::vector<float>{1, 8, 3, 16, 5, 0}));
+  EXPECT_EQ(channel_means(per_token), (std::vector<float>{3, 2}));
+  EXPECT_EQ(channel_means(per_channel), (std::vector<float>{1, 2}));
   EXPECT_THROW(fisher_weights(std::vector<float>{1}, per_token), std::invalid_argument);
 }
 

@@ -25,8 +25,7 @@ struct FitChoices {
   KeyOutliers outliers = KeyOutliers::kErrorSaved;
   bool has_feedback = true;  // of key rounding errors, see rounding_feedback.h
   CodebookMethod codebook = CodebookMethod::kExact;
-  // Of values, kQuery is kScale: queries never meet them. kFisher has no gradients here and is
-  // refused.
+  // Of values, kQuery is kScale: queries never meet them. kFisher needs FitOptions::fisher.
   CodebookWeighting weights = CodebookWeighting::kScale;
   friend bool operator==(const FitChoices&, const FitChoices&) = default;
 };

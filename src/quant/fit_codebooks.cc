@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <numeric>
 
 #include "base/half.h"
 #include "base/parallel_tasks.h"
@@ -65,9 +66,8 @@ struct KeySource {
   float weight_of(int64_t channel, float scale) const {
     switch (weighting) {
       case CodebookWeighting::kNone: return 1;
-      case CodebookWeighting::kQuery:
-        return scale * scale * fit.channel_weights[static_cast<size_t>(channel)];
-      default: return scale * scale;
+      case CodebookWeighting::kScale: return scale * scale;
+      default: return scale * scale * fit.channel_weights[static_cast<size_t>(channel)];
     }
   }
 
@@ -94,6 +94,7 @@ struct ValueSource {
   const LayerActivations& a;
   std::span<const int64_t> tokens;
   ValueRotation rotation;
+  std::vector<float> factors;  // [H * D], or empty
   CodebookWeighting weighting;
 
   // One token's values, [H * D].
@@ -121,11 +122,23 @@ struct ValueSource {
       if (scale == 0) continue;
       const float weight = weighting == CodebookWeighting::kNone ? 1 : scale * scale;
       for (size_t i = 0; i < row.size(); ++i) {
-        if (marks[i] == 0) histogram.add((row[i] - zero) / scale, weight);
+        if (marks[i] != 0) continue;
+        histogram.add((row[i] - zero) / scale, factors.empty() ? weight : weight * factors[i]);
       }
     }
   }
 };
+
+std::vector<float> value_factors(const ValueFit& fit, const FitChoices& choices, int64_t head_dim) {
+  if (choices.weights != CodebookWeighting::kFisher) return {};
+  std::vector<float> factors(fit.channel_weights.begin(), fit.channel_weights.end());
+  if (fit.rotation == ValueRotation::kNone) return factors;
+  for (auto head = factors.begin(); head != factors.end(); head += head_dim) {
+    const double sum = std::accumulate(head, head + head_dim, 0.0);
+    std::fill(head, head + head_dim, static_cast<float>(sum / static_cast<double>(head_dim)));
+  }
+  return factors;
+}
 
 }  // namespace
 
@@ -146,12 +159,13 @@ CodebookSet fit_key_codebooks(const LayerActivations& activations, const KeyFit&
   return out;
 }
 
-CodebookSet fit_value_codebooks(const LayerActivations& activations, ValueRotation rotation,
+CodebookSet fit_value_codebooks(const LayerActivations& activations, const ValueFit& fit,
                                 const FitChoices& choices, ThreadPool& pool) {
-  assert(rotation == ValueRotation::kNone ||
+  assert(fit.rotation == ValueRotation::kNone ||
          (activations.head_dim() & (activations.head_dim() - 1)) == 0);
   const std::vector<int64_t> tokens = chosen_tokens(activations);
-  const ValueSource source{activations, tokens, rotation, choices.weights};
+  const ValueSource source{activations, tokens, fit.rotation,
+                           value_factors(fit, choices, activations.head_dim()), choices.weights};
   CodebookSet out = empty_set();
   parallel_for_throwing(pool, kNumOutlierPercents, [&](int64_t percent, int) {
     WeightedHistogram histogram;

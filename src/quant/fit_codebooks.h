@@ -20,7 +20,7 @@ using CodebookSet = std::array<std::vector<float>, kNumCodebooks>;  // [P, 2^bit
 // What is fitted of keys before their codebooks.
 struct KeyFit {
   const KeyCalibration& key;               // has its ranges and thresholds
-  std::span<const float> channel_weights;  // [H * D], cost of a squared error; read for kQuery only
+  std::span<const float> channel_weights;  // [H * D], times scale^2; for kQuery and kFisher
 };
 
 // Deterministic at any number of threads, as are all here. A set in which every scale is zero gets
@@ -30,9 +30,15 @@ CodebookSet fit_key_codebooks(const LayerActivations& activations, const KeyFit&
 
 enum class ValueRotation { kNone, kHadamard };
 
+struct ValueFit {
+  ValueRotation rotation = ValueRotation::kNone;
+  // For kFisher. Of rotated values all channels of a head weigh its mean: each holds all of them.
+  std::span<const float> channel_weights{};
+};
+
 // Of values: rows, their outliers and ranges as online (ranges.h). Requires a power of two as
 // head_dim for kHadamard.
-CodebookSet fit_value_codebooks(const LayerActivations& activations, ValueRotation rotation,
+CodebookSet fit_value_codebooks(const LayerActivations& activations, const ValueFit& fit,
                                 const FitChoices& choices, ThreadPool& pool);
 
 }  // namespace kvquant

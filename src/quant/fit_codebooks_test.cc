@@ -147,11 +147,11 @@ TEST(FitCodebooks, AreTheSameAtAnyNumberOfThreads) {
     const FitChoices choices{.codebook = method, .weights = CodebookWeighting::kQuery};
     ThreadPool one(1);
     const CodebookSet keys = fit_key_codebooks(a, fitted.key(), choices, one);
-    const CodebookSet values = fit_value_codebooks(a, ValueRotation::kHadamard, choices, one);
+    const CodebookSet values = fit_value_codebooks(a, {ValueRotation::kHadamard}, choices, one);
     for (const int num_threads : {2, 3}) {
       ThreadPool pool(num_threads);
       EXPECT_EQ(fit_key_codebooks(a, fitted.key(), choices, pool), keys);
-      EXPECT_EQ(fit_value_codebooks(a, ValueRotation::kHadamard, choices, pool), values);
+      EXPECT_EQ(fit_value_codebooks(a, {ValueRotation::kHadamard}, choices, pool), values);
     }
   }
 }
@@ -160,8 +160,7 @@ TEST(FitValueCodebooks, AreThoseOfTheNormalisedRows) {
   FittedLayer fitted(300);
   const LayerActivations& a = fitted.layer.views;
   for (const CodebookWeighting weighting : {CodebookWeighting::kNone, CodebookWeighting::kScale}) {
-    const CodebookSet books =
-        fit_value_codebooks(a, ValueRotation::kNone, {.weights = weighting}, fitted.pool);
+    const CodebookSet books = fit_value_codebooks(a, {}, {.weights = weighting}, fitted.pool);
     Gathered data;  // without outliers
     for (int64_t t = 0; t < a.num_tokens(); ++t) {
       if (t % a.seq_len < kCalibrationSinks) continue;
@@ -185,11 +184,27 @@ TEST(FitValueCodebooks, AreThoseOfTheNormalisedRows) {
 TEST(FitValueCodebooks, QueryWeightsAreScaleWeights) {
   FittedLayer fitted(60);
   const auto fit = [&](CodebookWeighting weighting) {
-    return fit_value_codebooks(fitted.layer.views, ValueRotation::kNone, {.weights = weighting},
-                               fitted.pool);
+    return fit_value_codebooks(fitted.layer.views, {}, {.weights = weighting}, fitted.pool);
   };
   EXPECT_EQ(fit(CodebookWeighting::kQuery), fit(CodebookWeighting::kScale));
   EXPECT_NE(fit(CodebookWeighting::kNone), fit(CodebookWeighting::kScale));
+}
+
+TEST(FitValueCodebooks, ChannelWeightsDrawLevelsToTheirChannels) {
+  FittedLayer fitted(60);
+  const LayerActivations& a = fitted.layer.views;
+  const std::vector<float> ones(32, 1.0f);
+  std::vector<float> one_channel(32, 1e-6f);
+  one_channel[3] = 1;
+  const auto fit = [&](ValueRotation rotation, const std::vector<float>& weights) {
+    return fit_value_codebooks(a, {rotation, weights}, {.weights = CodebookWeighting::kFisher},
+                               fitted.pool);
+  };
+  EXPECT_EQ(fit(ValueRotation::kNone, ones), fit_value_codebooks(a, {}, {}, fitted.pool));
+  EXPECT_NE(fit(ValueRotation::kNone, one_channel), fit(ValueRotation::kNone, ones));
+  // Rotated, a head's channels share its mean, which is the same for all here.
+  EXPECT_EQ(fit(ValueRotation::kHadamard, ones),
+            fit_value_codebooks(a, {ValueRotation::kHadamard}, {}, fitted.pool));
 }
 
 }  // namespace

@@ -228,15 +228,28 @@ auto of_side(const char* side, const Fn& fit) {
   }
 }
 
+// What the scale's square is multiplied with in the fit of key codebooks, [H * D]; empty: nothing.
+std::vector<float> key_codebook_factors(const LayerActivations& a, const FitOptions& options,
+                                        const QueryCalibration& query) {
+  if (options.choices.weights == CodebookWeighting::kFisher) return options.key_fisher;
+  if (options.choices.weights != CodebookWeighting::kQuery) return {};
+  const std::vector<double> moments(query.second_moment.begin(), query.second_moment.end());
+  const std::vector<float> ones(static_cast<size_t>(a.num_kv_heads() * a.head_dim()), 1.0f);
+  return query_weights(ones, {moments, a.num_q_heads(), a.num_kv_heads(), a.head_dim()});
+}
+
 }  // namespace
 
 LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions& options,
                            ThreadPool& pool) {
   const int64_t rank = options.rank == 0 ? activations.head_dim() : options.rank;
   check_activations(activations, rank);
-  check_arg(options.choices.weights != CodebookWeighting::kFisher,
-            "calibration: codebook weights 'fisher' need gradients, which calibration does not "
-            "compute");
+  const bool is_fisher = options.choices.weights == CodebookWeighting::kFisher;
+  const auto num_channels =
+      static_cast<size_t>(activations.num_kv_heads() * activations.head_dim());
+  check_arg(!is_fisher || (options.key_fisher.size() == num_channels &&
+                           options.value_fisher.size() == num_channels),
+            "calibration: codebook weights 'fisher' need squared gradients per channel");
   const SampleRows rows{activations.seq_len, kCalibrationSinks};
   const Fit fit{activations, rows, rank, pool};
   LayerCalibration out;
@@ -254,12 +267,17 @@ LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions
   const FitChoices& choices = options.choices;
   const std::vector<float> weights = fit.rounding(options, scales, out);
   fit.key_ranges(columns, weights, choices.outliers, out.key);
-  out.key.codebooks = fit_key_codebooks(activations, {out.key, weights}, choices, pool);
-  out.value.codebooks = fit_value_codebooks(activations, ValueRotation::kNone, choices, pool);
+  const std::vector<float> key_factors = key_codebook_factors(activations, options, out.query);
+  const std::span<const float> value_factors =
+      is_fisher ? std::span<const float>(options.value_fisher) : std::span<const float>();
+  out.key.codebooks = fit_key_codebooks(activations, {out.key, key_factors}, choices, pool);
+  out.value.codebooks =
+      fit_value_codebooks(activations, {ValueRotation::kNone, value_factors}, choices, pool);
   const int64_t d = activations.head_dim();
   const bool can_rotate = (d & (d - 1)) == 0;  // else these codebooks have no codec to serve
   out.value.hadamard_codebooks =
-      can_rotate ? fit_value_codebooks(activations, ValueRotation::kHadamard, choices, pool)
+      can_rotate ? fit_value_codebooks(activations, {ValueRotation::kHadamard, value_factors},
+                                       choices, pool)
                  : out.value.codebooks;
   return out;
 }

@@ -2,6 +2,8 @@
 // what.
 #pragma once
 
+#include <vector>
+
 #include "base/threads.h"
 #include "quant/calibration.h"
 #include "quant/fit_choices.h"
@@ -16,10 +18,12 @@ struct FitOptions {
   // Of the model's rotation: what errors of keys cost. Null: all the same, and rounding has no
   // feedback whatever was chosen.
   const LagMetric* lag_metric = nullptr;
+  // For kFisher: squared gradients of this layer, a mean per channel, [H * D] each.
+  std::vector<float> key_fisher{}, value_fisher{};
 };
 
 // Deterministic at any number of threads. Throws std::invalid_argument when the views don't fit
-// together and for Fisher weights, FormatError when a key or value is not finite.
+// together or Fisher weights have no gradients, FormatError when a key or value is not finite.
 LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions& options,
                            ThreadPool& pool);
 

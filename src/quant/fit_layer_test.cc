@@ -205,9 +205,22 @@ TEST(FitLayer, CodebooksAreOfTheChosenMethodAndWeights) {
   EXPECT_EQ(query.value.codebooks, exact.value.codebooks);
 }
 
-TEST(FitLayer, FisherWeightsAreRefused) {
+TEST(FitLayer, FisherWeightsNeedAGradientPerChannel) {
   const TestLayer layer(kShape, 1, 20, 13);
-  EXPECT_THROW(fit_with(layer, {.weights = CodebookWeighting::kFisher}), std::invalid_argument);
+  ThreadPool pool(1);
+  FitOptions options{.choices = {.weights = CodebookWeighting::kFisher}};
+  EXPECT_THROW(fit_layer(layer.views, options, pool), std::invalid_argument);
+  options.key_fisher.assign(32, 2.0f);
+  EXPECT_THROW(fit_layer(layer.views, options, pool), std::invalid_argument);
+  options.value_fisher.assign(32, 2.0f);
+  const LayerCalibration same = fit_layer(layer.views, options, pool);
+  const LayerCalibration scale = fit_layer(layer.views, {}, pool);
+  EXPECT_EQ(same.key.codebooks, scale.key.codebooks);  // a common factor changes nothing
+  EXPECT_EQ(same.value.codebooks, scale.value.codebooks);
+  options.key_fisher[3] = options.value_fisher[5] = 1000;
+  const LayerCalibration other = fit_layer(layer.views, options, pool);
+  EXPECT_NE(other.key.codebooks, scale.key.codebooks);
+  EXPECT_NE(other.value.codebooks, scale.value.codebooks);
 }
 
 TEST(FitLayer, ShapesAndRanksThatDontFitAreRefused) {

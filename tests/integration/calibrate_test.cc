@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 
+#include "formats/safetensors.h"
 #include "kvquant/codebook.h"
 #include "program.h"
 #include "quant/calibration.h"
@@ -98,9 +99,35 @@ TEST_F(CalibrateProgram, DoesWhatIsChosenAndSaysItInTheFile) {
             calibrated("parts", "--outliers percentile --feedback off", 64));
   const std::string command = "calibrate -m no/model -o " + path("c");
   expect_refused(command + " --codebook best", "--codebook");
-  expect_refused(command + " --codebook-weights fisher", "--codebook-weights");
   expect_refused(command + " --feedback yes", "--feedback");
   expect_refused(command + " --outliers none", "--outliers");
+}
+
+TEST_F(CalibrateProgram, TakesFisherInformationFromAFile) {
+  std::vector<SafetensorsEntry> entries;
+  for (int layer = 0; layer < 6; ++layer) {
+    for (const char* side : {"key", "value"}) {
+      entries.push_back(
+          {"fisher." + std::string(side) + "." + std::to_string(layer), "F32", {128}});
+    }
+  }
+  std::vector<float> gradients(128, 1.0f);
+  std::fill_n(gradients.begin(), 8, 50.0f);
+  write_safetensors(path("gradients"), entries, {}, [&](size_t, const ByteSink& sink) {
+    sink(std::as_bytes(std::span(gradients)));
+  });
+  const std::string fisher = "--codebook-weights fisher --fisher " + path("gradients");
+  calibrated("c", fisher, 64);
+  calibrated("plain", "", 64);
+  const Calibration a = load_calibration(path("c")), b = load_calibration(path("plain"));
+  EXPECT_NE(a.layers[2].key.codebooks, b.layers[2].key.codebooks);
+  EXPECT_NE(a.info.recipe.find("weights=fisher"), std::string::npos);
+  const std::string command = "calibrate -m embedded --seq-len 64 -o " + path("no");
+  expect_refused(command + " --codebook-weights fisher", "need each other");
+  expect_refused(command + " --fisher " + path("gradients"), "need each other");
+  expect_refused(command + " --codebook-weights fisher --fisher no/file", "no/file");
+  expect_refused(command + " --codebook-weights fisher --fisher " + path("c"), "fisher.key.0");
+  EXPECT_FALSE(fs::exists(path("no")));
 }
 
 TEST_F(CalibrateProgram, WritesCodebooksAndScalesLayerByLayer) {
