@@ -78,21 +78,6 @@ void find_piece_codes(const NuqCodebook& book, const float* normalised, int64_t 
 }
 
 template <int kBits>
-void pack(const EncodeJob& job, const uint8_t* codes) {
-  constexpr int kVectors = 4;
-  for (int64_t c = 0; c < job.head_dim; ++c) {
-    for (int64_t v = 0; v * kLanes < kTileTokens; v += kVectors) {
-      IntVec row[kVectors];
-      for (int g = 0; g < kVectors; ++g) {
-        row[g] = hn::PromoteTo(IntTag(), hn::LoadU(hn::Rebind<uint8_t, FloatTag>(),
-                                                   codes + c * kTileTokens + (v + g) * kLanes));
-      }
-      add_codes<kBits, kVectors>(job.codes, job.head_dim, c, v, row);
-    }
-  }
-}
-
-template <int kBits>
 void run_passes(const EncodeChunk& chunk, const PassBuffers& buffers, ThreadPool& pool) {
   const int64_t piece_size = chunk.head_dim * kTileTokens;
   pool.parallel_for(chunk.num_pieces(), [&](int64_t i, int) {
@@ -106,7 +91,8 @@ void run_passes(const EncodeChunk& chunk, const PassBuffers& buffers, ThreadPool
                             buffers.codes + i * piece_size);
   });
   pool.parallel_for(chunk.num_pieces(), [&](int64_t i, int) {
-    pack<kBits>(chunk.job(i), buffers.codes + i * piece_size);
+    add_codes(chunk.job(i).codes, code_side(chunk.axis), kBits, chunk.head_dim,
+              buffers.codes + i * piece_size);
   });
 }
 

@@ -128,7 +128,7 @@ TEST(KvCacheStorage, CompressedBytesEqualANaiveRecount) {
         for (const auto& row : marks) {
           count += std::count(row.begin() + head * 16, row.begin() + (head + 1) * 16, 1);
         }
-        layer_bytes += (count + 127) / 128 * (384 + 8);
+        layer_bytes += (count + 127) / 128 * (512 + 8);
       }
     }
     const int64_t staging = 2 * 300 * kRowSize * 2;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cassert>
 #include <cstring>
+#include <utility>
 
 #include "formats/codec_table.h"
 #include "ops/hadamard.h"
@@ -35,11 +36,10 @@ uint32_t* NuqSide::outlier_start(int64_t tile, int64_t head) const {
          at.index * plan_->shape.num_kv_heads + head;
 }
 
-uint8_t* NuqSide::outlier_counts(int64_t tile, int64_t head) const {
+uint16_t* NuqSide::outlier_count(int64_t tile, int64_t head) const {
   const TileRef at = tile_ref(tile);
-  return reinterpret_cast<uint8_t*>(at.block + plan_->layout.counts) +
-         (at.index * plan_->shape.num_kv_heads + head) * kTileTokens *
-             outlier_count_bytes(plan_->shape.head_dim);
+  return reinterpret_cast<uint16_t*>(at.block + plan_->layout.counts) +
+         at.index * plan_->shape.num_kv_heads + head;
 }
 
 uint8_t* NuqSide::codes(int64_t tile, int64_t head) const {
@@ -199,10 +199,10 @@ void NuqSide::for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const
   }
 }
 
-// Counts and entries of one piece, whose first entry this is.
+// Count and entries of one piece, whose first entry this is. Codes under outliers become 0: then
+// attention knows what the dense codes say there without looking.
 void NuqSide::write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const {
   const Piece piece = piece_of(chunk, index);
-  const int64_t head_dim = plan_->shape.head_dim, width = outlier_count_bytes(head_dim);
   int64_t next[kTileTokens] = {};  // first counts, then the next entry of a token
   for_each_outlier(chunk, index, [&](int64_t token, int64_t) { ++next[token]; });
   if (piece.first_token == 0) {
@@ -210,18 +210,18 @@ void NuqSide::write_outliers(const Chunk& chunk, int64_t index, int64_t first_en
   }
   int64_t entry = first_entry;
   for (int64_t t = piece.first_token; t < piece.first_token + piece.num_tokens; ++t) {
-    const auto count = static_cast<uint16_t>(next[t]);
-    std::memcpy(outlier_counts(piece.tile, piece.head) + t * width, &count,
-                static_cast<size_t>(width));
-    next[t] = entry;
-    entry += count;
+    entry += std::exchange(next[t], entry);
   }
+  *outlier_count(piece.tile, piece.head) += static_cast<uint16_t>(entry - first_entry);
+  const int64_t head_dim = plan_->shape.head_dim;
   const float* rows = chunk.rows.data() + piece.head * head_dim;
+  uint8_t* tile = codes(piece.tile, piece.head);
   for_each_outlier(chunk, index, [&](int64_t token, int64_t channel) {
     const int64_t row = piece.first_row + token - piece.first_token, at = next[token]++;
-    OutlierPage& page = *chains_[piece.head].pages[at / kOutliersPerPage];
-    page.channel[at % kOutliersPerPage] = static_cast<uint8_t>(channel);
-    page.value[at % kOutliersPerPage] = to_half(rows[row * plan_->row_size() + channel]);
+    chains_[piece.head].pages[at / kOutliersPerPage]->entries[at % kOutliersPerPage] = {
+        outlier_place(token, channel), to_half(rows[row * plan_->row_size() + channel])};
+    clear_code(tile, plan_->shape.bits, head_dim,
+               code_place(plan_->side, head_dim, token, channel));
   });
 }
 
@@ -276,7 +276,7 @@ void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
                 .head_dim = head_dim,
                 .num_tokens = std::min<int64_t>(kTileTokens, num_tokens_ - tile * kTileTokens)};
   if (plan_->shape.has_outliers) {
-    job.outliers = {outlier_counts(tile, head), *outlier_start(tile, head), chains_[head].pages};
+    job.outliers = {*outlier_start(tile, head), *outlier_count(tile, head), chains_[head].pages};
   }
   decode_tile(job, planar);
   if (plan_->hadamard) hadamard_planar(planar, head_dim);  // its own inverse

@@ -66,7 +66,7 @@ class NuqSide {
   TileRef tile_ref(int64_t tile) const;
   Half* token_params(int64_t tile, int64_t offset) const;
   uint32_t* outlier_start(int64_t tile, int64_t head) const;
-  uint8_t* outlier_counts(int64_t tile, int64_t head) const;
+  uint16_t* outlier_count(int64_t tile, int64_t head) const;
   uint8_t* codes(int64_t tile, int64_t head) const;
 
   std::span<const Half> key_ranges() const {

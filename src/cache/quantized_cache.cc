@@ -110,11 +110,13 @@ std::vector<float> QuantizedKVCache::scaling_factors() const {
 
 std::vector<uint8_t> QuantizedKVCache::quantized_indices() const {
   auto out = padded_zeros<uint8_t>(*store_);
+  std::vector<uint8_t> codes(static_cast<size_t>(head_dim() * kTileTokens));
   decode_runs(*store_, out, [&](int64_t, const uint8_t* tile, uint8_t* rows) {
-    uint8_t codes[kTileTokens];
+    read_codes(tile, kStoreLayout, bits(), head_dim(), codes.data());
     for (int64_t c = 0; c < head_dim(); ++c) {
-      read_code_row(tile, bits(), head_dim(), c, codes);
-      for (int64_t t = 0; t < kTileTokens; ++t) rows[t * head_dim() + c] = codes[t];
+      for (int64_t t = 0; t < kTileTokens; ++t) {
+        rows[t * head_dim() + c] = codes[c * kTileTokens + t];
+      }
     }
   });
   return out;

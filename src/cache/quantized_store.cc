@@ -144,9 +144,7 @@ class HeadAppender {
       store_.outliers(sequence_, head_).append_token(indices_, values_);
     }
     uint8_t* tile = store_.tile(sequence_, head_, first / kTileTokens);
-    for (int64_t c = 0; c < store_.head_dim; ++c) {
-      add_code_row(tile, store_.book.bits, store_.head_dim, c, &tile_codes_[c * kTileTokens]);
-    }
+    add_codes(tile, kStoreLayout, store_.book.bits, store_.head_dim, tile_codes_.data());
   }
 
   // The number of midpoints below y is the nearest level.

@@ -19,6 +19,9 @@
 
 namespace kvquant {
 
+// Tiles of either side lie as values do: head_dim may be any number here, odd ones too.
+inline constexpr KvSide kStoreLayout = KvSide::kValue;
+
 struct QuantizedSequence {
   int64_t num_tokens = 0;             // real ones
   std::vector<TokenRange> positions;  // where they are in the padded views, ascending
@@ -68,10 +71,11 @@ std::vector<float> scaled_levels(const QuantizedStore& store, int64_t head);
 // zero from num_tokens on.
 template <class Index>
 void decode_dense(const QuantizedStore& store, const uint8_t* tile, const float* scaled_levels,
-                  int64_t num_tokens, Index index, float* out) noexcept {
-  uint8_t codes[kTileTokens];
+                  int64_t num_tokens, Index index, float* out) {
+  std::vector<uint8_t> tile_codes(static_cast<size_t>(store.head_dim * kTileTokens));
+  read_codes(tile, kStoreLayout, store.book.bits, store.head_dim, tile_codes.data());
   for (int64_t c = 0; c < store.head_dim; ++c) {
-    read_code_row(tile, store.book.bits, store.head_dim, c, codes);
+    const uint8_t* codes = tile_codes.data() + c * kTileTokens;
     const float* levels = scaled_levels + c * kMaxLevels;
     for (int64_t t = 0; t < num_tokens; ++t) out[index(t, c)] = levels[codes[t]];
     for (int64_t t = num_tokens; t < kTileTokens; ++t) out[index(t, c)] = 0;

@@ -1,15 +1,24 @@
-// The dense codes of a compressed tile: 64 tokens of one KV head, keys and values alike, 2, 3, 4 or
-// 8 bits each, channel-major, so that a register of one channel's tokens loads contiguously. The
-// layout is provisional until the fused kernels settle it by measurement (docs/formats.md).
+// The dense codes of a compressed tile: 64 tokens of one KV head, 2, 3, 4 or 8 bits each, so that
+// attention reads them as they lie. Codes come in rows of 128: 4 slots of 16 lanes of a pair. A
+// 32-bit lane of a register holds the pairs of four (8 bits: two) slots; shifting it by `slot`
+// codes leaves one pair of codes in its two halves, ready for a dot product of pairs.
 //
-//   8 bits  [head_dim][64]  byte i of a channel: token i
-//   4 bits  [head_dim][32]  byte i: token i in the low nibble, token i + 32 in the high one
-//   2 bits  [head_dim][16]  byte i: tokens i, i + 16, i + 32, i + 48, lowest bits first
-//   3 bits  [head_dim][16]  the low two bits of every code as above, then
-//           [head_dim][8]   the third bits: token t is bit t % 8 of byte t / 8
+//            row                         slot            lane          half of the pair
+//   keys     channel % (head_dim / 2)    token / 16      token % 16    channel / (head_dim / 2)
+//   values   channel / 16 * 8 + token/8  token % 8 / 2   channel % 16  token % 2
 //
-// A tile has 8 * bits * head_dim bytes whatever the number of tokens in use; unused codes are zero.
-// Worked example, 4 bits: codes 1, 2 of tokens 0, 32 of channel 0 are byte 0 = 0x21.
+// The pair of keys is what RoPE rotates together. With w = 2 * lane + half, u16 little-endian:
+//
+//   8 bits  row r at 128 r: u16[2][32], code in byte slot % 2 of u16[slot / 2][w]
+//   4 bits  row r at 64 r: u16[32], code in bits 4 slot .. of u16[w]
+//   2 bits  rows 2i, 2i + 1 at 64 i: u16[32], code in bits 8 (r % 2) + 2 slot .. of u16[w]
+//   3 bits  the low two bits of every code as above, then from 16 * padded head_dim on the third
+//           bits: rows 4i to 4i + 3 at 64 i: u16[32], bit 4 (r % 4) + slot of u16[w]
+//
+// head_dim, for keys a multiple of 8, is padded to a multiple of 16. A tile has 8 * bits * padded
+// bytes whatever the number of tokens in use; unused codes are zero. Worked example, keys, 4 bits,
+// head_dim 16: code 5 of (token 18, channel 9) is in row 1, slot 1, lane 2, half 1: bits 4-7 of
+// u16[5] of row 1, the high nibble of byte 64 + 10 = 74, which is 0x50.
 #pragma once
 
 #include <cstdint>
@@ -18,26 +27,57 @@
 
 namespace kvquant {
 
+enum class KvSide { kKey, kValue };
+
 inline constexpr int kMinCodeBits = 2;  // of a codebook with a table of levels
 inline constexpr int kMaxCodeBits = 4;
 inline constexpr int kMaxLevels = 16;
 inline constexpr int kByteCodeBits = 8;  // of uniform codes without a table
 
+inline constexpr int kRowSlots = 4;
+inline constexpr int kSlotCodes = 32;  // 16 lanes of a pair
+inline constexpr int kRowCodes = kRowSlots * kSlotCodes;
+
 constexpr bool is_code_width(int bits) {
   return (kMinCodeBits <= bits && bits <= kMaxCodeBits) || bits == kByteCodeBits;
 }
 
+constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+constexpr int64_t num_code_rows(int64_t head_dim) { return padded_head_dim(head_dim) / 2; }
 constexpr int64_t code_tile_bytes(int bits, int64_t head_dim) {
-  return head_dim * bits * (kTileTokens / 8);
+  return 8 * bits * padded_head_dim(head_dim);
+}
+// Where the third bits of 3-bit codes begin.
+constexpr int64_t third_plane_offset(int64_t head_dim) { return 16 * padded_head_dim(head_dim); }
+
+struct CodePlace {
+  int64_t row;
+  int slot;
+  int word;  // 2 * lane + half
+};
+
+constexpr CodePlace code_place(KvSide side, int64_t head_dim, int64_t token, int64_t channel) {
+  if (side == KvSide::kKey) {
+    const int64_t half = head_dim / 2;
+    return {channel % half, static_cast<int>(token / 16),
+            static_cast<int>(token % 16 * 2 + channel / half)};
+  }
+  return {channel / 16 * 8 + token / 8, static_cast<int>(token % 8 / 2),
+          static_cast<int>(channel % 16 * 2 + token % 2)};
 }
 
-// Adds the codes [64] of one channel to a tile whose codes of these tokens are zero so far; a code
-// of 0 leaves what is there. This is how a partly filled tile grows.
-void add_code_row(uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
-                  const uint8_t* codes) noexcept;
+int code_at(const uint8_t* tile, int bits, int64_t head_dim, CodePlace place) noexcept;
+// Adds a code to one that is zero so far.
+void add_code(uint8_t* tile, int bits, int64_t head_dim, CodePlace place, int code) noexcept;
+void clear_code(uint8_t* tile, int bits, int64_t head_dim, CodePlace place) noexcept;
 
-// The codes [64] of one channel.
-void read_code_row(const uint8_t* tile, int bits, int64_t head_dim, int64_t channel,
-                   uint8_t* codes) noexcept;
+// Adds planar codes [head_dim][64] to a tile where the codes that are not zero in `planar` are zero
+// so far. This is how a partly filled tile grows.
+void add_codes(uint8_t* tile, KvSide side, int bits, int64_t head_dim,
+               const uint8_t* planar) noexcept;
+
+// All codes of a tile, planar [head_dim][64].
+void read_codes(const uint8_t* tile, KvSide side, int bits, int64_t head_dim,
+                uint8_t* planar) noexcept;
 
 }  // namespace kvquant

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <tuple>
 #include <vector>
 
 #include "formats/kv_block.h"
@@ -11,71 +12,91 @@
 namespace kvquant {
 namespace {
 
+struct HandCase {
+  KvSide side;
+  int bits;
+  int64_t token, channel;
+  int code;
+  int64_t byte;
+  uint8_t expected;
+};
+
+// head_dim 16: keys have 8 rows, the pair is (c, c + 8); values one vector of 16 channels.
 TEST(CodePlanes, BytesByHand) {
-  std::vector<uint8_t> codes(64, 0);
-  codes[0] = 1;
-  codes[32] = 2;
-  codes[63] = 15;
-  std::vector<uint8_t> four(code_tile_bytes(4, 8), 0);
-  add_code_row(four.data(), 4, 8, /*channel=*/1, codes.data());
-  EXPECT_EQ(four[32], 0x21);
-  EXPECT_EQ(four[32 + 31], 0xF0);
-  EXPECT_EQ(std::count(four.begin(), four.end(), 0), 256 - 2);
-
-  codes = std::vector<uint8_t>(64, 0);
-  codes[0] = 1;
-  codes[16] = 2;
-  codes[32] = 3;
-  codes[63] = 3;
-  std::vector<uint8_t> two(code_tile_bytes(2, 8), 0);
-  add_code_row(two.data(), 2, 8, 1, codes.data());
-  EXPECT_EQ(two[16], 0x39);  // 3 << 4 | 2 << 2 | 1
-  EXPECT_EQ(two[16 + 15], 0xC0);
-
-  codes[9] = 4;
-  codes[63] = 7;
-  std::vector<uint8_t> three(code_tile_bytes(3, 8), 0);
-  add_code_row(three.data(), 3, 8, 1, codes.data());
-  EXPECT_EQ(three[16], 0x39);
-  EXPECT_EQ(three[16 + 15], 0xC0);
-  EXPECT_EQ(three[8 * 16 + 8 + 1], 0x02);  // token 9: bit 1 of byte 1
-  EXPECT_EQ(three[8 * 16 + 8 + 7], 0x80);
-
-  codes[63] = 255;
-  std::vector<uint8_t> eight(code_tile_bytes(8, 8), 0);
-  add_code_row(eight.data(), 8, 8, 1, codes.data());
-  EXPECT_EQ(eight[64 + 16], 2);
-  EXPECT_EQ(eight[64 + 63], 255);
-}
-
-class CodePlanesOfBits : public testing::TestWithParam<int> {};
-
-TEST_P(CodePlanesOfBits, RowsComeBackAlsoWhenFilledInPieces) {
-  const int bits = GetParam();
-  for (const int64_t head_dim : {8, 16, 80, 256}) {
-    std::mt19937 rng(static_cast<unsigned>(head_dim));
-    const int64_t num_bytes = code_tile_bytes(bits, head_dim);
-    std::vector<uint8_t> codes(64 * head_dim), tile(num_bytes + 1, 0);
-    tile.back() = 0xA5;  // guard
-    for (auto& code : codes) code = static_cast<uint8_t>(rng() % (1u << bits));
-    for (int64_t c = 0; c < head_dim; ++c) {
-      const auto split = static_cast<int64_t>(rng() % 65);
-      uint8_t head[64] = {}, tail[64] = {};
-      std::copy_n(&codes[64 * c], split, head);
-      std::copy(&codes[64 * c] + split, &codes[64 * c] + 64, tail + split);
-      add_code_row(tile.data(), bits, head_dim, c, head);
-      add_code_row(tile.data(), bits, head_dim, c, tail);
-    }
-    EXPECT_EQ(tile.back(), 0xA5);
-    for (int64_t c = 0; c < head_dim; ++c) {
-      uint8_t back[64];
-      read_code_row(tile.data(), bits, head_dim, c, back);
-      EXPECT_TRUE(std::equal(back, back + 64, &codes[64 * c])) << "channel " << c;
-    }
+  const HandCase cases[] = {
+      {KvSide::kKey, 4, 18, 9, 5, 64 + 10, 0x50},         // row 1, slot 1, lane 2, half 1
+      {KvSide::kKey, 4, 63, 0, 15, 62 - 1, 0xF0},         // row 0, slot 3, lane 15, half 0
+      {KvSide::kKey, 2, 18, 9, 3, 11, 0x0C},              // row 1: the high byte of u16[5]
+      {KvSide::kKey, 2, 34, 2, 2, 64 + 8, 0x20},          // row 2: the low byte, slot 2
+      {KvSide::kKey, 3, 18, 9, 4, 256 + 10, 0x20},        // third bit: bit 4 + 1 of u16[5]
+      {KvSide::kKey, 3, 18, 11, 4, 256 + 11, 0x20},       // row 3: bit 12 + 1
+      {KvSide::kKey, 8, 18, 9, 200, 128 + 11, 200},       // slot 1: the high byte of u16[0][5]
+      {KvSide::kKey, 8, 50, 1, 7, 128 + 64 + 9, 7},       // slot 3
+      {KvSide::kValue, 4, 18, 9, 5, 128 + 36, 0x50},      // row 2, slot 1, lane 9, half 0
+      {KvSide::kValue, 2, 63, 15, 3, 3 * 64 + 63, 0xC0},  // row 7, slot 3, lane 15, half 1
+      {KvSide::kValue, 8, 1, 3, 9, 2 * 7, 9},             // row 0, slot 0, lane 3, half 1
+  };
+  for (const HandCase& hand : cases) {
+    std::vector<uint8_t> tile(code_tile_bytes(hand.bits, 16), 0);
+    std::vector<uint8_t> planar(16 * 64, 0);
+    planar[hand.channel * 64 + hand.token] = static_cast<uint8_t>(hand.code);
+    add_codes(tile.data(), hand.side, hand.bits, 16, planar.data());
+    EXPECT_EQ(tile[hand.byte], hand.expected) << hand.bits << " bits, byte " << hand.byte;
+    EXPECT_EQ(std::count(tile.begin(), tile.end(), 0), static_cast<int64_t>(tile.size()) - 1);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllBits, CodePlanesOfBits, testing::Values(2, 3, 4, 8));
+using Case = std::tuple<KvSide, int>;
+class CodePlanesOf : public testing::TestWithParam<Case> {};
+
+TEST_P(CodePlanesOf, CodesComeBackAlsoWhenFilledInPieces) {
+  const auto [side, bits] = GetParam();
+  for (const int64_t head_dim : {8, 16, 24, 80, 256}) {
+    std::mt19937 rng(static_cast<unsigned>(head_dim));
+    const int64_t num_bytes = code_tile_bytes(bits, head_dim);
+    std::vector<uint8_t> codes(64 * head_dim), head(codes.size()), tile(num_bytes + 1, 0);
+    tile.back() = 0xA5;  // guard
+    for (auto& code : codes) code = static_cast<uint8_t>(rng() % (1u << bits));
+    std::vector<uint8_t> tail = codes;
+    for (int64_t c = 0; c < head_dim; ++c) {
+      const auto split = static_cast<int64_t>(rng() % 65);
+      std::copy_n(&codes[64 * c], split, &head[64 * c]);
+      std::fill_n(&tail[64 * c], split, uint8_t{0});
+    }
+    add_codes(tile.data(), side, bits, head_dim, head.data());
+    add_codes(tile.data(), side, bits, head_dim, tail.data());
+    EXPECT_EQ(tile.back(), 0xA5);
+    std::vector<uint8_t> back(codes.size());
+    read_codes(tile.data(), side, bits, head_dim, back.data());
+    EXPECT_EQ(back, codes) << "head_dim " << head_dim;
+  }
+}
+
+TEST_P(CodePlanesOf, EveryCodeHasAPlaceOfItsOwn) {
+  const auto [side, bits] = GetParam();
+  for (const int64_t head_dim : {8, 24, 64}) {
+    std::vector<uint8_t> tile(code_tile_bytes(bits, head_dim), 0);
+    const int most = (1 << bits) - 1;
+    for (int64_t c = 0; c < head_dim; ++c) {
+      for (int64_t t = 0; t < 64; ++t) {
+        const CodePlace place = code_place(side, head_dim, t, c);
+        ASSERT_EQ(code_at(tile.data(), bits, head_dim, place), 0);
+        add_code(tile.data(), bits, head_dim, place, most);
+        ASSERT_EQ(code_at(tile.data(), bits, head_dim, place), most);
+      }
+    }
+    const CodePlace place = code_place(side, head_dim, 37, 5);
+    std::vector<uint8_t> before = tile;
+    clear_code(tile.data(), bits, head_dim, place);
+    EXPECT_EQ(code_at(tile.data(), bits, head_dim, place), 0);
+    add_code(tile.data(), bits, head_dim, place, most);
+    EXPECT_EQ(tile, before);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CodePlanesOf,
+                         testing::Combine(testing::Values(KvSide::kKey, KvSide::kValue),
+                                          testing::Values(2, 3, 4, 8)));
 
 TEST(KvBlock, LayoutByHand) {
   const KvBlockLayout keys = kv_block_layout({KvSide::kKey, 4, false, 3, 64, 4});
@@ -87,9 +108,10 @@ TEST(KvBlock, LayoutByHand) {
   EXPECT_EQ(values.zeros, values.scales + 4 * 128);
   EXPECT_EQ(values.starts, values.zeros + 4 * 128);
   EXPECT_EQ(values.counts, values.starts + 4 * 3 * 4);
-  EXPECT_EQ(values.num_bytes, (values.counts + 4 * 3 * 64 + 63) / 64 * 64);
+  EXPECT_EQ(values.num_bytes, (values.counts + 4 * 3 * 2 + 63) / 64 * 64);
   const KvBlockLayout wide = kv_block_layout({KvSide::kKey, 2, true, 1, 256, 1});
-  EXPECT_EQ(wide.num_bytes, (wide.counts + 128 + 63) / 64 * 64);  // u16 counts
+  EXPECT_EQ(wide.num_bytes, (wide.counts + 2 + 63) / 64 * 64);
+  EXPECT_EQ(kv_block_layout({KvSide::kKey, 4, false, 1, 24, 1}).code_tile, 4 * 8 * 32);  // padded
 }
 
 }  // namespace

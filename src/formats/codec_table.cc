@@ -23,8 +23,14 @@ bool is_built(const Codec& codec, KvSide side) {
   return true;
 }
 
+double dense_bits(const Codec& codec, int64_t head_dim) {
+  return static_cast<double>(code_bits(codec.quantizer)) *
+         static_cast<double>(padded_head_dim(head_dim)) / static_cast<double>(head_dim);
+}
+
 double count_bits(int64_t head_dim) {
-  return 8.0 * static_cast<double>(outlier_count_bytes(head_dim)) / static_cast<double>(head_dim);
+  constexpr double kTileBits = 8 * (sizeof(uint32_t) + sizeof(uint16_t));  // start and count
+  return kTileBits / static_cast<double>(kTileTokens * head_dim);
 }
 
 }  // namespace
@@ -55,7 +61,7 @@ int64_t num_value_outliers(int64_t row_size, double percent) {
 double marginal_key_bits(const Codec& codec, int64_t head_dim) {
   if (!is_built(codec, KvSide::kKey)) return 0;
   if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
-  double bits = code_bits(codec.quantizer);
+  double bits = dense_bits(codec, head_dim);
   if (codec.outlier_percent > 0) {
     bits += codec.outlier_percent / 100 * kOutlierBits + count_bits(head_dim);
   }
@@ -67,7 +73,7 @@ double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_
   if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
   const int64_t row_size = head_dim * num_kv_heads;
   const auto row = static_cast<double>(row_size);
-  double bits = code_bits(codec.quantizer) + 32 / row;  // an fp16 scale and zero point per token
+  double bits = dense_bits(codec, head_dim) + 32 / row;  // an fp16 scale and zero point per token
   if (codec.outlier_percent > 0) {
     const auto outliers = 2 * num_value_outliers(row_size, codec.outlier_percent);
     bits += static_cast<double>(outliers) / row * kOutlierBits + count_bits(head_dim);

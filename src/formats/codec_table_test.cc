@@ -8,11 +8,12 @@ namespace {
 TEST(CodecTable, MarginalBitsAreTheBitsOfABlock) {
   const Codec plain = parse_spec("nuq3").key;
   EXPECT_DOUBLE_EQ(marginal_key_bits(plain, 64), 3);
+  EXPECT_DOUBLE_EQ(marginal_key_bits(plain, 24), 4);  // padded to 32 channels
   EXPECT_DOUBLE_EQ(marginal_value_bits(plain, 64, 3), 3 + 32.0 / 192);
   const Codec sparse = parse_spec("nuq3-1%").key;
-  EXPECT_DOUBLE_EQ(marginal_key_bits(sparse, 64), 3 + 0.24 + 8.0 / 64);
+  EXPECT_DOUBLE_EQ(marginal_key_bits(sparse, 64), 3 + 0.32 + 48.0 / (64 * 64));
   EXPECT_DOUBLE_EQ(marginal_value_bits(sparse, 64, 3),
-                   3 + 32.0 / 192 + 2.0 / 192 * 24 + 8.0 / 64);  // one on either end of 192
+                   3 + 32.0 / 192 + 2.0 / 192 * 32 + 48.0 / (64 * 64));  // one on either end of 192
   const Codec rotated = parse_spec("had+int8").key;
   EXPECT_DOUBLE_EQ(marginal_key_bits(rotated, 64), 0);  // values only
   EXPECT_DOUBLE_EQ(marginal_value_bits(rotated, 64, 3), 8 + 32.0 / 192);

@@ -6,8 +6,7 @@
 //   scales  [num_tiles][64] fp16                           values only: per token, over all heads
 //   zeros   [num_tiles][64] fp16                           values only
 //   starts  [num_tiles][num_kv_heads] u32                  with outliers: index of the tile's first
-//   counts  [num_tiles][num_kv_heads][64] u8               with outliers: per token; u16 when
-//                                                          head_dim > 255, so that none is lost
+//   counts  [num_tiles][num_kv_heads] u16                  with outliers: how many the tile has
 //
 // A dense side has [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
 #pragma once
@@ -18,9 +17,7 @@
 
 namespace kvquant {
 
-inline constexpr int64_t kMaxNuqHeadDim = 256;  // the channel of an outlier is a u8
-
-enum class KvSide { kKey, kValue };
+inline constexpr int64_t kMaxNuqHeadDim = 256;
 
 struct KvBlockShape {
   KvSide side = KvSide::kKey;
@@ -30,8 +27,6 @@ struct KvBlockShape {
   int64_t head_dim = 0;
   int64_t num_tiles = 0;
 };
-
-constexpr int64_t outlier_count_bytes(int64_t head_dim) { return head_dim > 255 ? 2 : 1; }
 
 struct KvBlockLayout {
   int64_t code_tile = 0;  // bytes
@@ -52,8 +47,7 @@ constexpr KvBlockLayout kv_block_layout(const KvBlockShape& shape) {
   layout.zeros = layout.scales + token_params;
   layout.starts = layout.zeros + token_params;
   layout.counts = layout.starts + heads_with_outliers * 4;
-  const int64_t end =
-      layout.counts + heads_with_outliers * kTileTokens * outlier_count_bytes(shape.head_dim);
+  const int64_t end = layout.counts + heads_with_outliers * 2;
   layout.num_bytes = (end + 63) / 64 * 64;
   return layout;
 }

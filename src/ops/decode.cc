@@ -11,18 +11,10 @@
 
 namespace kvquant {
 
-void place_outliers(const OutlierList& outliers, int64_t head_dim, int64_t num_tokens,
-                    float* planar) noexcept {
-  if (outliers.counts == nullptr) return;
-  int64_t entry = outliers.first;
-  for (int64_t t = 0; t < num_tokens; ++t) {
-    uint16_t count = outliers.counts[t];
-    if (outlier_count_bytes(head_dim) == 2) std::memcpy(&count, outliers.counts + 2 * t, 2);
-    for (int64_t end = entry + count; entry < end; ++entry) {
-      const OutlierPage& page = *outliers.pages[entry / kOutliersPerPage];
-      const int64_t at = entry % kOutliersPerPage;
-      planar[page.channel[at] * kTileTokens + t] = to_float(page.value[at]);
-    }
+void place_outliers(const OutlierList& outliers, float* planar) noexcept {
+  for (int64_t e = outliers.first; e < outliers.first + outliers.count; ++e) {
+    const OutlierEntry& entry = outliers.pages[e / kOutliersPerPage]->entries[e % kOutliersPerPage];
+    planar[entry.place] = to_float(entry.value);
   }
 }
 
@@ -34,7 +26,7 @@ void decode_tile(const DecodeJob& job, float* planar, Backend backend) {
   for (int64_t c = 0; job.num_tokens < kTileTokens && c < job.head_dim; ++c) {
     std::fill(planar + c * kTileTokens + job.num_tokens, planar + (c + 1) * kTileTokens, 0.0f);
   }
-  place_outliers(job.outliers, job.head_dim, job.num_tokens, planar);
+  place_outliers(job.outliers, planar);
 }
 
 void fill_rope_tile(const RopeTable& table, int64_t first_position, float* cos, float* sin) {

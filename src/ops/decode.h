@@ -21,10 +21,10 @@
 
 namespace kvquant {
 
-// Outliers of one tile of one head; none when counts is null.
+// Outliers of one tile of one head.
 struct OutlierList {
-  const uint8_t* counts = nullptr;  // per token, u8, or u16 when head_dim > 255
-  int64_t first = 0;                // entry of the list where the tile begins
+  int64_t first = 0;  // entry of the list where the tile begins
+  int64_t count = 0;
   std::span<const OutlierPage* const> pages{};
 };
 
@@ -56,8 +56,7 @@ void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t 
                     int64_t num_tokens, float* planar);
 
 // Puts outliers into their places in a planar tile.
-void place_outliers(const OutlierList& outliers, int64_t head_dim, int64_t num_tokens,
-                    float* planar) noexcept;
+void place_outliers(const OutlierList& outliers, float* planar) noexcept;
 
 namespace ref {
 void decode_tile(const DecodeJob& job, float* planar) noexcept;

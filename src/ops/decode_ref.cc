@@ -2,29 +2,18 @@
 #include "ops/decode.h"
 
 namespace kvquant::ref {
-namespace {
-
-int code_at(const uint8_t* tile, int bits, int64_t head_dim, int64_t channel, int64_t token) {
-  if (bits == 8) return tile[channel * 64 + token];
-  if (bits == 4) return tile[channel * 32 + token % 32] >> (token < 32 ? 0 : 4) & 15;
-  const int low = tile[channel * 16 + token % 16] >> (2 * (token / 16)) & 3;
-  if (bits == 2) return low;
-  return low | (tile[head_dim * 16 + channel * 8 + token / 8] >> (token % 8) & 1) << 2;
-}
-
-}  // namespace
-
 void decode_tile(const DecodeJob& job, float* planar) noexcept {
   const NuqCodebook& book = *job.codebook;
   for (int64_t c = 0; c < job.head_dim; ++c) {
     for (int64_t t = 0; t < kTileTokens; ++t) {
       const int64_t at = job.axis == ScaleAxis::kChannel ? c : t;
-      const int code = code_at(job.codes, book.bits, job.head_dim, c, t);
+      const int code = code_at(job.codes, book.bits, job.head_dim,
+                               code_place(code_side(job.axis), job.head_dim, t, c));
       const float product = level_of(book, code) * job.scales[at];
       planar[c * kTileTokens + t] = t < job.num_tokens ? product + job.zeros[at] : 0.0f;
     }
   }
-  place_outliers(job.outliers, job.head_dim, job.num_tokens, planar);
+  place_outliers(job.outliers, planar);
 }
 
 void rotate_to_key_tile(const float* planar, const float* cos, const float* sin, int64_t head_dim,

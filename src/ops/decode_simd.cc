@@ -5,7 +5,7 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
-#include "formats/dense_tile.h"
+#include "formats/kv_block.h"
 #include "ops/decode.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -36,9 +36,10 @@ void unpack_tile(const DecodeJob& job, float* HWY_RESTRICT planar) {
   const FloatTag d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const bool by_token = job.axis == ScaleAxis::kToken;
-  HWY_ALIGN uint8_t codes[kTileTokens];
+  HWY_ALIGN uint8_t tile_codes[kMaxNuqHeadDim * kTileTokens];
+  read_codes(job.codes, code_side(job.axis), job.codebook->bits, job.head_dim, tile_codes);
   for (int64_t c = 0; c < job.head_dim; ++c) {
-    read_code_row(job.codes, job.codebook->bits, job.head_dim, c, codes);
+    const uint8_t* codes = tile_codes + c * kTileTokens;
     const auto scale = hn::Set(d, by_token ? 0.0f : job.scales[c]);
     const auto zero = hn::Set(d, by_token ? 0.0f : job.zeros[c]);
     for (int64_t t = 0; t < kTileTokens; t += lanes) {

@@ -28,6 +28,11 @@ enum class ScaleAxis {
   kToken,    // values: [64]
 };
 
+// The layout of codes that goes with it.
+constexpr KvSide code_side(ScaleAxis axis) {
+  return axis == ScaleAxis::kChannel ? KvSide::kKey : KvSide::kValue;
+}
+
 // How the errors of the channels of a token that are coded first change those that are coded later.
 struct RoundingFeedback {
   const uint8_t* order = nullptr;       // [head_dim]: the channel coded at step i; a permutation

@@ -6,23 +6,6 @@
 namespace kvquant::ref {
 namespace {
 
-// Sets bits of a code that is zero so far; code_planes.h has the byte table.
-void set_code(uint8_t* tile, int bits, int64_t head_dim, int64_t channel, int64_t token, int code) {
-  if (bits == 8) {
-    tile[channel * 64 + token] = static_cast<uint8_t>(code);
-    return;
-  }
-  if (bits == 4) {
-    tile[channel * 32 + token % 32] |= static_cast<uint8_t>(code << (token < 32 ? 0 : 4));
-    return;
-  }
-  tile[channel * 16 + token % 16] |= static_cast<uint8_t>((code & 3) << (2 * (token / 16)));
-  if (bits == 3) {
-    tile[head_dim * 16 + channel * 8 + token / 8] |=
-        static_cast<uint8_t>((code >> 2) << (token % 8));
-  }
-}
-
 bool is_outlier(const EncodeJob& job, float x, int64_t channel, int64_t token) {
   if (job.low != nullptr) return x < job.low[channel] || x > job.high[channel];
   return job.outliers != nullptr && (job.outliers[channel] >> token & 1) != 0;
@@ -53,7 +36,8 @@ void encode_tile(const EncodeJob& job) noexcept {
         errors[i] = 0;
         if (job.low != nullptr) job.outliers[c] |= uint64_t{1} << in_tile;
       }
-      set_code(job.codes, book.bits, job.head_dim, c, in_tile, code);
+      const CodePlace place = code_place(code_side(job.axis), job.head_dim, in_tile, c);
+      add_code(job.codes, book.bits, job.head_dim, place, code);
     }
   }
 }

@@ -1,6 +1,6 @@
 // Tokens are lanes. Rows are transposed into a scratch of one line of 64 tokens per channel, with
 // feedback in coding order, where a channel's errors take the place of its values once it is coded.
-// From there codes go straight into their planes.
+// From there codes go to a planar tile of bytes, which is packed at the end.
 //
 // The sums of feedback run over the steps in order, so they can't be split; but the lines of a
 // group of 4 tokens' vectors and of kSteps steps are independent chains, and each error that is
@@ -34,7 +34,8 @@ struct Pass {
   alignas(64) float scales[kMaxNuqHeadDim];
   alignas(64) float inv_scales[kMaxNuqHeadDim];
   alignas(64) float zeros[kMaxNuqHeadDim];
-  alignas(64) int32_t keep[kTileTokens];  // all ones where a token is in the job
+  alignas(64) int32_t keep[kTileTokens];                     // all ones where a token is in the job
+  alignas(64) uint8_t planar[kMaxNuqHeadDim * kTileTokens];  // codes, [head_dim][64]
 };
 
 alignas(64) constexpr float kNoRow[kMaxNuqHeadDim] = {};
@@ -82,7 +83,7 @@ HWY_INLINE hn::Mask<FloatTag> outliers_of(const EncodeJob& job, FloatVec x, int6
 // Codes channel c of the tokens of vectors v, v + 1, ...: t is what is rounded, x (a line of 64
 // tokens) what it stands for. With feedback x becomes the errors, which are returned, too.
 template <int kBits, int kVectors, bool kFeedback>
-HWY_INLINE void code_channel(const Pass& pass, int64_t c, int64_t v, FloatVec (&t)[kVectors],
+HWY_INLINE void code_channel(Pass& pass, int64_t c, int64_t v, FloatVec (&t)[kVectors],
                              float* HWY_RESTRICT x) {
   const FloatTag d;
   const EncodeJob& job = *pass.job;
@@ -113,7 +114,7 @@ HWY_INLINE void code_channel(const Pass& pass, int64_t c, int64_t v, FloatVec (&
       hn::Store(t[g], d, x + token);
     }
   }
-  add_codes<kBits, kVectors>(job.codes, job.head_dim, c, v, codes);
+  put_codes(c, v, codes, pass.planar);
   if (job.low != nullptr) {
     const uint64_t inside = (job.num_tokens == 64 ? 0 : uint64_t{1} << job.num_tokens) - 1;
     job.outliers[c] |= outlier_bits & inside << job.first_token;
@@ -129,7 +130,7 @@ void transpose_vectors(const Pass& pass, int64_t first, int64_t num_vectors, con
 }
 
 template <int kBits, int kVectors>
-void encode_nearest(const Pass& pass, int64_t v) {
+void encode_nearest(Pass& pass, int64_t v) {
   alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];
   uint8_t steps[kMaxNuqHeadDim];
   for (int64_t c = 0; c < pass.job->head_dim; ++c) steps[c] = static_cast<uint8_t>(c);
@@ -144,7 +145,7 @@ void encode_nearest(const Pass& pass, int64_t v) {
 
 // kSteps steps at a time: first the errors of all earlier steps, then one after the other.
 template <int kBits, int kVectors>
-void encode_with_feedback(const Pass& pass, int64_t v) {
+void encode_with_feedback(Pass& pass, int64_t v) {
   constexpr int kSteps = 16 / kVectors < 8 ? 16 / kVectors : 8;
   const FloatTag d;
   const int64_t head_dim = pass.job->head_dim;
@@ -186,7 +187,7 @@ void encode_with_feedback(const Pass& pass, int64_t v) {
 }
 
 template <int kBits, int kVectors>
-void encode_vectors(const Pass& pass, int64_t v) {
+void encode_vectors(Pass& pass, int64_t v) {
   if (pass.job->feedback != nullptr) {
     encode_with_feedback<kBits, kVectors>(pass, v);
   } else {
@@ -201,10 +202,16 @@ void encode_bits(const EncodeJob& job) {
   start_pass(job, pass);
   const int64_t first = job.first_token / kLanes;
   const int64_t last = (job.first_token + job.num_tokens - 1) / kLanes;
-  if (first == last) return encode_vectors<kBits, 1>(pass, first);
-  for (int64_t v = first / kGroup * kGroup; v <= last; v += kGroup) {
-    encode_vectors<kBits, kGroup>(pass, v);
+  const bool whole = job.num_tokens == kTileTokens;
+  if (!whole) std::memset(pass.planar, 0, static_cast<size_t>(job.head_dim * kTileTokens));
+  if (first == last) {
+    encode_vectors<kBits, 1>(pass, first);
+  } else {
+    for (int64_t v = first / kGroup * kGroup; v <= last; v += kGroup) {
+      encode_vectors<kBits, kGroup>(pass, v);
+    }
   }
+  add_codes(job.codes, code_side(job.axis), kBits, job.head_dim, pass.planar);
 }
 
 bool encode_tile(const EncodeJob& job) {

@@ -145,11 +145,6 @@ HWY_INLINE hn::Vec<hn::Rebind<uint8_t, FloatTag>> to_bytes(IntVec code) {
   return hn::U8FromU32(hn::BitCast(hn::RebindToUnsigned<FloatTag>(), code));
 }
 
-HWY_INLINE void add_bytes(IntVec code, uint8_t* out) {
-  const hn::Rebind<uint8_t, FloatTag> d8;
-  hn::StoreU(hn::Or(hn::LoadU(d8, out), to_bytes(code)), d8, out);
-}
-
 HWY_INLINE uint64_t bits_of(hn::Mask<FloatTag> mask) {
   uint8_t bytes[8];
   hn::StoreMaskBits(FloatTag(), mask, bytes);
@@ -158,45 +153,12 @@ HWY_INLINE uint64_t bits_of(hn::Mask<FloatTag> mask) {
   return bits;
 }
 
-// Codes of the vectors from v on into the planes of channel c.
-template <int kBits, int kVectors>
-HWY_INLINE void add_codes(uint8_t* tile, int64_t head_dim, int64_t c, int64_t v,
-                          const IntVec (&codes)[kVectors]) {
-  if constexpr (kVectors * kLanes < kTileTokens) {
-    uint8_t row[kTileTokens] = {};
-    for (int g = 0; g < kVectors; ++g) {
-      hn::StoreU(to_bytes(codes[g]), hn::Rebind<uint8_t, FloatTag>(), row + (v + g) * kLanes);
-    }
-    add_code_row(tile, kBits, head_dim, c, row);
-  } else if constexpr (kBits == 8) {
-    for (int g = 0; g < kVectors; ++g) add_bytes(codes[g], tile + c * 64 + g * 16);
-  } else if constexpr (kBits == 4) {
-    uint8_t* row = tile + c * 32;
-    add_bytes(hn::Or(codes[0], hn::ShiftLeft<4>(codes[2])), row);
-    add_bytes(hn::Or(codes[1], hn::ShiftLeft<4>(codes[3])), row + 16);
-  } else {
-    const FloatTag d;
-    const auto two = hn::Set(IntTag(), 3);
-    auto low = codes[0];
-    uint64_t third = 0;
-    if constexpr (kBits == 3) {
-      for (int g = 0; g < kVectors; ++g) {
-        const auto is_high = hn::RebindMask(d, hn::Gt(codes[g], two));
-        third |= bits_of(is_high) << (16 * g);
-      }
-      low = hn::And(low, two);
-    }
-    low = hn::Or(low, hn::ShiftLeft<2>(hn::And(codes[1], two)));
-    low = hn::Or(low, hn::ShiftLeft<4>(hn::And(codes[2], two)));
-    low = hn::Or(low, hn::ShiftLeft<6>(codes[3]));  // a byte is kept
-    add_bytes(low, tile + c * 16);
-    if constexpr (kBits == 3) {
-      uint8_t* out = tile + head_dim * 16 + c * 8;
-      uint64_t word = 0;
-      std::memcpy(&word, out, 8);
-      word |= third;
-      std::memcpy(out, &word, 8);
-    }
+// Codes of the vectors from v on to row c of `planar`, [head_dim][64].
+template <int kVectors>
+HWY_INLINE void put_codes(int64_t c, int64_t v, const IntVec (&codes)[kVectors], uint8_t* planar) {
+  for (int g = 0; g < kVectors; ++g) {
+    hn::StoreU(to_bytes(codes[g]), hn::Rebind<uint8_t, FloatTag>(),
+               planar + c * kTileTokens + (v + g) * kLanes);
   }
 }
 

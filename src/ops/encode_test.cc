@@ -115,8 +115,8 @@ TEST(EncodeReference, CodesByHand) {
                     .outliers = outliers.data()});
   // All other values are 0: y = -0.5, level 1.
   EXPECT_EQ(codes[0], 0b01'01'01'01);
-  EXPECT_EQ(codes[1], 0b01'00'10'10);  // tokens 1, 17, 33, 49 from the low bits
-  EXPECT_EQ(codes[15], 0b11'01'01'01);
+  EXPECT_EQ(codes[4], 0b01'00'10'10);  // tokens 1, 17, 33, 49 from the low bits
+  EXPECT_EQ(codes[60], 0b11'01'01'01);
   EXPECT_EQ(outliers[0], uint64_t{1} << 63 | uint64_t{1} << 33);
   EXPECT_EQ(std::count(outliers.begin() + 1, outliers.end(), 0u), 7);
 }
@@ -150,9 +150,11 @@ TEST(EncodeReference, FeedbackByHand) {
                  .codes = codes.data(),
                  .outliers = outliers.data()},
                 backend);
-    EXPECT_EQ(std::vector<uint8_t>(codes.begin(), codes.begin() + 3),
+    std::vector<uint8_t> planar(8 * 64);
+    read_codes(codes.data(), KvSide::kKey, 2, 8, planar.data());
+    EXPECT_EQ(std::vector<uint8_t>(planar.begin(), planar.begin() + 3),
               (std::vector<uint8_t>{3, 2, 2}));
-    EXPECT_EQ(std::vector<uint8_t>(codes.begin() + 16, codes.begin() + 19),
+    EXPECT_EQ(std::vector<uint8_t>(planar.begin() + 64, planar.begin() + 67),
               (std::vector<uint8_t>{2, 3, 3}));
     EXPECT_EQ(outliers[1], 2u);
     EXPECT_EQ(outliers[0], 0u);
@@ -327,14 +329,10 @@ TEST(Decode, EqualsTheReferenceBitForBitWithOutliers) {
         std::mt19937 rng(7);
         std::vector<uint8_t> codes(code_tile_bytes(bits, head_dim));
         for (auto& byte : codes) byte = static_cast<uint8_t>(rng());
-        std::vector<uint8_t> counts(128, 0);
-        counts[head_dim > 255 ? 6 : 3] = 2;  // token 3
         OutlierPage page{};
-        page.channel[127] = 1;
-        page.value[127] = to_half(42.0f);
+        page.entries[127] = {outlier_place(/*token=*/3, /*channel=*/1), to_half(42.0f)};
         OutlierPage next{};
-        next.channel[0] = 5;
-        next.value[0] = to_half(-7.0f);
+        next.entries[0] = {outlier_place(3, 5), to_half(-7.0f)};
         const OutlierPage* pages[] = {&page, &next};
         const DecodeJob job{.codebook = &book,
                             .codes = codes.data(),
@@ -343,7 +341,7 @@ TEST(Decode, EqualsTheReferenceBitForBitWithOutliers) {
                             .axis = axis,
                             .head_dim = head_dim,
                             .num_tokens = 61,
-                            .outliers = {counts.data(), 127, pages}};
+                            .outliers = {127, 2, pages}};
         std::vector<float> expected(64 * head_dim, -1.0f), actual(64 * head_dim, -2.0f);
         decode_tile(job, expected.data(), Backend::kReference);
         decode_tile(job, actual.data(), Backend::kSimd);

@@ -185,10 +185,12 @@ void expect_tile(const NuqCase& c, const NuqCodebook& book) {
                .num_tokens = c.num_tokens,
                .codes = tile.data()});
   std::vector<uint8_t> codes(c.codes.size());
+  std::vector<uint8_t> planar(c.num_channels * kTileTokens);
+  read_codes(tile.data(), code_side(axis), c.bits, c.num_channels, planar.data());
   for (int64_t channel = 0; channel < c.num_channels; ++channel) {
-    uint8_t row[kTileTokens];
-    read_code_row(tile.data(), c.bits, c.num_channels, channel, row);
-    for (int64_t t = 0; t < c.num_tokens; ++t) codes[t * c.num_channels + channel] = row[t];
+    for (int64_t t = 0; t < c.num_tokens; ++t) {
+      codes[t * c.num_channels + channel] = planar[channel * kTileTokens + t];
+    }
   }
   EXPECT_EQ(codes, c.codes);
   std::vector<float> decoded(c.num_channels * kTileTokens), actual;
