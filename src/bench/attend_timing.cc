@@ -30,7 +30,7 @@ class TimingCache {
     for (int64_t i = 0; i < shape.num_layers * shape.num_kv_heads; ++i) {
       const auto first = static_cast<size_t>(i * num_tiles_);
       const auto count = static_cast<size_t>(num_tiles_);
-      DenseRun run;
+      AttendRun run;
       run.type = shape.type;
       run.key_tiles = std::span(keys_).subspan(first, count);
       run.value_tiles = std::span(values_).subspan(first, count);
@@ -39,7 +39,7 @@ class TimingCache {
     }
   }
 
-  std::span<const DenseRun> run(int64_t index) const {
+  std::span<const AttendRun> run(int64_t index) const {
     return std::span(runs_).subspan(static_cast<size_t>(index), 1);
   }
   int64_t num_bytes() const { return memory_.num_bytes(); }
@@ -67,7 +67,7 @@ class TimingCache {
   Buffer<std::byte> memory_;
   std::vector<const void*> keys_;
   std::vector<const void*> values_;
-  std::vector<DenseRun> runs_;
+  std::vector<AttendRun> runs_;
 };
 
 // Queries of `num_queries` tokens at the end of the cache, and room for their results.

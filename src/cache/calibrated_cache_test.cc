@@ -66,7 +66,7 @@ struct Fixture {
     std::vector<double> out(static_cast<size_t>(num_tokens * kRowSize));
     cache.prepare_view(kShape.num_layers - 1, id);
     for (int64_t head = 0; head < kShape.num_kv_heads; ++head) {
-      const DenseRun& run = cache.view(kShape.num_layers - 1, id, head)[0];
+      const AttendRun& run = cache.view(kShape.num_layers - 1, id, head)[0];
       for (int64_t t = 0; t < num_tokens; ++t) {
         const auto* tile = static_cast<const float*>(run.key_tiles[t / 64]);
         for (int64_t c = 0; c < 8; ++c) {

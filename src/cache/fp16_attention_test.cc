@@ -39,7 +39,7 @@ class Contiguous {
     }
   }
 
-  DenseRun run() const {
+  AttendRun run() const {
     return {.key_tiles = key_tiles_, .value_tiles = value_tiles_, .num_tokens = num_tokens_};
   }
 
@@ -50,7 +50,7 @@ class Contiguous {
   std::vector<const void*> key_tiles_, value_tiles_;
 };
 
-std::vector<float> attended(std::span<const DenseRun> runs, const std::vector<float>& queries,
+std::vector<float> attended(std::span<const AttendRun> runs, const std::vector<float>& queries,
                             int64_t first_position, Precision precision, ThreadPool& pool) {
   std::vector<float> out(queries.size(), NAN);
   const AttendJob job{.query = queries.data(),
@@ -87,7 +87,7 @@ TEST(Fp16Cache, AttentionEqualsThatOverContiguousKeysAndValuesBitForBit) {
       for (float& x : queries) x = normal(rng);
       for (int64_t head = 0; head < kKvHeads; ++head) {
         const Contiguous contiguous(keys, values, head, rope);
-        const DenseRun whole = contiguous.run();
+        const AttendRun whole = contiguous.run();
         const auto expected = attended({&whole, 1}, queries, first, precision, pool);
         const auto out = attended(cache.view(0, id, head), queries, first, precision, pool);
         EXPECT_EQ(out, expected) << "chunk of " << num_new << ", head " << head;

@@ -136,7 +136,7 @@ struct KvCache::Impl {
   SequenceId view_sequence = -1;
   int64_t view_layer = -1;
   int64_t num_runs = 0;
-  std::vector<DenseRun> runs;
+  std::vector<AttendRun> runs;
   std::vector<const void*> key_tiles, value_tiles;
   Buffer<float> tiles;    // [all tiles of the runs][num_kv_heads][2][64 * head_dim]
   Buffer<float> workers;  // [num_threads][2 * 64 * head_dim], see TileScratch
@@ -392,7 +392,7 @@ void KvCache::prepare_view(int64_t layer, SequenceId id) {
   }
 }
 
-std::span<const DenseRun> KvCache::view(int64_t layer, SequenceId id, int64_t kv_head) {
+std::span<const AttendRun> KvCache::view(int64_t layer, SequenceId id, int64_t kv_head) {
   check_arg(layer == impl_->view_layer && id == impl_->view_sequence,
             fmt::format("cache: the view of layer {} of sequence {} is not prepared", layer, id));
   check_arg(0 <= kv_head && kv_head < impl_->shape.num_kv_heads,

@@ -88,7 +88,7 @@ class KvCache {
 
   // What the queries of the last appended chunk read of one layer: runs per KV head. Valid until
   // the next call on the cache.
-  std::span<const DenseRun> view(int64_t layer, SequenceId id, int64_t kv_head);
+  std::span<const AttendRun> view(int64_t layer, SequenceId id, int64_t kv_head);
   // Makes `view` valid for all heads of (layer, sequence): decodes compressed tiles to scratch.
   // Throws std::invalid_argument when it comes so late that tokens the queries must see exactly are
   // encoded already: prepare the view of a layer before the next layer is appended.

@@ -38,7 +38,7 @@ struct Fixture {
     std::vector<float> out;
     cache.prepare_view(kShape.num_layers - 1, id);
     for (int64_t head = 0; head < kShape.num_kv_heads; ++head) {
-      for (const DenseRun& run : cache.view(kShape.num_layers - 1, id, head)) {
+      for (const AttendRun& run : cache.view(kShape.num_layers - 1, id, head)) {
         for (int64_t t = 0; t < run.num_tokens; ++t) {
           for (const float x : test::key_in_run(run, t, kShape.head_dim)) out.push_back(x);
           for (const float x : test::value_in_run(run, t, kShape.head_dim)) out.push_back(x);
@@ -261,7 +261,7 @@ double round_trip_error(const char* spec) {
   cache.prepare_view(0, id);
   double sum = 0;
   for (int64_t head = 0; head < 3; ++head) {
-    const DenseRun run = cache.view(0, id, head)[0];
+    const AttendRun run = cache.view(0, id, head)[0];
     for (int64_t t = 0; t < 1024; ++t) {
       Row expected(rows[t].begin() + head * 64, rows[t].begin() + (head + 1) * 64);
       const Row value = test::value_in_run(run, t, 64);
@@ -304,7 +304,7 @@ TEST(KvCacheStorage, RotationSpreadsLargeChannelsOfValues) {
     f.cache.prepare_view(1, id);
     double sum = 0;
     for (int64_t head = 0; head < 3; ++head) {
-      const DenseRun run = f.cache.view(1, id, head)[0];
+      const AttendRun run = f.cache.view(1, id, head)[0];
       for (int64_t t = 0; t < 200; ++t) {
         const Row value = test::value_in_run(run, t, 16);
         for (int c = 0; c < 16; ++c) {
@@ -337,7 +337,7 @@ TEST(KvCacheStorage, AConstantCacheIsExact) {
     const auto id = f.cache.add_sequence();
     f.append(id, std::vector<Row>(70, Row(kRowSize, constant)), 0, 70);
     f.cache.prepare_view(1, id);
-    const DenseRun run = f.cache.view(1, id, 0)[0];
+    const AttendRun run = f.cache.view(1, id, 0)[0];
     for (int64_t t = 0; t < 70; ++t) {
       EXPECT_EQ(test::value_in_run(run, t, 16), Row(16, round_to_half(constant)));
     }

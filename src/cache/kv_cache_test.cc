@@ -70,9 +70,9 @@ class Pair {
 
  private:
   // Every query of the last chunk sees every earlier token once, in the form the model says.
-  void check_view(const test::ModelLayer& model, std::span<const DenseRun> runs, int64_t head) {
+  void check_view(const test::ModelLayer& model, std::span<const AttendRun> runs, int64_t head) {
     std::vector<int64_t> seen(model.length() * model.last_chunk, 0);
-    for (const DenseRun& run : runs) {
+    for (const AttendRun& run : runs) {
       ASSERT_EQ(static_cast<int64_t>(run.key_tiles.size()), (run.num_tokens + 63) / 64);
       ASSERT_EQ(run.key_tiles.size(), run.value_tiles.size());
       for (int64_t t = 0; t < run.num_tokens; ++t) {
@@ -99,7 +99,7 @@ class Pair {
     }
   }
 
-  void check_token(const test::ModelLayer& model, const DenseRun& run, int64_t token, int64_t head,
+  void check_token(const test::ModelLayer& model, const AttendRun& run, int64_t token, int64_t head,
                    bool exact) {
     const int64_t head_dim = shape_.head_dim, t = token - run.first_position;
     const Row keys = test::key_in_run(run, t, head_dim);
@@ -122,7 +122,7 @@ class Pair {
     }
   }
 
-  void check_unused_are_zero(const DenseRun& run) {
+  void check_unused_are_zero(const AttendRun& run) {
     for (int64_t t = run.num_tokens; t % 64 != 0; ++t) {
       for (const float x : test::key_in_run(run, t, shape_.head_dim)) ASSERT_EQ(x, 0);
       for (const float x : test::value_in_run(run, t, shape_.head_dim)) ASSERT_EQ(x, 0);

@@ -176,7 +176,7 @@ inline float element(DenseType type, const void* tile, int64_t index) {
   return NAN;
 }
 
-inline Row key_in_run(const DenseRun& run, int64_t token, int64_t head_dim) {
+inline Row key_in_run(const AttendRun& run, int64_t token, int64_t head_dim) {
   Row row;
   for (int64_t c = 0; c < head_dim; ++c) {
     row.push_back(element(run.type, run.key_tiles[token / 64], key_index(token % 64, c)));
@@ -184,7 +184,7 @@ inline Row key_in_run(const DenseRun& run, int64_t token, int64_t head_dim) {
   return row;
 }
 
-inline Row value_in_run(const DenseRun& run, int64_t token, int64_t head_dim) {
+inline Row value_in_run(const AttendRun& run, int64_t token, int64_t head_dim) {
   Row row;
   for (int64_t c = 0; c < head_dim; ++c) {
     row.push_back(

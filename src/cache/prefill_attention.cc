@@ -123,10 +123,10 @@ void PrefillQuantizedAttention::State::attend_head(BatchView all_queries, int64_
     }
   }
   const int64_t num_tokens = key_cache->store().sequences[static_cast<size_t>(sequence)].num_tokens;
-  const DenseRun run{.type = DenseType::kF32,
-                     .key_tiles = decoded_keys.tiles,
-                     .value_tiles = decoded_values.tiles,
-                     .num_tokens = num_tokens};
+  const AttendRun run{.type = DenseType::kF32,
+                      .key_tiles = decoded_keys.tiles,
+                      .value_tiles = decoded_values.tiles,
+                      .num_tokens = num_tokens};
   const AttendJob job{.query = query.data(),
                       .out = out.data(),
                       .query_stride = group * dim,

@@ -33,7 +33,7 @@ class TruncateTest : public testing::Test {
     std::vector<float> out;
     cache.prepare_view(kShape.num_layers - 1, 0);
     for (int64_t head = 0; head < kShape.num_kv_heads; ++head) {
-      for (const DenseRun& run : cache.view(kShape.num_layers - 1, 0, head)) {
+      for (const AttendRun& run : cache.view(kShape.num_layers - 1, 0, head)) {
         for (int64_t t = 0; t < (run.num_tokens + 63) / 64 * 64; ++t) {
           for (const float x : test::key_in_run(run, t, kShape.head_dim)) out.push_back(x);
           for (const float x : test::value_in_run(run, t, kShape.head_dim)) out.push_back(x);
@@ -159,8 +159,8 @@ TEST_F(TruncateTest, AShortFirstChunkDoesNotSpoilTheKeys) {
   ASSERT_GT(cache.num_compressed_tokens(0), 250);
   double squares = 0;
   int64_t count = 0;
-  const DenseRun whole = exact.view(1, 0, 0)[0];
-  for (const DenseRun& run : cache.view(1, 0, 0)) {
+  const AttendRun whole = exact.view(1, 0, 0)[0];
+  for (const AttendRun& run : cache.view(1, 0, 0)) {
     for (int64_t t = 0; t < run.num_tokens; ++t) {
       const Row a = test::key_in_run(run, t, 16);
       const Row b = test::key_in_run(whole, run.first_position + t, 16);

@@ -12,13 +12,36 @@
 namespace kvquant {
 namespace {
 
-void check_run(const DenseRun& run) {
+void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape,
+                int64_t num_tiles) {
+  check_arg(side.codebook != nullptr && side.codebook->bits == side.shape.bits,
+            "attend: a coded side must have the codebook of its bits");
+  check_arg(side.shape.side == expected && side.shape.head_dim == shape.head_dim,
+            "attend: a coded side must have the queries' head_dim and its own kind of block");
+  check_arg(0 <= side.head && side.head < side.shape.num_kv_heads && side.shape.num_tiles > 0,
+            "attend: a coded side's head is out of range");
+  check_arg(static_cast<int64_t>(side.blocks.size()) * side.shape.num_tiles >= num_tiles,
+            "attend: a coded side must have a block for each of its tiles");
+  check_arg(expected == KvSide::kValue || (side.scales != nullptr && side.zeros != nullptr),
+            "attend: coded keys must have scales and zero points");
+}
+
+void check_run(const AttendRun& run, const AttendShape& shape) {
   check_arg(run.num_tokens >= 0, "attend: a run's num_tokens must not be negative");
-  const auto num_tiles = static_cast<size_t>((run.num_tokens + kTileTokens - 1) / kTileTokens);
-  check_arg(run.key_tiles.size() == num_tiles && run.value_tiles.size() == num_tiles,
-            "attend: a run must have a key tile and a value tile for each 64 tokens");
+  const int64_t num_tiles = (run.num_tokens + kTileTokens - 1) / kTileTokens;
   check_arg(run.first_position >= 0 && run.first_position <= kMaxPosition - run.num_tokens,
             "attend: a run's positions must be in [0, 2^60]");
+  if (!run.is_coded()) {
+    const auto expected = static_cast<size_t>(num_tiles);
+    return check_arg(run.key_tiles.size() == expected && run.value_tiles.size() == expected,
+                     "attend: a run must have a key tile and a value tile for each 64 tokens");
+  }
+  check_arg(run.coded_values != nullptr, "attend: both sides of a run must be coded");
+  check_side(*run.coded_keys, KvSide::kKey, shape, num_tiles);
+  check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
+  check_arg(run.rope != nullptr && run.rope->head_dim() == shape.head_dim &&
+                run.first_position + run.num_tokens <= run.rope->num_positions(),
+            "attend: a coded run's positions must be in its RoPE table");
 }
 
 void check_job(const AttendShape& shape, const AttendJob& job) {
@@ -29,7 +52,7 @@ void check_job(const AttendShape& shape, const AttendJob& job) {
             "attend: query_stride must be at least group * head_dim");
   check_arg(job.first_position >= 0 && job.first_position <= kMaxPosition - job.num_queries,
             "attend: positions of queries must be in [0, 2^60]");
-  for (const DenseRun& run : job.runs) check_run(run);
+  for (const AttendRun& run : job.runs) check_run(run, shape);
 }
 
 void check_shape(const AttendShape& shape) {
@@ -73,6 +96,7 @@ AttendWorkspace slice_workspace(Slicer& slicer, const AttendPlan& plan, int64_t 
   workspace.query = slicer.take<float>(plan.max_rows * dim);
   workspace.keys = slicer.take<float>(kTileTokens * dim);
   workspace.values = slicer.take<float>(kTileTokens * dim);
+  workspace.planar = slicer.take<float>(3 * kTileTokens * dim);
   workspace.sums = slicer.take<float>(plan.max_rows * 16);
   workspace.pairs = slicer.take<float>(plan.max_rows * 2 * dim);
   workspace.acc = slicer.take<float>(plan.max_rows * dim);
@@ -94,7 +118,7 @@ struct Call {
 // kernel (Zen 4, one core: 29.6 GB/s of f16 tiles against 31.3 with bf16 products).
 AttendKernel choose_kernel(const Call& call, const AttendJob& job, int64_t num_rows) {
   if (!call.has_bf16_dots) return simd::attend_block;
-  const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const DenseRun& run) {
+  const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.type == DenseType::kBF16;
   });
   return num_rows > 1 || all_bf16 ? avx512bf16::attend_block : simd::attend_block;

@@ -1,11 +1,11 @@
-// Attention of new queries over cached keys and values held in dense tiles: prefill and decode
-// step. The baseline that compression is measured against, and what the plain compressed path uses
-// after decoding. Softmax is streamed over tiles (arXiv 1805.02867, 2205.14135).
+// Attention of new queries over cached keys and values: prefill and decode step. Tiles are dense,
+// or coded and read as they lie, never expanded beyond one tile. Softmax is streamed over tiles
+// (arXiv 1805.02867, 2205.14135).
 //
 //   attend.cc               checks, running the plan, merging of partial results
 //   attend_plan.cc          cutting into tasks, a pure function of the shapes
 //   attend_ref.cc           plain loops, sums in double: the definition of correct
-//   attend_simd.cc          Highway, f32 arithmetic
+//   attend_simd.cc          Highway, f32 arithmetic; decodes a coded tile to scratch
 //   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
 #pragma once
 
@@ -16,21 +16,45 @@
 #include "base/backend.h"
 #include "base/threads.h"
 #include "formats/dense_tile.h"
+#include "formats/kv_block.h"
+#include "formats/nuq_codebook.h"
+#include "formats/outlier_page.h"
 #include "formats/precision.h"
+#include "ops/rope.h"
 
 namespace kvquant {
 
-// A run of consecutive tokens of one (sequence, KV head). Query i sees key j of the run if
-// min_lag <= i - j < max_lag, i and j being absolute positions: causal is min_lag 0; a sliding
-// window of W is max_lag W; "all but the last R tokens" is min_lag R.
-struct DenseRun {
+// The coded keys or values of one (sequence, KV head): tile i is tile i % shape.num_tiles of block
+// i / shape.num_tiles. What a code and an outlier mean is in decode.h; codes under outliers are 0.
+struct CodedSide {
+  const NuqCodebook* codebook = nullptr;
+  KvBlockShape shape{};
+  KvBlockLayout layout{};
+  int64_t head = 0;
+  std::span<std::byte* const> blocks{};
+  const Half* scales = nullptr;  // keys: [head_dim]; values have theirs in the blocks
+  const Half* zeros = nullptr;
+  std::span<const OutlierPage* const> pages{};  // with outliers: of this head
+  bool hadamard = false;                        // values: decoded rows are rotated, see hadamard.h
+};
+
+// A run of consecutive tokens of one (sequence, KV head), dense or coded. Query i sees key j of the
+// run if min_lag <= i - j < max_lag, i and j being absolute positions: causal is min_lag 0; a
+// sliding window of W is max_lag W; "all but the last R tokens" is min_lag R.
+struct AttendRun {
   DenseType type = DenseType::kF16;
   std::span<const void* const> key_tiles;    // [ceil(num_tokens / 64)], keys already rotated
   std::span<const void* const> value_tiles;  // the same number
+  // Instead of tiles: both sides coded, keys before RoPE, token 0 at first_position.
+  const CodedSide* coded_keys = nullptr;
+  const CodedSide* coded_values = nullptr;
+  const RopeTable* rope = nullptr;
   int64_t num_tokens = 0;
   int64_t first_position = 0;  // of token 0 of tile 0
   int64_t min_lag = 0;
   int64_t max_lag = std::numeric_limits<int64_t>::max();
+
+  bool is_coded() const { return coded_keys != nullptr; }
 };
 
 // The new queries of one sequence that read one KV head: `group` query heads.
@@ -40,7 +64,7 @@ struct AttendJob {
   int64_t query_stride = 0;      // floats between tokens, for query and out alike
   int64_t num_queries = 0;
   int64_t first_position = 0;  // of query 0; query i is at first_position + i
-  std::span<const DenseRun> runs;
+  std::span<const AttendRun> runs;
 };
 
 struct AttendShape {
@@ -52,9 +76,9 @@ struct AttendShape {
 // out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
 // the same at any number of threads. With kBF16 the factors of products are rounded to bf16 where
 // the CPU has bf16 dot products and that is faster, else they are f32.
-// Requires: tiles are 64-byte aligned; scale > 0; positions are in [0, 2^60]; queries are finite.
-// Scratch is kept by the calling thread from call to call and grows to the largest need.
-// Throws std::invalid_argument on bad shapes.
+// Requires: tiles and blocks are 64-byte aligned; the table of a coded run covers its positions;
+// scale > 0; positions are in [0, 2^60]; queries are finite. Scratch is kept by the calling thread
+// from call to call and grows to the largest need. Throws std::invalid_argument on bad shapes.
 void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision,
             ThreadPool& pool, Backend backend = best_backend());
 

@@ -13,16 +13,44 @@
 
 namespace kvquant {
 
+// One side of a coded tile.
+struct CodedPart {
+  const NuqCodebook* codebook;
+  const uint8_t* codes;
+  const Half* scales;  // keys: [head_dim]; values: [64]
+  const Half* zeros;
+  const OutlierPage* const* pages;
+  int64_t first_outlier;
+  int64_t num_outliers;
+};
+
+struct CodedTile {
+  CodedPart keys;
+  CodedPart values;
+  bool hadamard;            // of values
+  const float* middle_cos;  // [head_dim / 2], of the tile's token RopeTable::kTileMiddle
+  const float* middle_sin;
+  const float* tile_cos;  // [head_dim / 2][64], see rope.h
+  const float* tile_sin;
+  const float* frequencies;  // [head_dim / 2]
+};
+
 // One tile and who sees it: query q of the block (not row) sees tokens
 // [max(0, first_token + q), min(num_tokens, end_token + q)) of the tile.
 struct TileWork {
-  const void* keys;
+  const void* keys;  // null: coded
   const void* values;
   DenseType type;
   int32_t num_tokens;
   int32_t first_token;  // may be negative
   int32_t end_token;    // may be negative, or beyond the tile
+  CodedTile coded;
 };
+
+// Decodes a coded tile to f32 in the layout of dense_tile.h: what dense kernels read instead.
+// scratch [3 * 64 * head_dim].
+void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
+                       float* keys, float* values) noexcept;
 
 struct TokenRange {
   int32_t begin;
@@ -79,6 +107,7 @@ struct AttendWorkspace {
   void* query;           // [rows, padded_dim], room for floats
   void* keys;            // [64 * padded_dim], a converted tile, likewise
   void* values;          // [64 * padded_dim]
+  float* planar;         // [3 * 64 * padded_dim], for decoding
   float* sums;           // [rows, 16], the lanes of running sums
   float* pairs;          // [rows, padded_dim, 2], weighted sums of even and odd tokens
   float* acc;            // [rows, padded_dim], for blocks whose result is final

@@ -15,7 +15,7 @@ int64_t ceil_tile(int64_t token) {
 
 int64_t num_visible_tiles(const AttendJob& job, int64_t first_query, int64_t num_queries) {
   int64_t count = 0;
-  for (const DenseRun& run : job.runs) {
+  for (const AttendRun& run : job.runs) {
     const auto [begin, end] = visible_tiles(run, job.first_position + first_query, num_queries);
     count += end - begin;
   }
@@ -47,9 +47,42 @@ void add_block(const AttendTask& block, int64_t rows, int64_t span_tiles, Attend
   if (num_parts > 1) plan.num_partial_rows += num_parts * rows;
 }
 
+CodedPart coded_part(const CodedSide& side, int64_t tile) {
+  const std::byte* block = side.blocks[tile / side.shape.num_tiles];
+  const int64_t index = tile % side.shape.num_tiles;
+  const int64_t of_head = index * side.shape.num_kv_heads + side.head;
+  CodedPart part{};
+  part.codebook = side.codebook;
+  part.codes = reinterpret_cast<const uint8_t*>(block) + of_head * side.layout.code_tile;
+  part.scales = side.scales;
+  part.zeros = side.zeros;
+  if (side.shape.side == KvSide::kValue) {
+    part.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * kTileTokens;
+    part.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * kTileTokens;
+  }
+  if (side.shape.has_outliers) {
+    part.pages = side.pages.data();
+    part.first_outlier = reinterpret_cast<const uint32_t*>(block + side.layout.starts)[of_head];
+    part.num_outliers = reinterpret_cast<const uint16_t*>(block + side.layout.counts)[of_head];
+  }
+  return part;
+}
+
+CodedTile coded_tile(const AttendRun& run, int64_t tile) {
+  const int64_t middle = run.first_position + tile * kTileTokens + RopeTable::kTileMiddle;
+  return {.keys = coded_part(*run.coded_keys, tile),
+          .values = coded_part(*run.coded_values, tile),
+          .hadamard = run.coded_values->hadamard,
+          .middle_cos = run.rope->cos(middle),
+          .middle_sin = run.rope->sin(middle),
+          .tile_cos = run.rope->tile_cos(),
+          .tile_sin = run.rope->tile_sin(),
+          .frequencies = run.rope->frequencies()};
+}
+
 }  // namespace
 
-TileRange visible_tiles(const DenseRun& run, int64_t first_position, int64_t num_queries) {
+TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t num_queries) {
   const int64_t last_position = first_position + num_queries - 1;
   const int64_t min_lag = clamp_lag(run.min_lag);
   const int64_t max_lag = clamp_lag(run.max_lag);
@@ -85,7 +118,7 @@ void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noe
   const int64_t position = job.first_position + task.first_query;
   int64_t skip = task.first_tile;
   int64_t left = task.num_tiles;
-  for (const DenseRun& run : job.runs) {
+  for (const AttendRun& run : job.runs) {
     const auto [begin, end] = visible_tiles(run, position, task.num_queries);
     const int64_t first = std::min(end, begin + skip);
     skip -= first - begin;
@@ -94,12 +127,13 @@ void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noe
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t offset = position - run.first_position - tile * kTileTokens;
       *out++ = {
-          run.key_tiles[tile],
-          run.value_tiles[tile],
+          run.is_coded() ? nullptr : run.key_tiles[tile],
+          run.is_coded() ? nullptr : run.value_tiles[tile],
           run.type,
           static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens)),
           clamp_token(offset - clamp_lag(run.max_lag) + 1),
-          clamp_token(offset - clamp_lag(run.min_lag) + 1)};
+          clamp_token(offset - clamp_lag(run.min_lag) + 1),
+          run.is_coded() ? coded_tile(run, tile) : CodedTile{}};
     }
   }
 }

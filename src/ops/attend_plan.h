@@ -60,7 +60,7 @@ struct TileRange {
   int64_t begin;
   int64_t end;
 };
-TileRange visible_tiles(const DenseRun& run, int64_t first_position, int64_t num_queries);
+TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t num_queries);
 
 // Writes the tiles of a task to `out`, which has room for task.num_tiles.
 void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept;

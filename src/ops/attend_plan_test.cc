@@ -15,18 +15,18 @@ using testing::TestRandom;
 
 // Runs whose tile pointers are only numbers: the plan never follows them.
 struct FakeRun {
-  explicit FakeRun(DenseRun shape) : run(shape) {
+  explicit FakeRun(AttendRun shape) : run(shape) {
     const auto num_tiles = static_cast<size_t>((run.num_tokens + kTileTokens - 1) / kTileTokens);
     for (size_t i = 0; i < num_tiles; ++i) tiles.push_back(reinterpret_cast<void*>(i + 1));
     run.key_tiles = tiles;
     run.value_tiles = tiles;
   }
   std::vector<const void*> tiles;
-  DenseRun run;
+  AttendRun run;
 };
 
-DenseRun shape_of(int64_t num_tokens, int64_t first_position, int64_t min_lag, int64_t max_lag) {
-  DenseRun run;
+AttendRun shape_of(int64_t num_tokens, int64_t first_position, int64_t min_lag, int64_t max_lag) {
+  AttendRun run;
   run.num_tokens = num_tokens;
   run.first_position = first_position;
   run.min_lag = min_lag;
@@ -34,7 +34,7 @@ DenseRun shape_of(int64_t num_tokens, int64_t first_position, int64_t min_lag, i
   return run;
 }
 
-AttendJob job_of(int64_t num_queries, int64_t first_position, std::span<const DenseRun> runs) {
+AttendJob job_of(int64_t num_queries, int64_t first_position, std::span<const AttendRun> runs) {
   AttendJob job;
   job.num_queries = num_queries;
   job.first_position = first_position;
@@ -45,21 +45,21 @@ AttendJob job_of(int64_t num_queries, int64_t first_position, std::span<const De
 constexpr int64_t kForever = std::numeric_limits<int64_t>::max();
 
 TEST(VisibleTiles, ByHand) {
-  const auto range = [](const DenseRun& run, int64_t position, int64_t num_queries) {
+  const auto range = [](const AttendRun& run, int64_t position, int64_t num_queries) {
     const TileRange tiles = visible_tiles(run, position, num_queries);
     return std::pair(tiles.begin, tiles.end);
   };
-  const DenseRun causal = shape_of(200, 0, 0, kForever);
+  const AttendRun causal = shape_of(200, 0, 0, kForever);
   EXPECT_EQ(range(causal, 63, 1), std::pair(int64_t{0}, int64_t{1}));
   EXPECT_EQ(range(causal, 63, 2), std::pair(int64_t{0}, int64_t{2}));
   EXPECT_EQ(range(causal, 1000, 1), std::pair(int64_t{0}, int64_t{4}));
-  const DenseRun window = shape_of(200, 0, 0, 64);
+  const AttendRun window = shape_of(200, 0, 0, 64);
   EXPECT_EQ(range(window, 127, 1), std::pair(int64_t{1}, int64_t{2}));
   EXPECT_EQ(range(window, 126, 2), std::pair(int64_t{0}, int64_t{2}));
-  const DenseRun old = shape_of(200, 64, 100, kForever);
+  const AttendRun old = shape_of(200, 64, 100, kForever);
   EXPECT_EQ(range(old, 163, 1).second - range(old, 163, 1).first, 0);
   EXPECT_EQ(range(old, 164, 1), std::pair(int64_t{0}, int64_t{1}));
-  const DenseRun gone = shape_of(64, 0, 0, 10);
+  const AttendRun gone = shape_of(64, 0, 0, 10);
   EXPECT_EQ(range(gone, 1000, 5).second - range(gone, 1000, 5).first, 0);
 }
 
@@ -114,7 +114,7 @@ void expect_exact_cover(const AttendJob& job, int64_t group) {
     }
   }
   std::map<std::tuple<int64_t, const void*, int64_t>, int> expected;
-  for (const DenseRun& run : job.runs) {
+  for (const AttendRun& run : job.runs) {
     for (int64_t q = 0; q < job.num_queries; ++q) {
       for (int64_t t = 0; t < run.num_tokens; ++t) {
         const int64_t lag = job.first_position + q - run.first_position - t;
@@ -139,7 +139,7 @@ TEST(AttendPlan, RandomRunsAreCoveredExactlyOnce) {
         tile = static_cast<const char*>(tile) + 1000 * fakes.size();
       }
     }
-    std::vector<DenseRun> runs;
+    std::vector<AttendRun> runs;
     for (FakeRun& fake : fakes) {
       fake.run.key_tiles = fake.run.value_tiles = fake.tiles;
       runs.push_back(fake.run);

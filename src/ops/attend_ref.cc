@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/half.h"
+#include "base/walsh_hadamard.h"
 #include "ops/attend_kernels.h"
 
 namespace kvquant::ref {
@@ -24,14 +25,14 @@ double element(const void* tile, DenseType type, int64_t index) {
 }
 
 struct SeenKey {
-  const DenseRun* run;
+  const AttendRun* run;
   int64_t token;
   double score;
 };
 
 void find_seen_keys(const AttendJob& job, int64_t query, std::vector<SeenKey>& seen) {
   seen.clear();
-  for (const DenseRun& run : job.runs) {
+  for (const AttendRun& run : job.runs) {
     for (int64_t token = 0; token < run.num_tokens; ++token) {
       const int64_t lag = job.first_position + query - (run.first_position + token);
       if (run.min_lag <= lag && lag < run.max_lag) seen.push_back({&run, token, 0});
@@ -39,14 +40,76 @@ void find_seen_keys(const AttendJob& job, int64_t query, std::vector<SeenKey>& s
   }
 }
 
+// What a code stands for, or the outlier in its place.
+double coded_element(const CodedSide& side, int64_t token, int64_t channel) {
+  const int64_t tile = token / kTileTokens, in_tile = token % kTileTokens;
+  const std::byte* block = side.blocks[static_cast<size_t>(tile / side.shape.num_tiles)];
+  const int64_t index = tile % side.shape.num_tiles;
+  const int64_t of_head = index * side.shape.num_kv_heads + side.head;
+  if (side.shape.has_outliers) {
+    const auto* starts = reinterpret_cast<const uint32_t*>(block + side.layout.starts);
+    const auto* counts = reinterpret_cast<const uint16_t*>(block + side.layout.counts);
+    for (int64_t e = starts[of_head]; e < int64_t{starts[of_head]} + counts[of_head]; ++e) {
+      const OutlierPage& page = *side.pages[static_cast<size_t>(e / kOutliersPerPage)];
+      const OutlierEntry& entry = page.entries[e % kOutliersPerPage];
+      if (entry.place == outlier_place(in_tile, channel)) return to_float(entry.value);
+    }
+  }
+  const bool is_key = side.shape.side == KvSide::kKey;
+  const auto* codes = reinterpret_cast<const uint8_t*>(block) + of_head * side.layout.code_tile;
+  const CodePlace place = code_place(side.shape.side, side.shape.head_dim, in_tile, channel);
+  const int code = code_at(codes, side.shape.bits, side.shape.head_dim, place);
+  const int64_t of_token = index * kTileTokens + in_tile;
+  const Half scale = is_key ? side.scales[channel]
+                            : reinterpret_cast<const Half*>(block + side.layout.scales)[of_token];
+  const Half zero = is_key ? side.zeros[channel]
+                           : reinterpret_cast<const Half*>(block + side.layout.zeros)[of_token];
+  return double{level_of(*side.codebook, code)} * to_float(scale) + to_float(zero);
+}
+
+double coded_score(const AttendRun& run, int64_t token, const float* q) {
+  const int64_t half = run.rope->head_dim() / 2;
+  const float* cos = run.rope->cos(run.first_position + token);
+  const float* sin = run.rope->sin(run.first_position + token);
+  double dot = 0;
+  for (int64_t c = 0; c < half; ++c) {
+    const double a = coded_element(*run.coded_keys, token, c);
+    const double b = coded_element(*run.coded_keys, token, c + half);
+    dot += q[c] * (a * cos[c] - b * sin[c]) + q[c + half] * (b * cos[c] + a * sin[c]);
+  }
+  return dot;
+}
+
+double dense_score(const AttendRun& run, int64_t token, std::span<const float> q) {
+  const void* tile = run.key_tiles[static_cast<size_t>(token / kTileTokens)];
+  double dot = 0;
+  for (size_t c = 0; c < q.size(); ++c) {
+    const int64_t index = key_index(token % kTileTokens, static_cast<int64_t>(c));
+    dot += double{q[c]} * element(tile, run.type, index);
+  }
+  return dot;
+}
+
+void add_value(const SeenKey& key, double p, std::span<double> mix) {
+  const AttendRun& run = *key.run;
+  const auto head_dim = static_cast<int64_t>(mix.size());
+  for (int64_t c = 0; !run.is_coded() && c < head_dim; ++c) {
+    const void* tile = run.value_tiles[static_cast<size_t>(key.token / kTileTokens)];
+    mix[c] += p * element(tile, run.type, value_index(key.token % kTileTokens, c, head_dim));
+  }
+  if (!run.is_coded()) return;
+  std::vector<double> value(mix.size());
+  for (int64_t c = 0; c < head_dim; ++c) value[c] = coded_element(*run.coded_values, key.token, c);
+  if (run.coded_values->hadamard) walsh_hadamard(value.data(), 1, head_dim);
+  for (int64_t c = 0; c < head_dim; ++c) mix[c] += p * value[c];
+}
+
 void attend_row(const AttendShape& shape, const float* q, std::vector<SeenKey>& seen, float* out) {
+  const auto head_dim = static_cast<size_t>(shape.head_dim);
   double max = -std::numeric_limits<double>::infinity();
   for (SeenKey& key : seen) {
-    const void* tile = key.run->key_tiles[static_cast<size_t>(key.token / kTileTokens)];
-    double dot = 0;
-    for (int64_t c = 0; c < shape.head_dim; ++c) {
-      dot += double{q[c]} * element(tile, key.run->type, key_index(key.token % kTileTokens, c));
-    }
+    const double dot = key.run->is_coded() ? coded_score(*key.run, key.token, q)
+                                           : dense_score(*key.run, key.token, {q, head_dim});
     key.score = shape.scale * dot;
     max = std::max(max, key.score);
   }
@@ -55,15 +118,9 @@ void attend_row(const AttendShape& shape, const float* q, std::vector<SeenKey>& 
     key.score = std::exp(key.score - max);
     sum += key.score;
   }
-  for (int64_t c = 0; c < shape.head_dim; ++c) {
-    double mix = 0;
-    for (const SeenKey& key : seen) {
-      const void* tile = key.run->value_tiles[static_cast<size_t>(key.token / kTileTokens)];
-      const int64_t index = value_index(key.token % kTileTokens, c, shape.head_dim);
-      mix += key.score / sum * element(tile, key.run->type, index);
-    }
-    out[c] = static_cast<float>(mix);
-  }
+  std::vector<double> mix(head_dim);
+  for (const SeenKey& key : seen) add_value(key, key.score / sum, mix);
+  for (size_t c = 0; c < head_dim; ++c) out[c] = static_cast<float>(mix[c]);
 }
 
 }  // namespace

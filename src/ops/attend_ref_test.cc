@@ -17,7 +17,7 @@ using testing::TestTiles;
 constexpr int64_t kHeadDim = 8;
 
 std::vector<float> reference(const std::vector<float>& query, int64_t num_queries,
-                             int64_t first_position, std::vector<DenseRun> runs, float scale = 1) {
+                             int64_t first_position, std::vector<AttendRun> runs, float scale = 1) {
   const int64_t group = static_cast<int64_t>(query.size()) / (num_queries * kHeadDim);
   std::vector<float> out(query.size(), -1.0f);
   const AttendJob job{query.data(), out.data(),     group * kHeadDim,
@@ -72,10 +72,10 @@ TEST(AttendReference, AQuerySeesItselfAndWhatIsBeforeIt) {
 
 TEST(AttendReference, AWindowKeepsTheLastKeysAndMinLagDropsThem) {
   const TestTiles tiles = weighted_tiles({1, 1, 1, 1});
-  DenseRun recent = tiles.run(100);
+  AttendRun recent = tiles.run(100);
   recent.max_lag = 2;  // positions 102 and 103
   EXPECT_FLOAT_EQ(reference(unit_query(1), 1, 103, {recent})[0], 2.5f);
-  DenseRun old = tiles.run(100);
+  AttendRun old = tiles.run(100);
   old.min_lag = 2;  // positions 100 and 101
   EXPECT_FLOAT_EQ(reference(unit_query(1), 1, 103, {old})[0], 0.5f);
 }

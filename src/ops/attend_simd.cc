@@ -298,6 +298,14 @@ void attend_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahe
   attend_all_rows<float>(block, work, {keys, values}, ahead);
 }
 
+void attend_coded_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahead) {
+  auto* keys = static_cast<float*>(block.workspace.keys);
+  auto* values = static_cast<float*>(block.workspace.values);
+  decode_coded_tile(work.coded, block.head_dim, work.num_tokens, block.workspace.planar, keys,
+                    values);
+  attend_all_rows<float>(block, work, {keys, values}, ahead);
+}
+
 // Adds even and odd lanes of what attend_tile summed.
 void finish_row(const AttendBlock& block, int64_t row) {
   const D d;
@@ -323,8 +331,12 @@ void attend_block(const AttendBlock& block) {
   for (int64_t i = 0; i < block.num_tiles; ++i) {
     const TileWork& tile = block.tiles[i];
     Prefetcher ahead;
-    if (prefetches && i + 1 < block.num_tiles) {
+    if (prefetches && i + 1 < block.num_tiles && block.tiles[i + 1].keys != nullptr) {
       ahead.start(block.tiles[i + 1], block.head_dim, num_steps);
+    }
+    if (tile.keys == nullptr) {
+      attend_coded_tile(block, tile, ahead);
+      continue;
     }
     switch (tile.type) {
       case DenseType::kF16: attend_tile<hwy::float16_t>(block, tile, ahead); break;

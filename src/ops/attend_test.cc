@@ -25,7 +25,7 @@ constexpr float kGuard = 12345.0f;
 
 struct TestJob {
   TestJob(const AttendShape& shape, int64_t num_queries, int64_t first_position,
-          std::vector<DenseRun> all_runs, TestRandom& random)
+          std::vector<AttendRun> all_runs, TestRandom& random)
       : runs(std::move(all_runs)),
         row_size(shape.group * shape.head_dim),
         queries(num_queries),
@@ -38,7 +38,7 @@ struct TestJob {
     return {query.data(), out.data(), row_size + kGap, queries, position, runs};
   }
 
-  std::vector<DenseRun> runs;
+  std::vector<AttendRun> runs;
   int64_t row_size;
   int64_t queries;
   int64_t position;
@@ -54,14 +54,14 @@ void naive_row(const AttendShape& shape, const AttendJob& job, int64_t query, in
   std::vector<float> p;
   float max = -std::numeric_limits<float>::infinity();
   const auto for_each_key = [&](auto&& fn) {
-    for (const DenseRun& run : job.runs) {
+    for (const AttendRun& run : job.runs) {
       for (int64_t t = 0; t < run.num_tokens; ++t) {
         const int64_t lag = job.first_position + query - run.first_position - t;
         if (run.min_lag <= lag && lag < run.max_lag) fn(run, t / kTileTokens, t % kTileTokens);
       }
     }
   };
-  for_each_key([&](const DenseRun& run, int64_t tile, int64_t t) {
+  for_each_key([&](const AttendRun& run, int64_t tile, int64_t t) {
     float dot = 0;
     for (int64_t c = 0; c < shape.head_dim; ++c) {
       const float k = tile_element(run, run.key_tiles[static_cast<size_t>(tile)], key_index(t, c));
@@ -74,7 +74,7 @@ void naive_row(const AttendShape& shape, const AttendJob& job, int64_t query, in
   for (float& x : p) sum += x = std::exp(x - max);
   std::vector<float> out(static_cast<size_t>(shape.head_dim), 0.0f);
   size_t i = 0;
-  for_each_key([&](const DenseRun& run, int64_t tile, int64_t t) {
+  for_each_key([&](const AttendRun& run, int64_t tile, int64_t t) {
     const float weight = round_if(rounds, p[i++]);
     for (int64_t c = 0; c < shape.head_dim; ++c) {
       const float v = tile_element(run, run.value_tiles[static_cast<size_t>(tile)],
@@ -205,10 +205,10 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values<int64_t>(8, 16, 24, 64, 80, 128, 256)),
     sweep_name);
 
-std::vector<DenseRun> random_runs(const std::vector<TestTiles>& tiles, TestRandom& random) {
-  std::vector<DenseRun> runs;
+std::vector<AttendRun> random_runs(const std::vector<TestTiles>& tiles, TestRandom& random) {
+  std::vector<AttendRun> runs;
   for (const TestTiles& t : tiles) {
-    DenseRun run = t.run(random.below(300));
+    AttendRun run = t.run(random.below(300));
     if (random.below(2) == 0) run.min_lag = random.below(100) - 10;
     if (random.below(2) == 0) run.max_lag = run.min_lag + random.below(200);
     runs.push_back(run);
@@ -242,9 +242,9 @@ TEST(Attend, ExactRecentKeysCanReplaceCompressedOnesOfTheSamePositions) {
   TestTiles exact(DenseType::kF32, 100, 32);
   compressed.fill(random);
   exact.fill(random);
-  DenseRun old = compressed.run();
+  AttendRun old = compressed.run();
   old.min_lag = 64;
-  DenseRun recent = exact.run(200);
+  AttendRun recent = exact.run(200);
   recent.max_lag = 64;
   for (int64_t queries : {1, 40}) check.add({shape, queries, 300 - queries, {old, recent}, random});
   check.expect_within_twice_naive("min_lag and max_lag 64");
@@ -280,7 +280,7 @@ struct ManyJobs {
                          shape.head_dim);
       tiles.back().fill(random);
       for (int64_t queries : {1, 0, 90}) {
-        tests.emplace_back(shape, queries, length, std::vector<DenseRun>{tiles.back().run()},
+        tests.emplace_back(shape, queries, length, std::vector<AttendRun>{tiles.back().run()},
                            random);
       }
     }
@@ -370,13 +370,13 @@ TEST(Attend, RefusesShapesThatDoNotFit) {
   const TestJob test(good, 2, 68, {tiles.run()}, random);
   std::vector<float> out;
   const auto call = [&](AttendShape shape, auto&& change) {
-    DenseRun run = tiles.run();
+    AttendRun run = tiles.run();
     AttendJob job = test.job(out);
     change(job, run);
     job.runs = {&run, 1};
     attend(shape, {&job, 1}, Precision::kF32, pool);
   };
-  const auto as_is = [](AttendJob&, DenseRun&) {};
+  const auto as_is = [](AttendJob&, AttendRun&) {};
   EXPECT_NO_THROW(call(good, as_is));
   EXPECT_THROW(call({12, 2, 1}, as_is), std::invalid_argument);
   EXPECT_THROW(call({0, 2, 1}, as_is), std::invalid_argument);
@@ -386,16 +386,16 @@ TEST(Attend, RefusesShapesThatDoNotFit) {
   const auto refuses = [&](auto&& change) {
     EXPECT_THROW(call(good, change), std::invalid_argument);
   };
-  refuses([](AttendJob& job, DenseRun&) { job.query = nullptr; });
-  refuses([](AttendJob& job, DenseRun&) { job.out = nullptr; });
-  refuses([](AttendJob& job, DenseRun&) { job.query_stride = 31; });
-  refuses([](AttendJob& job, DenseRun&) { job.num_queries = -1; });
-  refuses([](AttendJob& job, DenseRun&) { job.first_position = -1; });
-  refuses([](AttendJob&, DenseRun& run) { run.num_tokens = 129; });
-  refuses([](AttendJob&, DenseRun& run) { run.num_tokens = -1; });
-  refuses([](AttendJob&, DenseRun& run) { run.first_position = -5; });
-  refuses([](AttendJob&, DenseRun& run) { run.value_tiles = run.value_tiles.first(1); });
-  refuses([](AttendJob&, DenseRun& run) { run.first_position = INT64_MAX; });
+  refuses([](AttendJob& job, AttendRun&) { job.query = nullptr; });
+  refuses([](AttendJob& job, AttendRun&) { job.out = nullptr; });
+  refuses([](AttendJob& job, AttendRun&) { job.query_stride = 31; });
+  refuses([](AttendJob& job, AttendRun&) { job.num_queries = -1; });
+  refuses([](AttendJob& job, AttendRun&) { job.first_position = -1; });
+  refuses([](AttendJob&, AttendRun& run) { run.num_tokens = 129; });
+  refuses([](AttendJob&, AttendRun& run) { run.num_tokens = -1; });
+  refuses([](AttendJob&, AttendRun& run) { run.first_position = -5; });
+  refuses([](AttendJob&, AttendRun& run) { run.value_tiles = run.value_tiles.first(1); });
+  refuses([](AttendJob&, AttendRun& run) { run.first_position = INT64_MAX; });
 }
 
 }  // namespace

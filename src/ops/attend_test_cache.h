@@ -67,8 +67,8 @@ class TestTiles {
     }
   }
 
-  DenseRun run(int64_t first_position = 0) const {
-    DenseRun run;
+  AttendRun run(int64_t first_position = 0) const {
+    AttendRun run;
     run.type = type_;
     run.key_tiles = key_tiles_;
     run.value_tiles = value_tiles_;
@@ -95,7 +95,7 @@ class TestTiles {
   std::vector<const void*> value_tiles_;
 };
 
-inline float tile_element(const DenseRun& run, const void* tile, int64_t index) {
+inline float tile_element(const AttendRun& run, const void* tile, int64_t index) {
   switch (run.type) {
     case DenseType::kF16: return to_float(static_cast<const Half*>(tile)[index]);
     case DenseType::kBF16: return to_float(static_cast<const BFloat16*>(tile)[index]);

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "base/check.h"
+#include "formats/dense_tile.h"
 #include "ops/rope.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -49,9 +50,9 @@ namespace {
 int64_t table_size(int64_t head_dim, int64_t num_positions) {
   check_arg(head_dim > 0 && head_dim % 2 == 0,
             fmt::format("rope: head_dim must be even and positive, not {}", head_dim));
-  check_arg(num_positions >= 0 && num_positions <= INT64_MAX / head_dim,
+  check_arg(num_positions >= 0 && num_positions <= INT64_MAX / head_dim - kTileTokens,
             fmt::format("rope: {} positions of {} channels", num_positions, head_dim));
-  return num_positions * (head_dim / 2);
+  return (num_positions + kTileTokens) * (head_dim / 2);
 }
 
 }  // namespace
@@ -60,17 +61,26 @@ RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
     : head_dim_(head_dim),
       num_positions_(num_positions),
       cos_(table_size(head_dim, num_positions)),
-      sin_(table_size(head_dim, num_positions)) {
+      sin_(table_size(head_dim, num_positions)),
+      tile_cos_(head_dim / 2 * kTileTokens),
+      tile_sin_(head_dim / 2 * kTileTokens),
+      frequencies_(head_dim / 2) {
   check_arg(theta > 0 && std::isfinite(theta),
             fmt::format("rope: theta must be positive, not {}", theta));
   const int64_t half = head_dim / 2;
   for (int64_t c = 0; c < half; ++c) {
     const double frequency =
         std::pow(theta, -2.0 * static_cast<double>(c) / static_cast<double>(head_dim));
-    for (int64_t position = 0; position < num_positions; ++position) {
+    frequencies_[c] = static_cast<float>(frequency);
+    for (int64_t position = 0; position < num_positions + kTileTokens; ++position) {
       const double angle = static_cast<double>(position) * frequency;
       cos_[position * half + c] = static_cast<float>(std::cos(angle));
       sin_[position * half + c] = static_cast<float>(std::sin(angle));
+    }
+    for (int64_t t = 0; t < kTileTokens; ++t) {
+      const double angle = static_cast<double>(t - kTileMiddle) * frequency;
+      tile_cos_[c * kTileTokens + t] = static_cast<float>(std::cos(angle));
+      tile_sin_[c * kTileTokens + t] = static_cast<float>(std::sin(angle));
     }
   }
 }

@@ -1,0 +1,56 @@
+// A coded tile as a dense one, for kernels that read nothing else: decoded by decode.cc, keys
+// rotated.
+#include <cassert>
+
+#include "ops/attend_kernels.h"
+#include "ops/decode.h"
+#include "ops/hadamard.h"
+
+namespace kvquant {
+namespace {
+
+DecodeJob decode_job(const CodedPart& part, KvSide side, int64_t head_dim, int32_t num_tokens,
+                     float* params) {
+  const int64_t count = side == KvSide::kKey ? head_dim : kTileTokens;
+  for (int64_t i = 0; i < count; ++i) params[i] = to_float(part.scales[i]);
+  for (int64_t i = 0; i < count; ++i) params[count + i] = to_float(part.zeros[i]);
+  DecodeJob job;
+  job.codebook = part.codebook;
+  job.codes = part.codes;
+  job.scales = params;
+  job.zeros = params + count;
+  job.axis = side == KvSide::kKey ? ScaleAxis::kChannel : ScaleAxis::kToken;
+  job.head_dim = head_dim;
+  job.num_tokens = num_tokens;
+  if (part.num_outliers > 0) {
+    const int64_t end = part.first_outlier + part.num_outliers;
+    const auto num_pages = static_cast<size_t>((end + kOutliersPerPage - 1) / kOutliersPerPage);
+    job.outliers = {part.first_outlier, part.num_outliers, {part.pages, num_pages}};
+  }
+  return job;
+}
+
+}  // namespace
+
+void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
+                       float* keys, float* values) noexcept {
+  assert(head_dim <= kMaxNuqHeadDim);
+  float params[2 * kMaxNuqHeadDim];
+  float* planar = scratch;
+  float* cos = planar + kTileTokens * head_dim;
+  float* sin = cos + kTileTokens * head_dim;
+  for (int64_t c = 0; c < head_dim / 2; ++c) {  // R_n of all tokens
+    const float middle_cos = tile.middle_cos[c], middle_sin = tile.middle_sin[c];
+    for (int64_t t = c * kTileTokens; t < (c + 1) * kTileTokens; ++t) {
+      cos[t] = middle_cos * tile.tile_cos[t] - middle_sin * tile.tile_sin[t];
+      sin[t] = middle_sin * tile.tile_cos[t] + middle_cos * tile.tile_sin[t];
+    }
+  }
+  decode_tile(decode_job(tile.keys, KvSide::kKey, head_dim, num_tokens, params), planar);
+  rotate_to_key_tile(planar, cos, sin, head_dim, keys);
+  decode_tile(decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params), planar);
+  if (tile.hadamard) hadamard_planar(planar, head_dim);  // its own inverse
+  planar_to_value_tile(planar, head_dim, values);
+}
+
+}  // namespace kvquant
