@@ -1,22 +1,9 @@
 // Attention with bf16 dot products (AVX-512 BF16): q, k, p and v are rounded to bf16, sums are in
 // f32. Rows are taken six at a time, so that 24 accumulators, four tile registers and a broadcast
 // fill the register file; the tile, converted once per block, stays in L2 and mostly in L1.
-#if defined(__GNUC__) && !defined(__clang__)
-// False alarm of GCC 12 about the "undefined" operands of its own intrinsics (GCC PR 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
-#include <cstddef>
-#include <cstdint>
-
-#include "ops/attend_kernels.h"
-
-#if defined(__clang__)
-#define KVQUANT_UNROLL _Pragma("unroll")
-#else
-#define KVQUANT_UNROLL _Pragma("GCC unroll 32")
-#endif
+#include "ops/attend_avx512bf16_inl.h"
+#include "ops/attend_coded_avx512bf16.h"
+#include "ops/hadamard.h"
 
 namespace kvquant::avx512bf16 {
 namespace {
@@ -26,8 +13,7 @@ namespace {
 constexpr int64_t kSweepRows = 2;
 constexpr int64_t kPrefetchRows = 16;
 
-constexpr int kRows = 6;         // rows of a register block
-constexpr int kTileVectors = 4;  // registers of 16 tokens in a tile
+constexpr int kRows = 6;  // rows of a register block
 
 // With more rows than this, f16 tiles are converted into scratch first.
 constexpr int64_t kConvertInRegistersRows = 2 * kRows;
@@ -43,28 +29,6 @@ __m512bh load_pairs(const uint16_t* p) {
   const auto* halves = reinterpret_cast<const __m256i*>(p);
   return _mm512_cvtne2ps_pbh(_mm512_cvtph_ps(_mm256_loadu_si256(halves + 1)),
                              _mm512_cvtph_ps(_mm256_loadu_si256(halves)));
-}
-
-__m512bh broadcast_pair(const uint16_t* p) {
-  int pair;
-  __builtin_memcpy(&pair, p, sizeof pair);
-  return (__m512bh)_mm512_set1_epi32(pair);
-}
-
-// exp2 for x <= 0, with a relative error below 3e-7; 0 for x <= -126.
-__m512 exp2_nonpositive(__m512 x) {
-  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_GT_OQ);
-  const __m512 shifter = _mm512_set1_ps(0x1.8p23f);  // its low mantissa bits become round(x)
-  const __m512 shifted = _mm512_add_ps(x, shifter);
-  const __m512 fraction = _mm512_sub_ps(x, _mm512_sub_ps(shifted, shifter));
-  __m512 p = _mm512_set1_ps(1.326472717e-3f);  // minimax on [-1/2, 1/2] with exp2(0) = 1
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(9.671512669e-3f));
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(5.550733744e-2f));
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(2.402224208e-1f));
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(6.931469776e-1f));
-  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(1.0f));
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
-  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), exponent));
 }
 
 __m512 load_floats(const void* from, DenseType type, int64_t i) {
@@ -101,8 +65,9 @@ void pack_queries(const AttendBlock& block, uint16_t* to) {
 }
 
 struct PairTile {
-  const uint16_t* keys;    // [head_dim / 2][64][2]
-  const uint16_t* values;  // [32][padded_dim][2]
+  const uint16_t* queries;  // [rows][padded_dim], in the order of the keys' channels
+  const uint16_t* keys;     // [head_dim / 2][64][2]
+  const uint16_t* values;   // [32][padded_dim][2]
 };
 
 // The tile itself where it can be read in place, else a converted copy.
@@ -228,58 +193,17 @@ void add_all_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, 
   if constexpr (V > 1) add_all_values<kType, R, V / 2>(in, first, ahead, acc);
 }
 
-void scale_row(float* acc, int64_t size, __m512 factor) {
-  for (int64_t c = 0; c < size; c += 16) {
-    _mm512_storeu_ps(acc + c, _mm512_mul_ps(_mm512_loadu_ps(acc + c), factor));
-  }
-}
-
-__mmask16 token_mask(TokenRange seen, int v) {
-  const uint64_t upto_end = seen.end >= 64 ? ~uint64_t{0} : (uint64_t{1} << seen.end) - 1;
-  const uint64_t upto_begin = (uint64_t{1} << seen.begin) - 1;  // begin < end <= 64
-  return static_cast<__mmask16>((upto_end & ~upto_begin) >> (16 * v));
-}
-
-// Turns the scores of one row into weights relative to its running max, as bf16, and rescales what
-// it has summed so far if the max has grown.
+// Weights of one row as bf16.
 void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, const float* scores,
                 uint16_t* p) {
-  const __m512 none = _mm512_set1_ps(-__builtin_inff());
   if (seen.begin >= seen.end) {
-    KVQUANT_UNROLL for (int v = 0; v < 2; ++v) {
-      _mm512_storeu_si512(p + 32 * v, _mm512_setzero_si512());
-    }
+    _mm512_storeu_si512(p, _mm512_setzero_si512());
+    _mm512_storeu_si512(p + 32, _mm512_setzero_si512());
     return;
   }
   __m512 s[kTileVectors];
-  const __m512 scale = _mm512_set1_ps(block.log2_scale);
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), scale);
-  }
-  if (seen.begin > 0 || seen.end < kTileTokens) {
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      s[v] = _mm512_mask_mov_ps(none, token_mask(seen, v), s[v]);
-    }
-  }
-  SoftmaxState& state = block.states[row];
-  float* sums = block.workspace.sums + row * 16;
-  const __m512 largest = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
-  __m512 max = _mm512_set1_ps(state.max);
-  if (_mm512_cmp_ps_mask(largest, max, _CMP_GT_OQ) != 0) {
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
-    max = _mm512_set1_ps(new_max);
-    state.max = new_max;
-    scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
-    scale_row(sums, 16, factor);
-  }
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = exp2_nonpositive(_mm512_sub_ps(s[v], max));
-  }
-  const __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
-  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), sum));
-  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(s[1], s[0]));
-  _mm512_storeu_si512(p + 32, (__m512i)_mm512_cvtne2ps_pbh(s[3], s[2]));
+  soften(block, row, seen, scores, s);
+  store_weights(s, p);
 }
 
 // R rows against one tile.
@@ -299,8 +223,7 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile&
   alignas(64) float scores[R * kTileTokens];
   alignas(64) uint16_t p[R * kTileTokens];
   const int64_t dim = block.padded_dim;
-  const auto* q = static_cast<const uint16_t*>(block.workspace.query) + row * dim;
-  score_rows<kType, R>(tile.keys, q, dim, block.head_dim / 2, ahead, scores);
+  score_rows<kType, R>(tile.keys, tile.queries + row * dim, dim, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) {
     soften_row(block, row + r, seen[r], scores + r * kTileTokens, p + r * kTileTokens);
   }
@@ -330,6 +253,7 @@ void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork*
   const bool converts_in_registers = work.type == DenseType::kF16 &&
                                      block.num_rows <= kConvertInRegistersRows &&
                                      block.padded_dim == block.head_dim;
+  const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
   Prefetcher ahead;
   if (next != nullptr) {
     const bool converts = work.type != DenseType::kBF16 && !converts_in_registers;
@@ -337,12 +261,28 @@ void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork*
                 num_steps + (converts ? block.head_dim / 2 + kTileTokens / 2 : 0));
   }
   if (converts_in_registers) {
-    const PairTile tile{static_cast<const uint16_t*>(work.keys),
+    const PairTile tile{queries, static_cast<const uint16_t*>(work.keys),
                         static_cast<const uint16_t*>(work.values)};
     return attend_all_rows<DenseType::kF16>(block, work, tile, ahead);
   }
-  const PairTile tile{bfloat_keys(block, work, ahead), bfloat_values(block, work, ahead)};
+  const PairTile tile{queries, bfloat_keys(block, work, ahead), bfloat_values(block, work, ahead)};
   attend_all_rows<DenseType::kBF16>(block, work, tile, ahead);
+}
+
+// Few rows read the codes themselves, more a decoded copy.
+void attend_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,
+                       const TileWork* next) {
+  if (block.num_rows <= kFusedRows) return attend_coded_rows(block, state, work, next);
+  auto* keys = static_cast<uint16_t*>(block.workspace.keys);
+  auto* values = static_cast<uint16_t*>(block.workspace.values);
+  decode_coded_tile(block, state, work, keys, values);
+  Prefetcher none;
+  attend_all_rows<DenseType::kBF16>(block, work, {state.queries, keys, values}, none);
+}
+
+// Weighted sums of values that are rotated are rotated, too; Hadamard rotations undo themselves.
+void rotate_sums(const AttendBlock& block) {
+  hadamard_rows(block.acc, block.padded_dim, block.num_rows, block.head_dim);
 }
 
 }  // namespace
@@ -356,10 +296,23 @@ void attend_block(const AttendBlock& block) noexcept {
     block.states[row].max = -__builtin_inff();
   }
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
+  CodedState coded;
+  bool is_rotated = false;  // acc
   for (int64_t i = 0; i < block.num_tiles; ++i) {
-    const bool has_next = prefetches && i + 1 < block.num_tiles;
-    attend_tile(block, block.tiles[i], has_next ? &block.tiles[i + 1] : nullptr);
+    const TileWork& tile = block.tiles[i];
+    const bool is_coded = tile.keys == nullptr;
+    const TileWork* next = i + 1 < block.num_tiles ? &block.tiles[i + 1] : nullptr;
+    if (next != nullptr && (next->keys == nullptr) != is_coded) next = nullptr;
+    const bool rotates = is_coded && tile.coded.hadamard;
+    if (rotates != is_rotated) rotate_sums(block);
+    is_rotated = rotates;
+    if (is_coded) {
+      attend_coded_tile(block, coded, tile, next);
+    } else {
+      attend_tile(block, tile, prefetches ? next : nullptr);
+    }
   }
+  if (is_rotated) rotate_sums(block);
   for (int64_t row = 0; row < block.num_rows; ++row) {
     block.states[row].sum = _mm512_reduce_add_ps(_mm512_loadu_ps(block.workspace.sums + row * 16));
   }

@@ -32,7 +32,10 @@ struct CodedTile {
   const float* middle_sin;
   const float* tile_cos;  // [head_dim / 2][64], see rope.h
   const float* tile_sin;
-  const float* frequencies;  // [head_dim / 2]
+  const float* lane_cos_sin;  // [head_dim / 2][2][16]
+  const float* frequencies;   // [head_dim / 2]
+  const float* near_cos[2];   // [head_dim / 2], of angles of 8 and of 24 tokens
+  const float* near_sin[2];
 };
 
 // One tile and who sees it: query q of the block (not row) sees tokens

@@ -77,7 +77,10 @@ CodedTile coded_tile(const AttendRun& run, int64_t tile) {
           .middle_sin = run.rope->sin(middle),
           .tile_cos = run.rope->tile_cos(),
           .tile_sin = run.rope->tile_sin(),
-          .frequencies = run.rope->frequencies()};
+          .lane_cos_sin = run.rope->lane_cos_sin(),
+          .frequencies = run.rope->frequencies(),
+          .near_cos = {run.rope->cos(8), run.rope->cos(24)},
+          .near_sin = {run.rope->sin(8), run.rope->sin(24)}};
 }
 
 }  // namespace

@@ -64,6 +64,7 @@ RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
       sin_(table_size(head_dim, num_positions)),
       tile_cos_(head_dim / 2 * kTileTokens),
       tile_sin_(head_dim / 2 * kTileTokens),
+      lane_cos_sin_(head_dim / 2 * 32),
       frequencies_(head_dim / 2) {
   check_arg(theta > 0 && std::isfinite(theta),
             fmt::format("rope: theta must be positive, not {}", theta));
@@ -81,6 +82,11 @@ RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
       const double angle = static_cast<double>(t - kTileMiddle) * frequency;
       tile_cos_[c * kTileTokens + t] = static_cast<float>(std::cos(angle));
       tile_sin_[c * kTileTokens + t] = static_cast<float>(std::sin(angle));
+    }
+    for (int64_t t = 0; t < 16; ++t) {
+      const double angle = static_cast<double>(t - kLaneMiddle) * frequency;
+      lane_cos_sin_[c * 32 + t] = static_cast<float>(std::cos(angle));
+      lane_cos_sin_[c * 32 + 16 + t] = static_cast<float>(std::sin(angle));
     }
   }
 }

@@ -26,6 +26,9 @@ class RopeTable {
   static constexpr int64_t kTileMiddle = 32;
   const float* tile_cos() const { return tile_cos_.data(); }
   const float* tile_sin() const { return tile_sin_.data(); }
+  // The same for 16 tokens around their token kLaneMiddle: cos and sin, [head_dim / 2][2][16].
+  static constexpr int64_t kLaneMiddle = 8;
+  const float* lane_cos_sin() const { return lane_cos_sin_.data(); }
   // The angle between neighbouring positions: [head_dim / 2], falling.
   const float* frequencies() const { return frequencies_.data(); }
 
@@ -33,7 +36,7 @@ class RopeTable {
   int64_t head_dim_ = 0;
   int64_t num_positions_ = 0;
   Buffer<float> cos_, sin_;
-  Buffer<float> tile_cos_, tile_sin_;
+  Buffer<float> tile_cos_, tile_sin_, lane_cos_sin_;
   Buffer<float> frequencies_;
 };
 

@@ -1,0 +1,407 @@
+// Attention of few rows of queries over a coded tile. A key is never built: of each row of codes, a
+// pair of channels (a, b) that RoPE rotates together, dot products with (q_a, q_b) and (q_b, -q_a)
+// give what cos and sin of the token's angle multiply, where the query was rotated back to the
+// middle of 16 tokens. There most angles are small: sin x = x and cos x = 1 (or 1 - x^2 / 2) do for
+// them, and their sums over channels are multiplied by the token's number only at the end. For
+// several rows the pair is rotated first, once for all.
+//
+// Outliers are corrections: of a score by (value - what code 0 says) times one rotated query
+// channel, of a sum likewise.
+#include "ops/attend_coded_avx512bf16.h"
+
+#include "ops/coded_rows_avx512bf16_inl.h"
+
+namespace kvquant::avx512bf16 {
+namespace {
+
+constexpr int kMostRows = 4;  // of a register block
+
+// Bytes of codes to ask for ahead at each row, so that the next tile is there in time.
+struct CodeAhead {
+  const uint8_t* codes;
+  int64_t third_plane;
+  template <int kBits, int kPhase>
+  __attribute__((always_inline)) void step(int64_t row) const {
+    if constexpr (kBits == 8) __builtin_prefetch(codes + row * 128 + 64, 0, 2);
+    if constexpr (kBits == 8) __builtin_prefetch(codes + row * 128, 0, 2);
+    if constexpr (kBits == 4) __builtin_prefetch(codes + row * 64, 0, 2);
+    if constexpr (kBits <= 3 && kPhase % 2 == 0) __builtin_prefetch(codes + row / 2 * 64, 0, 2);
+    if constexpr (kBits == 3 && kPhase == 1) {
+      __builtin_prefetch(codes + third_plane + row / 4 * 64, 0, 2);
+    }
+  }
+};
+
+// Keys of one slot of a row as bf16 pairs.
+template <int kBits>
+__m512bh key_pairs(const CodedState& state, int64_t row, __m512i table, __m512i codes) {
+  if constexpr (kBits == 8) {
+    const float* steps = state.key_steps + 4 * row;
+    return (__m512bh)pack_pairs(
+        _mm512_fmadd_ps(low_floats(codes), _mm512_set1_ps(steps[0]), _mm512_set1_ps(steps[1])),
+        _mm512_fmadd_ps(high_floats(codes), _mm512_set1_ps(steps[2]), _mm512_set1_ps(steps[3])));
+  }
+  const __m512i mask = _mm512_set1_epi16((1 << kBits) - 1);
+  const __m512i upper_half = _mm512_set1_epi32(16 << 16);
+  const __m512i index = _mm512_ternarylogic_epi32(codes, mask, upper_half, 0xEA);
+  return (__m512bh)_mm512_permutexvar_epi16(index, table);
+}
+
+inline __m512bh broadcast(uint32_t pair) {
+  return (__m512bh)_mm512_set1_epi32(static_cast<int>(pair));
+}
+
+struct KeyPass {
+  const CodedState* state;
+  const uint8_t* codes;
+  const uint8_t* third_plane;
+  const float* lane_cos_sin;
+  CodeAhead ahead;
+};
+
+struct OneSum {
+  __m512 cos[kRowSlots];     // also of angles taken as they are
+  __m512 sin[kRowSlots];
+  __m512 slope[kRowSlots];   // to be multiplied by the token's number
+  __m512 square[kRowSlots];  // and by its square
+};
+
+enum class Turn { kFull, kBent, kStraight };
+
+template <int kBits, int kPhase, Turn kTurn>
+__attribute__((always_inline)) inline void score_one_row(const KeyPass& pass, int64_t row,
+                                                         OneSum& sum) {
+  const CodedState& state = *pass.state;
+  pass.ahead.step<kBits, kPhase>(row);
+  __m512i codes[kRowSlots];
+  load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
+  const __m512i table = kBits == 8 ? _mm512_setzero_si512()
+                                   : _mm512_load_si512(state.key_tables + 32 * row);
+  KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
+    const __m512bh k = key_pairs<kBits>(state, row, table, codes[s]);
+    const int64_t at = s * state.half_padded + row;
+    const __m512bh along = broadcast(state.pairs[0][at]), across = broadcast(state.pairs[1][at]);
+    if constexpr (kTurn == Turn::kFull) {
+      const __m512 cos = _mm512_loadu_ps(pass.lane_cos_sin + 32 * row);
+      const __m512 sin = _mm512_loadu_ps(pass.lane_cos_sin + 32 * row + 16);
+      const __m512 zero = _mm512_setzero_ps();
+      sum.cos[s] = _mm512_fmadd_ps(_mm512_dpbf16_ps(zero, k, along), cos, sum.cos[s]);
+      sum.sin[s] = _mm512_fmadd_ps(_mm512_dpbf16_ps(zero, k, across), sin, sum.sin[s]);
+    } else {
+      sum.cos[s] = _mm512_dpbf16_ps(sum.cos[s], k, along);
+      sum.slope[s] = _mm512_dpbf16_ps(sum.slope[s], k, across);
+      if constexpr (kTurn == Turn::kBent) {
+        sum.square[s] = _mm512_dpbf16_ps(sum.square[s], k, broadcast(state.pairs[2][at]));
+      }
+    }
+  }
+}
+
+template <int kBits, Turn kTurn>
+__attribute__((always_inline)) inline void score_one_rows(const KeyPass& pass, int64_t begin,
+                                                          int64_t end, OneSum& sum) {
+  for (int64_t row = begin; row < end; row += 4) {
+    score_one_row<kBits, 0, kTurn>(pass, row, sum);
+    score_one_row<kBits, 1, kTurn>(pass, row + 1, sum);
+    score_one_row<kBits, 2, kTurn>(pass, row + 2, sum);
+    score_one_row<kBits, 3, kTurn>(pass, row + 3, sum);
+  }
+}
+
+// scores [64] of a single row.
+template <int kBits>
+void score_one(const KeyPass& pass, int64_t half, float* scores) {
+  OneSum sum;
+  KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
+    sum.cos[s] = sum.sin[s] = sum.slope[s] = sum.square[s] = _mm512_setzero_ps();
+  }
+  const int64_t bent = pass.state->num_turned, straight = bent + pass.state->num_bent;
+  score_one_rows<kBits, Turn::kFull>(pass, 0, bent, sum);
+  score_one_rows<kBits, Turn::kBent>(pass, bent, straight, sum);
+  score_one_rows<kBits, Turn::kStraight>(pass, straight, half, sum);
+  const __m512 token = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
+    const __m512 moments = _mm512_fmadd_ps(sum.square[s], token, sum.slope[s]);
+    const __m512 full = _mm512_add_ps(sum.cos[s], sum.sin[s]);
+    _mm512_storeu_ps(scores + 16 * s, _mm512_fmadd_ps(moments, token, full));
+  }
+}
+
+template <int kBits, int kPhase, int R>
+__attribute__((always_inline)) inline void score_some_row(const KeyPass& pass, int64_t row,
+                                                          const uint32_t* const* queries,
+                                                          __m512 (&sum)[R][kRowSlots]) {
+  const CodedState& state = *pass.state;
+  pass.ahead.step<kBits, kPhase>(row);
+  __m512i codes[kRowSlots];
+  load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
+  const __m512i table = kBits == 8 ? _mm512_setzero_si512()
+                                   : _mm512_load_si512(state.key_tables + 32 * row);
+  const auto turn_a = (__m512bh)_mm512_load_si512(state.turns[0] + 16 * row);
+  const auto turn_b = (__m512bh)_mm512_load_si512(state.turns[1] + 16 * row);
+  const __m512 zero = _mm512_setzero_ps();
+  KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
+    const __m512bh k = key_pairs<kBits>(state, row, table, codes[s]);
+    const auto turned = (__m512bh)pack_pairs(_mm512_dpbf16_ps(zero, k, turn_a),
+                                             _mm512_dpbf16_ps(zero, k, turn_b));
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      const uint32_t q = queries[r][s * state.half_padded + row];
+      sum[r][s] = _mm512_dpbf16_ps(sum[r][s], turned, broadcast(q));
+    }
+  }
+}
+
+// scores [R][64] of rows from first_row on.
+template <int kBits, int R>
+void score_some(const KeyPass& pass, int64_t half, int64_t first_row, float* scores) {
+  const uint32_t* queries[R];
+  __m512 sum[R][kRowSlots];
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    queries[r] = pass.state->pairs[0] + (first_row + r) * kRowSlots * pass.state->half_padded;
+    KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) sum[r][s] = _mm512_setzero_ps();
+  }
+  for (int64_t row = 0; row < half; row += 4) {
+    score_some_row<kBits, 0, R>(pass, row, queries, sum);
+    score_some_row<kBits, 1, R>(pass, row + 1, queries, sum);
+    score_some_row<kBits, 2, R>(pass, row + 2, queries, sum);
+    score_some_row<kBits, 3, R>(pass, row + 3, queries, sum);
+  }
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
+      _mm512_storeu_ps(scores + r * kTileTokens + 16 * s, sum[r][s]);
+    }
+  }
+}
+
+// Adds what outliers of keys change in the scores of rows [first_row, first_row + R).
+template <int R>
+void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
+                    int64_t first_row, float* scores) {
+  const int64_t head_dim = block.head_dim, half = head_dim / 2;
+  for_each_outlier(tile.keys, [&](int64_t token, int64_t channel, float value) {
+    const float change = value - state.key_bases[channel];
+    const bool is_second = channel >= half;
+    const int64_t other = is_second ? channel - half : channel + half;
+    const float* turn = tile.lane_cos_sin + (is_second ? other : channel) * 32 + token % 16;
+    const float along = change * turn[0], across = is_second ? -change * turn[16] : change * turn[16];
+    const float* q = state.turned + (first_row * kRowSlots + token / 16) * head_dim;
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
+      scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
+    }
+  });
+}
+
+// Weights of R rows and a tile of values.
+template <int R>
+struct Weights {
+  alignas(64) uint16_t scaled[R][kTileTokens];  // times the tokens' scales, bf16
+  alignas(64) float plain[R][kTileTokens];      // for outliers
+  alignas(64) float dropped[R][kTileTokens];    // what the dense codes add under an outlier
+  float zero[R];                                // of all channels: sum of weights times zero points
+};
+
+template <int R>
+void weigh_row(const AttendBlock& block, const CodedPart& values, const float* scores,
+               TokenRange seen, int64_t first_row, int r, Weights<R>& weights) {
+  __m512 p[kTileVectors], scaled[kTileVectors];
+  if (seen.begin >= seen.end) {
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) p[v] = _mm512_setzero_ps();
+  } else {
+    soften(block, first_row + r, seen, scores + r * kTileTokens, p);
+  }
+  __m512 zero = _mm512_setzero_ps();
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    zero = _mm512_fmadd_ps(p[v], load_halves(values.zeros + 16 * v), zero);
+    scaled[v] = _mm512_mul_ps(p[v], load_halves(values.scales + 16 * v));
+  }
+  weights.zero[r] = _mm512_reduce_add_ps(zero);
+  store_weights(scaled, weights.scaled[r]);
+  if (values.num_outliers == 0) return;
+  const NuqCodebook& book = *values.codebook;
+  const __m512 base = _mm512_set1_ps(round_to_bf16(book.bits == 8 ? -1.0f : book.levels[0]));
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    const __m512i words = _mm512_cvtepu16_epi32(
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(weights.scaled[r] + 16 * v)));
+    const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    const __m512 of_zero = _mm512_mul_ps(p[v], load_halves(values.zeros + 16 * v));
+    _mm512_store_ps(weights.plain[r] + 16 * v, p[v]);
+    _mm512_store_ps(weights.dropped[r] + 16 * v, _mm512_fmadd_ps(rounded, base, of_zero));
+  }
+}
+
+// Levels of one slot of a row as bf16 pairs of tokens.
+template <int kBits>
+__m512bh value_pairs(__m512i table, __m512i codes) {
+  if constexpr (kBits == 8) {
+    const __m512 step = _mm512_set1_ps(1 / 127.5f), first = _mm512_set1_ps(-1);
+    return (__m512bh)pack_pairs(_mm512_fmadd_ps(low_floats(codes), step, first),
+                                _mm512_fmadd_ps(high_floats(codes), step, first));
+  }
+  return (__m512bh)_mm512_permutexvar_epi16(codes, table);
+}
+
+struct ValuePass {
+  const uint8_t* codes;
+  const uint8_t* third_plane;
+  __m512i table;
+  CodeAhead ahead;
+};
+
+// A single row has too few chains to hide the latency of a dot product: two sums of each then.
+constexpr int num_value_sums(int num_rows) { return num_rows == 1 ? 2 : 1; }
+
+template <int kBits, int kPhase, int R, int V>
+__attribute__((always_inline)) inline void add_octet(const ValuePass& pass, int64_t first_vector,
+                                                     int64_t octet, const Weights<R>& weights,
+                                                     __m512 (&sum)[R][V][num_value_sums(R)]) {
+  KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+    const int64_t row = (first_vector + v) * 8 + octet;
+    pass.ahead.step<kBits, kPhase>(row);
+    __m512i codes[kRowSlots];
+    load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
+    KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
+      const __m512bh x = value_pairs<kBits>(pass.table, codes[s]);
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+        const __m512bh weight = broadcast_pair(weights.scaled[r] + 8 * octet + 2 * s);
+        __m512& to = sum[r][v][s % num_value_sums(R)];
+        to = _mm512_dpbf16_ps(to, x, weight);
+      }
+    }
+  }
+}
+
+// acc [R][16 V] of rows of padded_dim += weights times values, for 16 V channels.
+template <int kBits, int R, int V>
+void add_value_vectors(const ValuePass& pass, int64_t first_vector, const Weights<R>& weights,
+                       int64_t stride, float* acc) {
+  constexpr int kSums = num_value_sums(R);
+  __m512 sum[R][V][kSums];
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+      sum[r][v][0] = _mm512_add_ps(_mm512_loadu_ps(acc + r * stride + 16 * v),
+                                   _mm512_set1_ps(weights.zero[r]));
+      if constexpr (kSums == 2) sum[r][v][1] = _mm512_setzero_ps();
+    }
+  }
+  for (int64_t octet = 0; octet < 8; octet += 4) {
+    add_octet<kBits, 0, R, V>(pass, first_vector, octet, weights, sum);
+    add_octet<kBits, 1, R, V>(pass, first_vector, octet + 1, weights, sum);
+    add_octet<kBits, 2, R, V>(pass, first_vector, octet + 2, weights, sum);
+    add_octet<kBits, 3, R, V>(pass, first_vector, octet + 3, weights, sum);
+  }
+  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
+      const __m512 all =
+          kSums == 2 ? _mm512_add_ps(sum[r][v][0], sum[r][v][kSums - 1]) : sum[r][v][0];
+      _mm512_storeu_ps(acc + r * stride + 16 * v, all);
+    }
+  }
+}
+
+template <int kBits, int R, int V>
+void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& weights,
+                int64_t dim, float* acc) {
+  for (; first_vector + V <= dim / 16; first_vector += V) {
+    add_value_vectors<kBits, R, V>(pass, first_vector, weights, dim, acc + 16 * first_vector);
+  }
+  if constexpr (V > 1) add_values<kBits, R, V / 2>(pass, first_vector, weights, dim, acc);
+}
+
+template <int R>
+void correct_sums(const CodedPart& values, const Weights<R>& weights, int64_t dim, float* acc) {
+  for_each_outlier(values, [&](int64_t token, int64_t channel, float value) {
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+      acc[r * dim + channel] += weights.plain[r][token] * value - weights.dropped[r][token];
+    }
+  });
+}
+
+template <int R>
+void score(const AttendBlock& block, const KeyPass& pass, int bits, int64_t row, float* scores) {
+  const int64_t half = block.head_dim / 2;
+  const auto run = [&]<int kBits>() {
+    if constexpr (R == 1) {
+      score_one<kBits>(pass, half, scores);
+    } else {
+      score_some<kBits, R>(pass, half, row, scores);
+    }
+  };
+  switch (bits) {
+    case 2: return run.template operator()<2>();
+    case 3: return run.template operator()<3>();
+    case 4: return run.template operator()<4>();
+    default: return run.template operator()<8>();
+  }
+}
+
+template <int R>
+void add(const AttendBlock& block, const ValuePass& pass, int bits, const Weights<R>& weights,
+         float* acc) {
+  const int64_t dim = block.padded_dim;
+  switch (bits) {
+    case 2: return add_values<2, R, 4>(pass, 0, weights, dim, acc);
+    case 3: return add_values<3, R, 4>(pass, 0, weights, dim, acc);
+    case 4: return add_values<4, R, 4>(pass, 0, weights, dim, acc);
+    default: return add_values<8, R, 4>(pass, 0, weights, dim, acc);
+  }
+}
+
+// R rows from `row` on against one tile.
+template <int R>
+void attend_rows(const AttendBlock& block, const CodedState& state, const TileWork& work,
+                 const TileWork& next, int64_t row) {
+  TokenRange seen[R];
+  bool any = false;
+  for (int r = 0; r < R; ++r) {
+    seen[r] = visible_tokens(work, (row + r) / block.group);
+    any = any || seen[r].begin < seen[r].end;
+  }
+  if (!any) return;
+  const CodedTile& tile = work.coded;
+  const int64_t third_plane = third_plane_offset(block.head_dim);
+  alignas(64) float scores[R * kTileTokens];
+  const KeyPass keys{&state, tile.keys.codes, tile.keys.codes + third_plane, tile.lane_cos_sin,
+                     {next.coded.keys.codes, third_plane}};
+  score<R>(block, keys, tile.keys.codebook->bits, row, scores);
+  if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, row, scores);
+  Weights<R> weights;
+  for (int r = 0; r < R; ++r) weigh_row(block, tile.values, scores, seen[r], row, r, weights);
+  const ValuePass values{tile.values.codes, tile.values.codes + third_plane,
+                         _mm512_load_si512(state.value_table),
+                         {next.coded.values.codes, third_plane}};
+  float* acc = block.acc + row * block.padded_dim;
+  add<R>(block, values, tile.values.codebook->bits, weights, acc);
+  if (tile.values.num_outliers > 0) correct_sums(tile.values, weights, block.padded_dim, acc);
+}
+
+void prefetch_outliers(const CodedPart& part) {
+  const int64_t end = part.first_outlier + part.num_outliers;
+  for (int64_t e = part.first_outlier; e < end; e += 16) {
+    __builtin_prefetch(&part.pages[e / kOutliersPerPage]->entries[e % kOutliersPerPage], 0, 2);
+  }
+}
+
+}  // namespace
+
+void attend_coded_rows(const AttendBlock& block, CodedState& state, const TileWork& work,
+                       const TileWork* next) {
+  prepare_coded(block, work.coded, state);
+  turn_queries(block, work.coded, state);
+  const TileWork& ahead = next != nullptr ? *next : work;
+  if (next != nullptr) {
+    prefetch_outliers(next->coded.keys);
+    prefetch_outliers(next->coded.values);
+  }
+  const int64_t num_blocks = (block.num_rows + kMostRows - 1) / kMostRows;
+  for (int64_t i = 0; i < num_blocks; ++i) {  // of even size
+    const int64_t row = i * block.num_rows / num_blocks;
+    switch ((i + 1) * block.num_rows / num_blocks - row) {
+      case 1: attend_rows<1>(block, state, work, ahead, row); break;
+      case 2: attend_rows<2>(block, state, work, ahead, row); break;
+      case 3: attend_rows<3>(block, state, work, ahead, row); break;
+      default: attend_rows<4>(block, state, work, ahead, row); break;
+    }
+  }
+}
+
+}  // namespace kvquant::avx512bf16

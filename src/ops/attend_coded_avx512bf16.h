@@ -1,0 +1,45 @@
+// Coded tiles in the AVX-512 BF16 kernel of attention: few rows of queries read the codes as they
+// lie, more read a copy that is decoded once per block of rows.
+#pragma once
+
+#include "ops/attend_kernels.h"
+
+namespace kvquant::avx512bf16 {
+
+// Up to this many rows codes are read directly.
+constexpr int64_t kFusedRows = 8;
+
+// What a block keeps from one coded tile to the next, in its workspace.
+struct CodedState {
+  const void* scales = nullptr;  // of the keys that the tables below were made for
+  int64_t half_padded = 0;       // head_dim / 2 rounded up to 16: the stride of pairs
+  int64_t num_turned = 0;        // rows of codes whose rotation within 16 tokens is done in full,
+  int64_t num_bent = 0;          // and those after them that take a square term, see score_one_row
+  uint16_t* key_tables;          // [head_dim / 2][2][16] bf16: keys of all codes of both channels
+  float* float_tables;           // the same as f32
+  float* key_steps;              // [head_dim / 2][4], of 8 bits: step and key of code 0, each of both
+  float* key_bases;              // [head_dim]: keys of code 0
+  uint16_t* value_table;         // [32] bf16 levels
+  uint32_t* turns[2];            // [head_dim / 2][16]: (cos, -sin) and (sin, cos) as bf16
+  float* turned;                 // [rows][4][head_dim]: queries relative to 16 tokens
+  uint32_t* pairs[3];            // [rows][4][half_padded]: queries as bf16 pairs, see turn_queries
+  const uint16_t* queries;       // [rows][padded_dim] bf16, channels in pairs that rotate together
+};
+
+// Makes the tables unless they are those of this tile's sequence already.
+void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state);
+
+// Queries relative to the middles of the tile's four groups of 16 tokens, as f32 and as pairs:
+// pairs[0] is (a, b); for a single row also pairs[1], (b, -a), times the frequency where angles are
+// small, and pairs[2], (a, b) times minus half its square.
+void turn_queries(const AttendBlock& block, const CodedTile& tile, CodedState& state);
+
+// Requires at most kFusedRows rows. next: the tile to ask for ahead, or null.
+void attend_coded_rows(const AttendBlock& block, CodedState& state, const TileWork& work,
+                       const TileWork* next);
+
+// keys [head_dim / 2][64][2] in the order of state.queries, values [32][padded_dim][2].
+void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,
+                       uint16_t* keys, uint16_t* values);
+
+}  // namespace kvquant::avx512bf16

@@ -1,0 +1,168 @@
+// The tables that coded tiles are read with, and queries turned to meet them.
+#include "ops/attend_coded_avx512bf16.h"
+#include "ops/coded_rows_avx512bf16_inl.h"
+
+namespace kvquant::avx512bf16 {
+namespace {
+
+// Angles within 16 tokens up to 1 / 32 are taken as they are (cos 1: an error of 5e-4 at the ends),
+// up to 1 / 8 with the square term (sin: 3e-4), against 4e-3 of a bf16 number.
+constexpr float kStraightAngle = 1.0f / 32, kBentAngle = 1.0f / 8;
+
+template <class T>
+T* take(std::byte*& memory, int64_t size) {
+  auto* result = reinterpret_cast<T*>(memory);
+  memory += (size * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  return result;
+}
+
+void place_state(const AttendBlock& block, CodedState& state) {
+  const int64_t half = block.head_dim / 2, rows = kFusedRows;
+  state.half_padded = (half + 15) / 16 * 16;
+  auto* memory = reinterpret_cast<std::byte*>(block.workspace.planar);
+  state.key_tables = take<uint16_t>(memory, half * 32);
+  state.float_tables = take<float>(memory, half * 32);
+  state.key_steps = take<float>(memory, half * 4);
+  state.key_bases = take<float>(memory, 2 * half);
+  state.value_table = take<uint16_t>(memory, 32);
+  for (auto& turns : state.turns) turns = take<uint32_t>(memory, half * 16);
+  state.turned = take<float>(memory, rows * kRowSlots * block.head_dim);
+  for (auto& pairs : state.pairs) pairs = take<uint32_t>(memory, rows * kRowSlots * state.half_padded);
+}
+
+// Keys of all codes; levels beyond the codebook's repeat, so that bits above a code do no harm.
+void make_key_tables(const AttendBlock& block, const CodedPart& keys, CodedState& state) {
+  const int64_t half = block.head_dim / 2;
+  const NuqCodebook& book = *keys.codebook;
+  alignas(64) float levels[16];
+  for (int i = 0; i < 16 && book.bits < 8; ++i) levels[i] = book.levels[i % book.num_levels];
+  for (int64_t c = 0; c < half; ++c) {
+    for (int64_t side = 0; side < 2; ++side) {
+      const int64_t channel = c + side * half;
+      const float scale = half_to_float(keys.scales[channel]);
+      const float zero = half_to_float(keys.zeros[channel]);
+      if (book.bits == 8) {
+        state.key_steps[4 * c + 2 * side] = scale / 127.5f;
+        state.key_steps[4 * c + 2 * side + 1] = zero - scale;
+        state.key_bases[channel] = round_to_bf16(zero - scale);
+        continue;
+      }
+      const __m512 values = _mm512_fmadd_ps(_mm512_load_ps(levels), _mm512_set1_ps(scale),
+                                            _mm512_set1_ps(zero));
+      _mm512_store_ps(state.float_tables + 32 * c + 16 * side, values);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(state.key_tables + 32 * c + 16 * side),
+                          (__m256i)_mm512_cvtneps_pbh(values));
+      state.key_bases[channel] = round_to_bf16(state.float_tables[32 * c + 16 * side]);
+    }
+  }
+}
+
+void make_value_table(const NuqCodebook& book, uint16_t* table) {
+  if (book.bits == 8) return;
+  alignas(64) float levels[32];
+  for (int i = 0; i < 32; ++i) levels[i] = book.levels[i % book.num_levels];
+  _mm512_storeu_si512(table, (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(levels + 16),
+                                                          _mm512_load_ps(levels)));
+}
+
+// Rows of codes up to the first, rounded up to 4, whose largest angle within 16 tokens is at most
+// `angle`. Frequencies fall.
+int64_t num_rows_above(const CodedTile& tile, int64_t half, float angle) {
+  int64_t rows = 0;
+  while (rows < half && RopeTable::kLaneMiddle * tile.frequencies[rows] > angle) ++rows;
+  return (rows + 3) / 4 * 4;
+}
+
+void make_turns(const CodedTile& tile, int64_t half, CodedState& state) {
+  for (int64_t c = 0; c < half; ++c) {
+    const __m512 cos = _mm512_loadu_ps(tile.lane_cos_sin + 32 * c);
+    const __m512 sin = _mm512_loadu_ps(tile.lane_cos_sin + 32 * c + 16);
+    const __m512 minus_sin = _mm512_sub_ps(_mm512_setzero_ps(), sin);
+    _mm512_storeu_si512(state.turns[0] + 16 * c, pack_pairs(cos, minus_sin));
+    _mm512_storeu_si512(state.turns[1] + 16 * c, pack_pairs(sin, cos));
+  }
+}
+
+void pack_queries_in_halves(const AttendBlock& block, uint16_t* to) {
+  const int64_t half = block.head_dim / 2;
+  for (int64_t row = 0; row < block.num_rows; ++row) {
+    const float* q =
+        block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
+    for (int64_t c = 0; c < half; c += 16) {
+      const __mmask16 mask = lanes_below(half - c);
+      const __m512 a = _mm512_maskz_loadu_ps(mask, q + c);
+      const __m512 b = _mm512_maskz_loadu_ps(mask, q + half + c);
+      _mm512_mask_storeu_epi32(to + row * block.padded_dim + 2 * c, mask, pack_pairs(a, b));
+    }
+  }
+}
+
+// Rotates a pair by minus the angle whose cos and sin these are.
+struct Pair {
+  __m512 a, b;
+};
+inline Pair turn_back(Pair x, __m512 cos, __m512 sin) {
+  return {_mm512_fmadd_ps(x.a, cos, _mm512_mul_ps(x.b, sin)),
+          _mm512_fmsub_ps(x.b, cos, _mm512_mul_ps(x.a, sin))};
+}
+
+}  // namespace
+
+void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state) {
+  if (state.scales == tile.keys.scales) return;
+  state.scales = tile.keys.scales;
+  const int64_t half = block.head_dim / 2;
+  place_state(block, state);
+  make_key_tables(block, tile.keys, state);
+  make_value_table(*tile.values.codebook, state.value_table);
+  state.num_turned = num_rows_above(tile, half, kBentAngle);
+  state.num_bent = num_rows_above(tile, half, kStraightAngle) - state.num_turned;
+  if (block.num_rows <= kFusedRows) {
+    make_turns(tile, half, state);
+  } else {
+    auto* queries = static_cast<uint16_t*>(block.workspace.query) + block.num_rows * block.padded_dim;
+    pack_queries_in_halves(block, queries);
+    state.queries = queries;
+  }
+}
+
+void turn_queries(const AttendBlock& block, const CodedTile& tile, CodedState& state) {
+  const int64_t half = block.head_dim / 2;
+  for (int64_t c = 0; c < half; c += 16) {
+    const __mmask16 mask = lanes_below(half - c);
+    const auto load = [&](const float* p) { return _mm512_maskz_loadu_ps(mask, p + c); };
+    const __m512 middle_cos = load(tile.middle_cos), middle_sin = load(tile.middle_sin);
+    const __m512 near_cos[2] = {load(tile.near_cos[0]), load(tile.near_cos[1])};
+    const __m512 near_sin[2] = {load(tile.near_sin[0]), load(tile.near_sin[1])};
+    const __m512 frequency = load(tile.frequencies);
+    const int64_t left = state.num_turned - c;
+    const __mmask16 turned = left <= 0 ? 0 : lanes_below(left);
+    const __m512 slope = _mm512_mask_mov_ps(frequency, turned, _mm512_set1_ps(1));
+    const __m512 bend =
+        _mm512_mul_ps(_mm512_mul_ps(frequency, frequency), _mm512_set1_ps(-0.5f));
+    for (int64_t row = 0; row < block.num_rows; ++row) {
+      const float* q =
+          block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
+      const Pair at_middle = turn_back({load(q), load(q + half)}, middle_cos, middle_sin);
+      KVQUANT_UNROLL for (int slot = 0; slot < kRowSlots; ++slot) {  // at -24, -8, 8, 24 tokens
+        const int near = slot == 0 || slot == 3 ? 1 : 0;
+        const __m512 sin = slot < 2 ? _mm512_sub_ps(_mm512_setzero_ps(), near_sin[near])
+                                    : near_sin[near];
+        const auto [a, b] = turn_back(at_middle, near_cos[near], sin);
+        const int64_t at = row * kRowSlots + slot;
+        _mm512_mask_storeu_ps(state.turned + at * block.head_dim + c, mask, a);
+        _mm512_mask_storeu_ps(state.turned + at * block.head_dim + half + c, mask, b);
+        const int64_t pair = at * state.half_padded + c;
+        _mm512_store_si512(state.pairs[0] + pair, pack_pairs(a, b));
+        if (block.num_rows > 1) continue;
+        const __m512 minus_slope = _mm512_sub_ps(_mm512_setzero_ps(), slope);
+        _mm512_store_si512(state.pairs[1] + pair, pack_pairs(_mm512_mul_ps(b, slope),
+                                                             _mm512_mul_ps(a, minus_slope)));
+        _mm512_store_si512(state.pairs[2] + pair,
+                           pack_pairs(_mm512_mul_ps(a, bend), _mm512_mul_ps(b, bend)));
+      }
+    }
+  }
+}
+
+}  // namespace kvquant::avx512bf16
