@@ -114,14 +114,16 @@ struct Call {
   const AttendJob& job(int64_t index) const { return jobs[static_cast<size_t>(index)]; }
 };
 
-// A single row waits for memory anyway: tiles that are not bf16 are then read exactly, by the f32
-// kernel (Zen 4, one core: 29.6 GB/s of f16 tiles against 31.3 with bf16 products).
+// A single row waits for memory anyway: dense tiles that are not bf16 are then read exactly, by the
+// f32 kernel (Zen 4, one core: 29.6 GB/s of f16 tiles against 31.3 with bf16 products).
 AttendKernel choose_kernel(const Call& call, const AttendJob& job, int64_t num_rows) {
   if (!call.has_bf16_dots) return simd::attend_block;
+  const bool has_coded = std::any_of(job.runs.begin(), job.runs.end(),
+                                     [](const AttendRun& run) { return run.is_coded(); });
   const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.type == DenseType::kBF16;
   });
-  return num_rows > 1 || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
+  return num_rows > 1 || has_coded || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
 }
 
 void write_row(const float* acc, const SoftmaxState& state, int64_t head_dim, float* out) {

@@ -1,5 +1,5 @@
-// What the files of the AVX-512 BF16 kernel of attention share. Included by them alone: everything is
-// compiled for that instruction set.
+// What the files of the AVX-512 BF16 kernel of attention share. Included by them alone: everything
+// is compiled for that instruction set.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)

@@ -60,7 +60,7 @@ struct KeyPass {
 };
 
 struct OneSum {
-  __m512 cos[kRowSlots];     // also of angles taken as they are
+  __m512 cos[kRowSlots];  // also of angles taken as they are
   __m512 sin[kRowSlots];
   __m512 slope[kRowSlots];   // to be multiplied by the token's number
   __m512 square[kRowSlots];  // and by its square
@@ -75,8 +75,8 @@ __attribute__((always_inline)) inline void score_one_row(const KeyPass& pass, in
   pass.ahead.step<kBits, kPhase>(row);
   __m512i codes[kRowSlots];
   load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
-  const __m512i table = kBits == 8 ? _mm512_setzero_si512()
-                                   : _mm512_load_si512(state.key_tables + 32 * row);
+  const __m512i table =
+      kBits == 8 ? _mm512_setzero_si512() : _mm512_load_si512(state.key_tables + 32 * row);
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
     const __m512bh k = key_pairs<kBits>(state, row, table, codes[s]);
     const int64_t at = s * state.half_padded + row;
@@ -135,15 +135,15 @@ __attribute__((always_inline)) inline void score_some_row(const KeyPass& pass, i
   pass.ahead.step<kBits, kPhase>(row);
   __m512i codes[kRowSlots];
   load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
-  const __m512i table = kBits == 8 ? _mm512_setzero_si512()
-                                   : _mm512_load_si512(state.key_tables + 32 * row);
+  const __m512i table =
+      kBits == 8 ? _mm512_setzero_si512() : _mm512_load_si512(state.key_tables + 32 * row);
   const auto turn_a = (__m512bh)_mm512_load_si512(state.turns[0] + 16 * row);
   const auto turn_b = (__m512bh)_mm512_load_si512(state.turns[1] + 16 * row);
   const __m512 zero = _mm512_setzero_ps();
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
     const __m512bh k = key_pairs<kBits>(state, row, table, codes[s]);
-    const auto turned = (__m512bh)pack_pairs(_mm512_dpbf16_ps(zero, k, turn_a),
-                                             _mm512_dpbf16_ps(zero, k, turn_b));
+    const auto turned =
+        (__m512bh)pack_pairs(_mm512_dpbf16_ps(zero, k, turn_a), _mm512_dpbf16_ps(zero, k, turn_b));
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
       const uint32_t q = queries[r][s * state.half_padded + row];
       sum[r][s] = _mm512_dpbf16_ps(sum[r][s], turned, broadcast(q));
@@ -183,7 +183,8 @@ void correct_scores(const AttendBlock& block, const CodedTile& tile, const Coded
     const bool is_second = channel >= half;
     const int64_t other = is_second ? channel - half : channel + half;
     const float* turn = tile.lane_cos_sin + (is_second ? other : channel) * 32 + token % 16;
-    const float along = change * turn[0], across = is_second ? -change * turn[16] : change * turn[16];
+    const float along = change * turn[0],
+                across = is_second ? -change * turn[16] : change * turn[16];
     const float* q = state.turned + (first_row * kRowSlots + token / 16) * head_dim;
     KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
       scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
@@ -299,8 +300,8 @@ void add_value_vectors(const ValuePass& pass, int64_t first_vector, const Weight
 }
 
 template <int kBits, int R, int V>
-void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& weights,
-                int64_t dim, float* acc) {
+void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& weights, int64_t dim,
+                float* acc) {
   for (; first_vector + V <= dim / 16; first_vector += V) {
     add_value_vectors<kBits, R, V>(pass, first_vector, weights, dim, acc + 16 * first_vector);
   }
@@ -360,13 +361,17 @@ void attend_rows(const AttendBlock& block, const CodedState& state, const TileWo
   const CodedTile& tile = work.coded;
   const int64_t third_plane = third_plane_offset(block.head_dim);
   alignas(64) float scores[R * kTileTokens];
-  const KeyPass keys{&state, tile.keys.codes, tile.keys.codes + third_plane, tile.lane_cos_sin,
+  const KeyPass keys{&state,
+                     tile.keys.codes,
+                     tile.keys.codes + third_plane,
+                     tile.lane_cos_sin,
                      {next.coded.keys.codes, third_plane}};
   score<R>(block, keys, tile.keys.codebook->bits, row, scores);
   if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, row, scores);
   Weights<R> weights;
   for (int r = 0; r < R; ++r) weigh_row(block, tile.values, scores, seen[r], row, r, weights);
-  const ValuePass values{tile.values.codes, tile.values.codes + third_plane,
+  const ValuePass values{tile.values.codes,
+                         tile.values.codes + third_plane,
                          _mm512_load_si512(state.value_table),
                          {next.coded.values.codes, third_plane}};
   float* acc = block.acc + row * block.padded_dim;

@@ -17,13 +17,13 @@ struct CodedState {
   int64_t num_bent = 0;          // and those after them that take a square term, see score_one_row
   uint16_t* key_tables;          // [head_dim / 2][2][16] bf16: keys of all codes of both channels
   float* float_tables;           // the same as f32
-  float* key_steps;              // [head_dim / 2][4], of 8 bits: step and key of code 0, each of both
-  float* key_bases;              // [head_dim]: keys of code 0
-  uint16_t* value_table;         // [32] bf16 levels
-  uint32_t* turns[2];            // [head_dim / 2][16]: (cos, -sin) and (sin, cos) as bf16
-  float* turned;                 // [rows][4][head_dim]: queries relative to 16 tokens
-  uint32_t* pairs[3];            // [rows][4][half_padded]: queries as bf16 pairs, see turn_queries
-  const uint16_t* queries;       // [rows][padded_dim] bf16, channels in pairs that rotate together
+  float* key_steps;         // [head_dim / 2][4], of 8 bits: step and key of code 0, each of both
+  float* key_bases;         // [head_dim]: keys of code 0
+  uint16_t* value_table;    // [32] bf16 levels
+  uint32_t* turns[2];       // [head_dim / 2][16]: (cos, -sin) and (sin, cos) as bf16
+  float* turned;            // [rows][4][head_dim]: queries relative to 16 tokens
+  uint32_t* pairs[3];       // [rows][4][half_padded]: queries as bf16 pairs, see turn_queries
+  const uint16_t* queries;  // [rows][padded_dim] bf16, channels in pairs that rotate together
 };
 
 // Makes the tables unless they are those of this tile's sequence already.

@@ -11,167 +11,23 @@
 
 #include "hwy/targets.h"
 #include "ops/attend_test_cache.h"
+#include "ops/attend_test_check.h"
 
 namespace kvquant {
 namespace {
 
+using testing::ErrorCheck;
+using testing::fast_variants;
+using testing::kGap;
+using testing::kGuard;
+using testing::max_abs;
+using testing::max_difference;
+using testing::naive;
+using testing::shape_of;
+using testing::TestJob;
 using testing::TestRandom;
 using testing::TestTiles;
-using testing::tile_element;
-
-// One job with its own queries and outputs; the tokens of `out` are kGap floats apart.
-constexpr int64_t kGap = 5;
-constexpr float kGuard = 12345.0f;
-
-struct TestJob {
-  TestJob(const AttendShape& shape, int64_t num_queries, int64_t first_position,
-          std::vector<AttendRun> all_runs, TestRandom& random)
-      : runs(std::move(all_runs)),
-        row_size(shape.group * shape.head_dim),
-        queries(num_queries),
-        position(first_position) {
-    query.resize(static_cast<size_t>(num_queries * (row_size + kGap)));
-    for (float& x : query) x = random.heavy_tailed();
-  }
-  AttendJob job(std::vector<float>& out) const {
-    out.assign(query.size(), kGuard);
-    return {query.data(), out.data(), row_size + kGap, queries, position, runs};
-  }
-
-  std::vector<AttendRun> runs;
-  int64_t row_size;
-  int64_t queries;
-  int64_t position;
-  std::vector<float> query;
-};
-
-float round_if(bool rounds, float x) { return rounds ? round_to_bfloat16(x) : x; }
-
-// Attention as one would write it: plain loops, sums in f32, and with `rounds` the factors of every
-// product rounded to bf16.
-void naive_row(const AttendShape& shape, const AttendJob& job, int64_t query, int64_t offset,
-               bool rounds) {
-  std::vector<float> p;
-  float max = -std::numeric_limits<float>::infinity();
-  const auto for_each_key = [&](auto&& fn) {
-    for (const AttendRun& run : job.runs) {
-      for (int64_t t = 0; t < run.num_tokens; ++t) {
-        const int64_t lag = job.first_position + query - run.first_position - t;
-        if (run.min_lag <= lag && lag < run.max_lag) fn(run, t / kTileTokens, t % kTileTokens);
-      }
-    }
-  };
-  for_each_key([&](const AttendRun& run, int64_t tile, int64_t t) {
-    float dot = 0;
-    for (int64_t c = 0; c < shape.head_dim; ++c) {
-      const float k = tile_element(run, run.key_tiles[static_cast<size_t>(tile)], key_index(t, c));
-      dot += round_if(rounds, job.query[offset + c]) * round_if(rounds, k);
-    }
-    p.push_back(dot * shape.scale);
-    max = std::max(max, p.back());
-  });
-  float sum = 0;
-  for (float& x : p) sum += x = std::exp(x - max);
-  std::vector<float> out(static_cast<size_t>(shape.head_dim), 0.0f);
-  size_t i = 0;
-  for_each_key([&](const AttendRun& run, int64_t tile, int64_t t) {
-    const float weight = round_if(rounds, p[i++]);
-    for (int64_t c = 0; c < shape.head_dim; ++c) {
-      const float v = tile_element(run, run.value_tiles[static_cast<size_t>(tile)],
-                                   value_index(t, c, shape.head_dim));
-      out[static_cast<size_t>(c)] += weight * round_if(rounds, v);
-    }
-  });
-  for (int64_t c = 0; c < shape.head_dim; ++c) {
-    job.out[offset + c] = p.empty() ? 0 : out[static_cast<size_t>(c)] / sum;
-  }
-}
-
-void naive(const AttendShape& shape, const AttendJob& job, bool rounds) {
-  for (int64_t q = 0; q < job.num_queries; ++q) {
-    for (int64_t h = 0; h < shape.group; ++h) {
-      naive_row(shape, job, q, q * job.query_stride + h * shape.head_dim, rounds);
-    }
-  }
-}
-
-double max_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double largest = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double difference = std::abs(double{a[i]} - double{b[i]});
-    if (!(difference <= largest)) largest = difference;  // NaN too
-  }
-  return largest;
-}
-
-double max_abs(const std::vector<float>& a) {
-  double largest = 0;
-  for (float x : a) largest = x == kGuard ? largest : std::max(largest, double{std::abs(x)});
-  return largest;
-}
-
-struct Variant {
-  Backend backend;
-  Precision precision;
-  bool rounds() const { return backend == Backend::kAvx512Bf16 && precision == Precision::kBF16; }
-  std::string name() const {
-    return std::string(backend_name(backend)) + (precision == Precision::kF32 ? " f32" : " bf16");
-  }
-};
-
-std::vector<Variant> fast_variants() {
-  std::vector<Variant> variants;
-  for (Backend backend : available_backends()) {
-    if (backend == Backend::kReference) continue;
-    variants.push_back({backend, Precision::kF32});
-    variants.push_back({backend, Precision::kBF16});
-  }
-  return variants;
-}
-
-// Results of one job by the reference and naively, and their errors summed up over several jobs:
-// the largest error of a handful of numbers is too much a matter of luck to compare by.
-class ErrorCheck {
- public:
-  explicit ErrorCheck(const AttendShape& shape) : shape_(shape) {}
-
-  void add(const TestJob& test) {
-    std::vector<float> expected;
-    std::vector<float> out;
-    const AttendJob reference = test.job(expected);
-    attend(shape_, {&reference, 1}, Precision::kF32, pool_, Backend::kReference);
-    magnitude_ = std::max(magnitude_, max_abs(expected));
-    for (bool rounds : {false, true}) {
-      naive(shape_, test.job(out), rounds);
-      naive_error_[rounds] = std::max(naive_error_[rounds], max_difference(out, expected));
-    }
-    for (size_t i = 0; i < variants_.size(); ++i) {
-      const AttendJob job = test.job(out);
-      attend(shape_, {&job, 1}, variants_[i].precision, pool_, variants_[i].backend);
-      errors_[i] = std::max(errors_[i], max_difference(out, expected));
-    }
-  }
-
-  // The naive result can be exact by luck where a rounding or two is legitimate.
-  void expect_within_twice_naive(const std::string& what) const {
-    for (size_t i = 0; i < variants_.size(); ++i) {
-      EXPECT_LE(errors_[i], 2 * naive_error_[variants_[i].rounds()] + magnitude_ * 0x1p-22)
-          << variants_[i].name() << ", " << what;
-    }
-  }
-
- private:
-  AttendShape shape_;
-  ThreadPool pool_{1};
-  std::vector<Variant> variants_ = fast_variants();
-  std::vector<double> errors_ = std::vector<double>(variants_.size());
-  double naive_error_[2] = {};
-  double magnitude_ = 0;
-};
-
-AttendShape shape_of(int64_t head_dim, int64_t group) {
-  return {head_dim, group, 1 / std::sqrt(static_cast<float>(head_dim))};
-}
+using testing::Variant;
 
 class AttendSweep : public ::testing::TestWithParam<std::tuple<DenseType, int64_t>> {};
 

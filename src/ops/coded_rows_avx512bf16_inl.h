@@ -58,9 +58,9 @@ void load_row(const uint8_t* codes, const uint8_t* third_plane, int64_t row,
 
 // The 16 lanes of a and of b as bf16 pairs (a, b).
 inline __m512i pack_pairs(__m512 a, __m512 b) {
-  alignas(64) static const uint16_t kInterleave[32] = {
-      0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static const uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const auto both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
   return _mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both);
 }

@@ -27,7 +27,8 @@ void place_state(const AttendBlock& block, CodedState& state) {
   state.value_table = take<uint16_t>(memory, 32);
   for (auto& turns : state.turns) turns = take<uint32_t>(memory, half * 16);
   state.turned = take<float>(memory, rows * kRowSlots * block.head_dim);
-  for (auto& pairs : state.pairs) pairs = take<uint32_t>(memory, rows * kRowSlots * state.half_padded);
+  for (auto& pairs : state.pairs)
+    pairs = take<uint32_t>(memory, rows * kRowSlots * state.half_padded);
 }
 
 // Keys of all codes; levels beyond the codebook's repeat, so that bits above a code do no harm.
@@ -47,8 +48,8 @@ void make_key_tables(const AttendBlock& block, const CodedPart& keys, CodedState
         state.key_bases[channel] = round_to_bf16(zero - scale);
         continue;
       }
-      const __m512 values = _mm512_fmadd_ps(_mm512_load_ps(levels), _mm512_set1_ps(scale),
-                                            _mm512_set1_ps(zero));
+      const __m512 values =
+          _mm512_fmadd_ps(_mm512_load_ps(levels), _mm512_set1_ps(scale), _mm512_set1_ps(zero));
       _mm512_store_ps(state.float_tables + 32 * c + 16 * side, values);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(state.key_tables + 32 * c + 16 * side),
                           (__m256i)_mm512_cvtneps_pbh(values));
@@ -61,8 +62,8 @@ void make_value_table(const NuqCodebook& book, uint16_t* table) {
   if (book.bits == 8) return;
   alignas(64) float levels[32];
   for (int i = 0; i < 32; ++i) levels[i] = book.levels[i % book.num_levels];
-  _mm512_storeu_si512(table, (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(levels + 16),
-                                                          _mm512_load_ps(levels)));
+  _mm512_storeu_si512(
+      table, (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(levels + 16), _mm512_load_ps(levels)));
 }
 
 // Rows of codes up to the first, rounded up to 4, whose largest angle within 16 tokens is at most
@@ -120,7 +121,8 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   if (block.num_rows <= kFusedRows) {
     make_turns(tile, half, state);
   } else {
-    auto* queries = static_cast<uint16_t*>(block.workspace.query) + block.num_rows * block.padded_dim;
+    auto* queries =
+        static_cast<uint16_t*>(block.workspace.query) + block.num_rows * block.padded_dim;
     pack_queries_in_halves(block, queries);
     state.queries = queries;
   }
@@ -138,16 +140,15 @@ void turn_queries(const AttendBlock& block, const CodedTile& tile, CodedState& s
     const int64_t left = state.num_turned - c;
     const __mmask16 turned = left <= 0 ? 0 : lanes_below(left);
     const __m512 slope = _mm512_mask_mov_ps(frequency, turned, _mm512_set1_ps(1));
-    const __m512 bend =
-        _mm512_mul_ps(_mm512_mul_ps(frequency, frequency), _mm512_set1_ps(-0.5f));
+    const __m512 bend = _mm512_mul_ps(_mm512_mul_ps(frequency, frequency), _mm512_set1_ps(-0.5f));
     for (int64_t row = 0; row < block.num_rows; ++row) {
       const float* q =
           block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
       const Pair at_middle = turn_back({load(q), load(q + half)}, middle_cos, middle_sin);
       KVQUANT_UNROLL for (int slot = 0; slot < kRowSlots; ++slot) {  // at -24, -8, 8, 24 tokens
         const int near = slot == 0 || slot == 3 ? 1 : 0;
-        const __m512 sin = slot < 2 ? _mm512_sub_ps(_mm512_setzero_ps(), near_sin[near])
-                                    : near_sin[near];
+        const __m512 sin =
+            slot < 2 ? _mm512_sub_ps(_mm512_setzero_ps(), near_sin[near]) : near_sin[near];
         const auto [a, b] = turn_back(at_middle, near_cos[near], sin);
         const int64_t at = row * kRowSlots + slot;
         _mm512_mask_storeu_ps(state.turned + at * block.head_dim + c, mask, a);
@@ -156,8 +157,8 @@ void turn_queries(const AttendBlock& block, const CodedTile& tile, CodedState& s
         _mm512_store_si512(state.pairs[0] + pair, pack_pairs(a, b));
         if (block.num_rows > 1) continue;
         const __m512 minus_slope = _mm512_sub_ps(_mm512_setzero_ps(), slope);
-        _mm512_store_si512(state.pairs[1] + pair, pack_pairs(_mm512_mul_ps(b, slope),
-                                                             _mm512_mul_ps(a, minus_slope)));
+        _mm512_store_si512(state.pairs[1] + pair,
+                           pack_pairs(_mm512_mul_ps(b, slope), _mm512_mul_ps(a, minus_slope)));
         _mm512_store_si512(state.pairs[2] + pair,
                            pack_pairs(_mm512_mul_ps(a, bend), _mm512_mul_ps(b, bend)));
       }

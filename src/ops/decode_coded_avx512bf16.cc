@@ -62,10 +62,8 @@ void decode_key_row(const KeyDecoder& decoder, int64_t row) {
     }
     const __m512 middle_cos = _mm512_set1_ps(decoder.cos[s * state.half_padded + row]);
     const __m512 middle_sin = _mm512_set1_ps(decoder.sin[s * state.half_padded + row]);
-    const __m512 cos =
-        _mm512_fmsub_ps(middle_cos, lane_cos, _mm512_mul_ps(middle_sin, lane_sin));
-    const __m512 sin =
-        _mm512_fmadd_ps(middle_sin, lane_cos, _mm512_mul_ps(middle_cos, lane_sin));
+    const __m512 cos = _mm512_fmsub_ps(middle_cos, lane_cos, _mm512_mul_ps(middle_sin, lane_sin));
+    const __m512 sin = _mm512_fmadd_ps(middle_sin, lane_cos, _mm512_mul_ps(middle_cos, lane_sin));
     const __m512i pairs = pack_pairs(_mm512_fmsub_ps(a, cos, _mm512_mul_ps(b, sin)),
                                      _mm512_fmadd_ps(b, cos, _mm512_mul_ps(a, sin)));
     _mm512_store_si512(decoder.out + 2 * (row * kTileTokens + 16 * s), pairs);
@@ -172,8 +170,8 @@ void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWo
   constexpr int64_t kMostPairs = kMaxNuqHeadDim / 2;
   alignas(64) float cos[kRowSlots * kMostPairs], sin[kRowSlots * kMostPairs];
   turn_middles(tile, half, state.half_padded, cos, sin);
-  const KeyDecoder key_decoder{&state, tile.keys.codes, tile.keys.codes + third_plane,
-                               tile.lane_cos_sin, cos, sin, keys};
+  const KeyDecoder key_decoder{
+      &state, tile.keys.codes, tile.keys.codes + third_plane, tile.lane_cos_sin, cos, sin, keys};
   for_bits(tile.keys.codebook->bits, [&]<int kBits>() { decode_keys<kBits>(key_decoder, half); });
   correct_keys(tile, half, key_decoder);
 
@@ -184,8 +182,13 @@ void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWo
   }
   const NuqCodebook& book = *tile.values.codebook;
   for (int i = 0; i < 16; ++i) levels[i] = book.bits == 8 ? 0 : book.levels[i % book.num_levels];
-  const ValueDecoder value_decoder{tile.values.codes, tile.values.codes + third_plane,
-                                   _mm512_load_ps(levels), scales, zeros, block.padded_dim, values};
+  const ValueDecoder value_decoder{tile.values.codes,
+                                   tile.values.codes + third_plane,
+                                   _mm512_load_ps(levels),
+                                   scales,
+                                   zeros,
+                                   block.padded_dim,
+                                   values};
   for_bits(book.bits, [&]<int kBits>() { decode_values<kBits>(value_decoder); });
   for_each_outlier(tile.values, [&](int64_t token, int64_t channel, float value) {
     values[token / 2 * 2 * block.padded_dim + 2 * channel + token % 2] = to_bf16(value);

@@ -1,0 +1,250 @@
+// Random coded runs as the cache would hold them, and the same tokens decoded: for the tests of
+// attention over codes.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/walsh_hadamard.h"
+#include "formats/kv_block.h"
+#include "ops/attend_test_cache.h"
+
+namespace kvquant::testing {
+
+struct TestCodec {
+  int key_bits = 4;
+  int value_bits = 4;
+  int key_outliers = 0;  // percent
+  int value_outliers = 0;
+  bool hadamard = false;  // of values; head_dim is a power of two
+
+  std::string name() const {
+    return fmt::format("K{}p{}{}{}p{}", key_bits, key_outliers, hadamard ? "VHad" : "V", value_bits,
+                       value_outliers);
+  }
+};
+
+// Ascending levels in [-1, 1] that are nowhere evenly spaced; 256 uniform ones for 8 bits.
+inline NuqCodebook test_codebook(int bits, TestRandom& random) {
+  if (bits == kByteCodeBits) return make_uniform_codebook(bits);
+  const int count = 1 << bits;
+  std::vector<float> levels;
+  for (int i = 0; i < count; ++i) {
+    const double x = (2 * i + 0.2 + 1.6 * random.uniform()) / count - 1;
+    levels.push_back(static_cast<float>(x * std::sqrt(std::abs(x))));
+  }
+  return make_codebook(levels);
+}
+
+// One side of one layer in blocks of two tiles with three KV heads, of which the middle one is
+// read. What no kernel may use is there to be noticed: codes and outliers of other heads, entries
+// before the first, parameters of tokens that are not there yet.
+class TestCodedSide {
+ public:
+  static constexpr int64_t kKvHeads = 3;
+  static constexpr int64_t kHead = 1;
+  static constexpr int64_t kBlockTiles = 2;
+  static constexpr int64_t kFirstEntry = 100;  // not the beginning of a page
+
+  TestCodedSide(KvSide kind, const TestCodec& codec, int64_t head_dim, int64_t num_tokens,
+                TestRandom& random)
+      : book_(test_codebook(kind == KvSide::kKey ? codec.key_bits : codec.value_bits, random)),
+        outlier_rate_((kind == KvSide::kKey ? codec.key_outliers : codec.value_outliers) / 100.0),
+        head_dim_(head_dim),
+        num_tokens_(num_tokens) {
+    side.codebook = &book_;
+    side.shape = {kind, book_.bits, outlier_rate_ > 0, kKvHeads, head_dim, kBlockTiles};
+    side.layout = kv_block_layout(side.shape);
+    side.head = kHead;
+    side.hadamard = kind == KvSide::kValue && codec.hadamard;
+    const int64_t num_tiles = (num_tokens + kTileTokens - 1) / kTileTokens;
+    for (int64_t i = 0; i < num_tiles; i += kBlockTiles) {
+      memory_.emplace_back(side.layout.num_bytes);
+      blocks_.push_back(memory_.back().data());
+    }
+    if (side.shape.has_outliers) {
+      for (int64_t i = 0; i < kFirstEntry; ++i) entries_.push_back({place_of_any(random), kWrong});
+    }
+    draw_params(random);
+    for (int64_t tile = 0; tile < num_tiles; ++tile) fill_tile(tile, random);
+    make_pages();
+    side.blocks = blocks_;
+    side.pages = pages_;
+    if (kind == KvSide::kKey) {
+      side.scales = scales_.data();
+      side.zeros = zeros_.data();
+    }
+  }
+  TestCodedSide(const TestCodedSide&) = delete;
+  TestCodedSide& operator=(const TestCodedSide&) = delete;
+
+  // What is stored for a token: before RoPE, or before the inverse rotation of values.
+  double stored(int64_t token, int64_t channel) const {
+    return stored_[static_cast<size_t>(token * head_dim_ + channel)];
+  }
+
+  CodedSide side;
+
+ private:
+  static constexpr Half kWrong = to_half(3000.0f);
+
+  uint16_t place_of_any(TestRandom& random) const {
+    return outlier_place(random.below(kTileTokens), random.below(head_dim_));
+  }
+
+  // A power of ten with an exponent between -2 and 0, and a zero point of up to three times
+  // that: keys have it per channel, values per token.
+  void draw_params(TestRandom& random) {
+    const int64_t count = side.shape.side == KvSide::kKey ? head_dim_ : num_tokens_;
+    for (int64_t i = 0; i < count; ++i) {
+      const double scale = std::pow(10.0, 2 * random.uniform() - 2);
+      scales_.push_back(to_half(static_cast<float>(scale)));
+      zeros_.push_back(to_half(static_cast<float>(scale * 3 * (2 * random.uniform() - 1))));
+    }
+    stored_.resize(static_cast<size_t>(num_tokens_ * head_dim_));
+  }
+
+  std::byte* block_of(int64_t tile) { return blocks_[static_cast<size_t>(tile / kBlockTiles)]; }
+  uint8_t* codes_of(int64_t tile, int64_t head) {
+    const int64_t index = tile % kBlockTiles * kKvHeads + head;
+    return reinterpret_cast<uint8_t*>(block_of(tile)) + index * side.layout.code_tile;
+  }
+
+  void fill_tile(int64_t tile, TestRandom& random) {
+    for (int64_t head = 0; head < kKvHeads; ++head) {
+      if (head == kHead) continue;
+      uint8_t* codes = codes_of(tile, head);
+      for (int64_t i = 0; i < side.layout.code_tile; ++i) {
+        codes[i] = static_cast<uint8_t>(random.below(256));
+      }
+    }
+    if (side.shape.side == KvSide::kValue) store_token_params(tile);
+    const auto start = static_cast<uint32_t>(entries_.size());
+    const int64_t end = std::min<int64_t>(kTileTokens, num_tokens_ - tile * kTileTokens);
+    for (int64_t t = 0; t < end; ++t) {
+      for (int64_t c = 0; c < head_dim_; ++c) fill_element(tile, t, c, random);
+    }
+    if (!side.shape.has_outliers) return;
+    auto* starts = reinterpret_cast<uint32_t*>(block_of(tile) + side.layout.starts);
+    auto* counts = reinterpret_cast<uint16_t*>(block_of(tile) + side.layout.counts);
+    for (int64_t head = 0; head < kKvHeads; ++head) {
+      const int64_t index = tile % kBlockTiles * kKvHeads + head;
+      starts[index] = head == kHead ? start : 0;
+      counts[index] = static_cast<uint16_t>(head == kHead ? entries_.size() - start : 50);
+    }
+  }
+
+  void fill_element(int64_t tile, int64_t t, int64_t channel, TestRandom& random) {
+    const int64_t token = tile * kTileTokens + t;
+    const auto axis = static_cast<size_t>(side.shape.side == KvSide::kKey ? channel : token);
+    const double scale = to_float(scales_[axis]), zero = to_float(zeros_[axis]);
+    double& stored = stored_[static_cast<size_t>(token * head_dim_ + channel)];
+    const float y = random.heavy_tailed();
+    if (side.shape.has_outliers && random.uniform() < outlier_rate_) {
+      const Half value = to_half(static_cast<float>(zero + scale * (y < 0 ? y - 1 : y + 1)));
+      entries_.push_back({outlier_place(t, channel), value});
+      stored = to_float(value);
+      return;
+    }
+    const int code = code_of(book_, y / 3);
+    add_code(codes_of(tile, kHead), book_.bits, head_dim_,
+             code_place(side.shape.side, head_dim_, t, channel), code);
+    stored = double{level_of(book_, code)} * scale + zero;
+  }
+
+  void store_token_params(int64_t tile) {
+    auto* scales = reinterpret_cast<Half*>(block_of(tile) + side.layout.scales);
+    auto* zeros = reinterpret_cast<Half*>(block_of(tile) + side.layout.zeros);
+    for (int64_t t = 0; t < kTileTokens; ++t) {
+      const int64_t token = tile * kTileTokens + t, at = tile % kBlockTiles * kTileTokens + t;
+      scales[at] = token < num_tokens_ ? scales_[static_cast<size_t>(token)] : kWrong;
+      zeros[at] = token < num_tokens_ ? zeros_[static_cast<size_t>(token)] : kWrong;
+    }
+  }
+
+  void make_pages() {
+    const auto size = static_cast<int64_t>(entries_.size());
+    page_memory_ = Buffer<OutlierPage>((size + kOutliersPerPage - 1) / kOutliersPerPage);
+    for (OutlierPage& page : page_memory_.span()) pages_.push_back(&page);
+    entries_.resize(static_cast<size_t>(page_memory_.size() * kOutliersPerPage), {0, kWrong});
+    std::copy(entries_.begin(), entries_.end(), page_memory_.data()->entries);
+  }
+
+  NuqCodebook book_;
+  double outlier_rate_;
+  int64_t head_dim_;
+  int64_t num_tokens_;
+  std::vector<Half> scales_, zeros_;
+  std::vector<double> stored_;
+  std::vector<Buffer<std::byte>> memory_;
+  std::vector<std::byte*> blocks_;
+  std::vector<OutlierEntry> entries_;
+  Buffer<OutlierPage> page_memory_;
+  std::vector<const OutlierPage*> pages_;
+};
+
+// Tokens coded on both sides, and the same tokens as dense f32 tiles.
+class TestCodedRun {
+ public:
+  TestCodedRun(const TestCodec& codec, const RopeTable& rope, int64_t num_tokens,
+               int64_t first_position, TestRandom& random)
+      : keys(std::make_unique<TestCodedSide>(KvSide::kKey, codec, rope.head_dim(), num_tokens,
+                                             random)),
+        values(std::make_unique<TestCodedSide>(KvSide::kValue, codec, rope.head_dim(), num_tokens,
+                                               random)),
+        rope_(&rope),
+        num_tokens_(num_tokens),
+        first_position_(first_position),
+        dense_(DenseType::kF32, num_tokens, rope.head_dim()) {
+    for (int64_t token = 0; token < num_tokens; ++token) decode_token(token);
+  }
+
+  AttendRun run() const {
+    AttendRun run;
+    run.coded_keys = &keys->side;
+    run.coded_values = &values->side;
+    run.rope = rope_;
+    run.num_tokens = num_tokens_;
+    run.first_position = first_position_;
+    return run;
+  }
+  // Decoded, rotated (R_n as rope.h composes it) and transformed in f32.
+  AttendRun dense_run() const { return dense_.run(first_position_); }
+
+  std::unique_ptr<TestCodedSide> keys, values;
+
+ private:
+  void decode_token(int64_t token) {
+    const int64_t head_dim = rope_->head_dim(), half = head_dim / 2;
+    const int64_t t = token % kTileTokens;
+    const int64_t middle = first_position_ + token - t + RopeTable::kTileMiddle;
+    for (int64_t c = 0; c < half; ++c) {
+      const float middle_cos = rope_->cos(middle)[c], middle_sin = rope_->sin(middle)[c];
+      const float tile_cos = rope_->tile_cos()[c * kTileTokens + t];
+      const float tile_sin = rope_->tile_sin()[c * kTileTokens + t];
+      const float cos = middle_cos * tile_cos - middle_sin * tile_sin;
+      const float sin = middle_sin * tile_cos + middle_cos * tile_sin;
+      const auto a = static_cast<float>(keys->stored(token, c));
+      const auto b = static_cast<float>(keys->stored(token, c + half));
+      dense_.set_key(token, c, a * cos - b * sin);
+      dense_.set_key(token, c + half, b * cos + a * sin);
+    }
+    std::vector<float> value(static_cast<size_t>(head_dim));
+    for (int64_t c = 0; c < head_dim; ++c) value[c] = static_cast<float>(values->stored(token, c));
+    if (values->side.hadamard) walsh_hadamard(value.data(), 1, head_dim);
+    for (int64_t c = 0; c < head_dim; ++c) dense_.set_value(token, c, value[c]);
+  }
+
+  const RopeTable* rope_;
+  int64_t num_tokens_;
+  int64_t first_position_;
+  TestTiles dense_;
+};
+
+}  // namespace kvquant::testing
