@@ -35,6 +35,7 @@ int run(const Options& options) {
     check_spec_fits(spec, static_cast<int>(model.config().num_layers),
                     static_cast<int>(model.config().head_dim));
   }
+  tell_expanded_layers(options.common, specs, model);
   ModelBenchOptions bench = options.bench;
   bench.ubatch = options.common.ubatch;
   bench.seed = options.common.seed;

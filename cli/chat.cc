@@ -82,6 +82,7 @@ int run(const Options& options) {
   check_arg(options.common.json.empty(), "chat has no --json: use generate --chat");
   check_sampler_options(options.sampling.sampler);
   Model model = load_model(options.common);
+  tell_expanded_layers(options.common, specs, model);
   Session session(model, {.spec = specs[0],
                           .mode = CacheMode::kAsServed,
                           .context = options.common.context,

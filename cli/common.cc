@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/timer.h"
+#include "cache/kv_cache.h"
 #include "kvquant/error.h"
 #include "model/calibration_source.h"
 #include "model/utf8.h"
@@ -156,6 +157,21 @@ std::vector<CacheSpec> specs_of(const CommonOptions& options,
     }
   }
   return specs;
+}
+
+void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheSpec>& specs,
+                          const Model& model) {
+  if (options.quiet) return;
+  const int64_t num_layers = model.config().num_layers;
+  for (const CacheSpec& spec : specs) {
+    const int64_t count = num_expanded_layers(spec, num_layers);
+    if (count == 0) continue;
+    fmt::print(stderr,
+               "kvquant: {}: in {} of {} layers keys and values are stored in different kinds of "
+               "formats; no kernel reads that directly, so the history is expanded at every step, "
+               "which is slow\n",
+               spec.text, count, num_layers);
+  }
 }
 
 Progress progress_on_stderr(const CommonOptions& options, const std::string& what) {

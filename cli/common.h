@@ -53,6 +53,10 @@ Precision precision_of(const CommonOptions& options);
 std::vector<CacheSpec> specs_of(const CommonOptions& options,
                                 const std::vector<std::string>& defaults);
 
+// Says on stderr, unless quiet, which of the specs have layers without a fast kernel.
+void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheSpec>& specs,
+                          const Model& model);
+
 // A bar with ETA on a terminal, plain lines every few seconds otherwise, nothing when quiet. The
 // callback throws Interrupted after Ctrl-C.
 Progress progress_on_stderr(const CommonOptions& options, const std::string& what);

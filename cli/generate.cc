@@ -51,6 +51,7 @@ int run(const Options& options) {
   check_arg(specs.size() == 1, "generate takes one --kv");
   check_sampler_options(options.sampling.sampler);
   Model model = load_model(options.common);
+  tell_expanded_layers(options.common, specs, model);
   const auto prompt = model.tokenizer().encode(prompt_text(options, model));
   Session session(model, {.spec = specs[0],
                           .mode = CacheMode::kAsServed,

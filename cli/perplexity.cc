@@ -70,6 +70,7 @@ int run(const Options& options) {
   const std::string text =
       read_utf8(options.file.empty() ? find_asset("sample.txt") : options.file);
   Model model = load_model(options.common);
+  tell_expanded_layers(options.common, specs, model);
   const auto tokens =
       model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
   const int64_t window = options.common.context > 0

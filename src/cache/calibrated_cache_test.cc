@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cache/kv_cache.h"
+#include "cache/kv_cache_test_view.h"
 #include "cache/side_parameters.h"
 #include "quant/calibration_test_data.h"
 #include "quant/codec_parameters.h"
@@ -68,9 +69,9 @@ struct Fixture {
     for (int64_t head = 0; head < kShape.num_kv_heads; ++head) {
       const AttendRun& run = cache.view(kShape.num_layers - 1, id, head)[0];
       for (int64_t t = 0; t < num_tokens; ++t) {
-        const auto* tile = static_cast<const float*>(run.key_tiles[t / 64]);
+        const test::Row key = test::key_in_run(run, t, kShape.head_dim);
         for (int64_t c = 0; c < 8; ++c) {
-          const double a = tile[key_index(t % 64, c)], b = tile[key_index(t % 64, c + 8)];
+          const double a = key[c], b = key[c + 8];
           const double cos = rope.cos(t)[c], sin = rope.sin(t)[c];
           out[t * kRowSize + head * 16 + c] = a * cos + b * sin;
           out[t * kRowSize + head * 16 + c + 8] = b * cos - a * sin;

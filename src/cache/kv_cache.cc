@@ -9,6 +9,7 @@
 
 #include "base/backend.h"
 #include "base/check.h"
+#include "cache/cache_view.h"
 #include "cache/layer_store.h"
 #include "cache/side_parameters.h"
 #include "formats/codec_table.h"
@@ -102,6 +103,17 @@ CacheSpec with_windows(const CacheSpec& spec, CacheMode mode) {
   return out;
 }
 
+int64_t num_expanded_layers(const CacheSpec& spec, int64_t num_layers) {
+  int64_t count = 0;
+  for (int layer = 0; layer < num_layers; ++layer) {
+    const Codec &key = spec.key_of(layer), &value = spec.value_of(layer);
+    const bool both = is_compressed(key) && is_compressed(value);
+    const bool none = !is_compressed(key) && !is_compressed(value);
+    if (!both && !(none && key.quantizer == value.quantizer)) ++count;
+  }
+  return count;
+}
+
 struct KvCache::Impl {
   struct Sequence {
     std::vector<std::unique_ptr<LayerStore>> layers;
@@ -117,9 +129,6 @@ struct KvCache::Impl {
   void check_append(int64_t layer, const Sequence& sequence, TensorView<const float, 3> keys,
                     TensorView<const float, 3> values) const;
   void settle(Sequence& sequence);
-  void view_direct(const LayerStore& store);
-  void view_decoded(const LayerStore& store, const Staging& staging);
-  void point_runs(const std::vector<RunPlan>& plans, DenseType type);
 
   KvShape shape;
   const RopeTable& rope;
@@ -132,14 +141,9 @@ struct KvCache::Impl {
   std::map<SequenceId, Sequence> sequences;
   SequenceId next_id = 0;
 
-  // The prepared view: runs [num_kv_heads][num_runs], tiles [num_kv_heads][all tiles of the runs].
-  SequenceId view_sequence = -1;
+  SequenceId view_sequence = -1;  // none is prepared
   int64_t view_layer = -1;
-  int64_t num_runs = 0;
-  std::vector<AttendRun> runs;
-  std::vector<const void*> key_tiles, value_tiles;
-  Buffer<float> tiles;    // [all tiles of the runs][num_kv_heads][2][64 * head_dim]
-  Buffer<float> workers;  // [num_threads][2 * 64 * head_dim], see TileScratch
+  CacheView view;
 };
 
 KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, CacheMode mode,
@@ -148,7 +152,8 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
     : shape(checked(cache_shape, rope_table)),
       rope(rope_table),
       threads(thread_pool),
-      calibration(std::move(cache_calibration)) {
+      calibration(std::move(cache_calibration)),
+      view(shape.num_kv_heads, shape.head_dim, threads) {
   check_calibration(calibration.get(), shape);
   check_spec_fits(cache_spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));
   check_spec_built(cache_spec);
@@ -168,7 +173,6 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
     plan.rope = &rope;
     plans.push_back(plan);
   }
-  workers = Buffer<float>(threads.num_threads() * 2 * kTileTokens * shape.head_dim);
 }
 
 BlockPool* KvCache::Impl::pool_of(int64_t block_bytes) {
@@ -248,69 +252,6 @@ void KvCache::Impl::settle(Sequence& sequence) {
   sequence.unsettled = nullptr;
 }
 
-// Spans of tile pointers for every head and run.
-void KvCache::Impl::point_runs(const std::vector<RunPlan>& run_plans, DenseType type) {
-  num_runs = static_cast<int64_t>(run_plans.size());
-  runs.clear();
-  size_t first = 0;
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    for (const RunPlan& plan : run_plans) {
-      const auto count = static_cast<size_t>(plan.num_tiles());
-      runs.push_back({.type = type,
-                      .key_tiles = std::span(key_tiles).subspan(first, count),
-                      .value_tiles = std::span(value_tiles).subspan(first, count),
-                      .num_tokens = plan.num_tokens,
-                      .first_position = plan.first_position,
-                      .min_lag = plan.min_lag,
-                      .max_lag = plan.max_lag});
-      first += count;
-    }
-  }
-}
-
-void KvCache::Impl::view_direct(const LayerStore& store) {
-  const RunPlan whole{.num_tokens = store.length()};
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    for (int64_t tile = 0; tile < whole.num_tiles(); ++tile) {
-      key_tiles.push_back(store.dense_key().tile(tile, head));
-      value_tiles.push_back(store.dense_value().tile(tile, head));
-    }
-  }
-  point_runs({whole}, plans[view_layer].key.dense->type);
-}
-
-void KvCache::Impl::view_decoded(const LayerStore& store, const Staging& staging) {
-  const std::vector<RunPlan> run_plans = store.runs();
-  struct Task {
-    const RunPlan* run;
-    int64_t tile;
-  };
-  std::vector<Task> tasks;
-  for (const RunPlan& run : run_plans) {
-    for (int64_t tile = 0; tile < run.num_tiles(); ++tile) tasks.push_back({&run, tile});
-  }
-  const int64_t tile_size = kTileTokens * shape.head_dim;
-  const int64_t task_size = shape.num_kv_heads * 2 * tile_size;
-  const auto num_tasks = static_cast<int64_t>(tasks.size());
-  if (num_tasks * task_size > tiles.size()) {  // by half more, so that decode steps rarely grow it
-    tiles.reserve_discarding((num_tasks + num_tasks / 2) * task_size);
-  }
-  threads.parallel_for(num_tasks, [&](int64_t task, int worker) {
-    float* planar = workers.data() + worker * 2 * tile_size;
-    const TileScratch scratch{planar, planar + tile_size, planar + tile_size + tile_size / 2};
-    store.fill_tile(*tasks[task].run, tasks[task].tile, staging, scratch,
-                    tiles.data() + task * task_size);
-  });
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    for (int64_t task = 0; task < num_tasks; ++task) {
-      const float* keys = tiles.data() + task * task_size + 2 * head * tile_size;
-      key_tiles.push_back(keys);
-      value_tiles.push_back(keys + tile_size);
-    }
-  }
-  point_runs(run_plans, DenseType::kF32);
-}
-
 KvCache::KvCache(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
                  ThreadPool& pool, std::shared_ptr<const Calibration> calibration)
     : impl_(std::make_unique<Impl>(shape, spec, mode, rope, pool, std::move(calibration))) {}
@@ -383,13 +324,7 @@ void KvCache::prepare_view(int64_t layer, SequenceId id) {
                                           layer));
   impl.view_layer = layer;
   impl.view_sequence = id;
-  impl.key_tiles.clear();
-  impl.value_tiles.clear();
-  if (impl.plans[layer].is_direct()) {
-    impl.view_direct(store);
-  } else {
-    impl.view_decoded(store, sequence.staging);
-  }
+  impl.view.prepare(store, sequence.staging);
 }
 
 std::span<const AttendRun> KvCache::view(int64_t layer, SequenceId id, int64_t kv_head) {
@@ -397,7 +332,13 @@ std::span<const AttendRun> KvCache::view(int64_t layer, SequenceId id, int64_t k
             fmt::format("cache: the view of layer {} of sequence {} is not prepared", layer, id));
   check_arg(0 <= kv_head && kv_head < impl_->shape.num_kv_heads,
             fmt::format("cache: KV head {} of {}", kv_head, impl_->shape.num_kv_heads));
-  return std::span(impl_->runs).subspan(kv_head * impl_->num_runs, impl_->num_runs);
+  return impl_->view.runs(kv_head);
+}
+
+bool KvCache::reads_codes(int64_t layer) const {
+  check_arg(0 <= layer && layer < impl_->shape.num_layers,
+            fmt::format("cache: layer {} of {}", layer, impl_->shape.num_layers));
+  return impl_->plans[layer].is_coded();
 }
 
 int64_t KvCache::memory_bytes() const {
@@ -411,7 +352,7 @@ int64_t KvCache::memory_bytes() const {
 }
 
 int64_t KvCache::scratch_bytes() const {
-  int64_t bytes = impl_->tiles.num_bytes() + impl_->workers.num_bytes();
+  int64_t bytes = impl_->view.scratch_bytes();
   for (const auto& [id, sequence] : impl_->sequences) {
     if (sequence.unsettled == nullptr) bytes += sequence.staging.memory_bytes();
   }

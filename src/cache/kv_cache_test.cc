@@ -73,7 +73,9 @@ class Pair {
   void check_view(const test::ModelLayer& model, std::span<const AttendRun> runs, int64_t head) {
     std::vector<int64_t> seen(model.length() * model.last_chunk, 0);
     for (const AttendRun& run : runs) {
-      ASSERT_EQ(static_cast<int64_t>(run.key_tiles.size()), (run.num_tokens + 63) / 64);
+      ASSERT_EQ(run.is_coded(), run.coded_values != nullptr);
+      const int64_t num_tiles = run.is_coded() ? 0 : (run.num_tokens + 63) / 64;
+      ASSERT_EQ(static_cast<int64_t>(run.key_tiles.size()), num_tiles);
       ASSERT_EQ(run.key_tiles.size(), run.value_tiles.size());
       for (int64_t t = 0; t < run.num_tokens; ++t) {
         const int64_t token = run.first_position + t;

@@ -1,5 +1,5 @@
 // For tests: a cache of plain vectors that follows the words of docs/formats.md token by token,
-// without tiles, blocks, packing or threads, and what is read through the views of a KvCache.
+// without tiles, blocks, packing or threads.
 #pragma once
 
 #include <algorithm>
@@ -10,16 +10,14 @@
 
 #include "base/half.h"
 #include "cache/kv_cache.h"
+#include "cache/kv_cache_test_view.h"
 #include "formats/codec_table.h"
-#include "formats/dense_tile.h"
 #include "formats/nuq_codebook.h"
 #include "kvquant/codebook.h"
 #include "ops/hadamard.h"
 #include "quant/ranges.h"
 
 namespace kvquant::test {
-
-using Row = std::vector<float>;  // [num_kv_heads * head_dim]
 
 // Heavy-tailed tokens with large channels, [num_tokens][row_size].
 inline std::vector<Row> random_rows(int64_t num_tokens, int64_t row_size, std::mt19937& rng) {
@@ -166,32 +164,6 @@ struct ModelLayer {
     return token >= sink + num_encoded;
   }
 };
-
-inline float element(DenseType type, const void* tile, int64_t index) {
-  switch (type) {
-    case DenseType::kF16: return to_float(static_cast<const Half*>(tile)[index]);
-    case DenseType::kBF16: return to_float(static_cast<const BFloat16*>(tile)[index]);
-    case DenseType::kF32: return static_cast<const float*>(tile)[index];
-  }
-  return NAN;
-}
-
-inline Row key_in_run(const AttendRun& run, int64_t token, int64_t head_dim) {
-  Row row;
-  for (int64_t c = 0; c < head_dim; ++c) {
-    row.push_back(element(run.type, run.key_tiles[token / 64], key_index(token % 64, c)));
-  }
-  return row;
-}
-
-inline Row value_in_run(const AttendRun& run, int64_t token, int64_t head_dim) {
-  Row row;
-  for (int64_t c = 0; c < head_dim; ++c) {
-    row.push_back(
-        element(run.type, run.value_tiles[token / 64], value_index(token % 64, c, head_dim)));
-  }
-  return row;
-}
 
 // A chunk as the three-dimensional view that KvCache takes; `flat` keeps the numbers.
 inline TensorView<const float, 3> as_chunk(const std::vector<Row>& rows, int64_t num_kv_heads,

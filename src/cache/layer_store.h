@@ -40,6 +40,8 @@ struct LayerPlan {
   bool is_direct() const {
     return key.dense && value.dense && key.dense->type == value.dense->type;
   }
+  // Attention reads the stored codes themselves.
+  bool is_coded() const { return key.nuq && value.nuq; }
 };
 
 // The last chunk's rows behind the sinks as fp16, [num_tokens, row_size]; one per sequence, because
@@ -74,6 +76,7 @@ class LayerStore {
   LayerStore(const LayerStore&) = delete;
   LayerStore& operator=(const LayerStore&) = delete;
 
+  const LayerPlan& plan() const { return *plan_; }
   int64_t length() const { return length_; }
   int64_t num_encoded() const;
   // Tokens that the last query reads in compressed form. What is encoded after it was read doesn't
@@ -81,6 +84,8 @@ class LayerStore {
   int64_t num_read_compressed() const { return read_compressed_; }
   const DenseSide& dense_key() const { return *key_.dense; }
   const DenseSide& dense_value() const { return *value_.dense; }
+  const NuqSide& coded_key() const { return *key_.nuq; }
+  const NuqSide& coded_value() const { return *value_.nuq; }
 
   // Requires checked arguments and a settled store.
   void append(TensorView<const float, 3> keys, TensorView<const float, 3> values, Staging& staging,

@@ -264,6 +264,21 @@ void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
   num_tokens_ += chunk.num_rows;
 }
 
+CodedSide NuqSide::coded_side(int64_t head) const {
+  CodedSide side{.codebook = &plan_->codebook(head),
+                 .shape = plan_->shape,
+                 .layout = plan_->layout,
+                 .head = head,
+                 .blocks = blocks_,
+                 .hadamard = plan_->hadamard};
+  if (plan_->side == KvSide::kKey) {
+    side.scales = key_ranges().data() + head * plan_->shape.head_dim;
+    side.zeros = side.scales + plan_->row_size();
+  }
+  if (plan_->shape.has_outliers) side.pages = chains_[head].pages;
+  return side;
+}
+
 void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
   const int64_t head_dim = plan_->shape.head_dim;
   float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim];

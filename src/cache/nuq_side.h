@@ -13,6 +13,7 @@
 #include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
 #include "formats/outlier_page.h"
+#include "ops/attend.h"
 #include "ops/decode.h"
 #include "ops/encode.h"
 #include "quant/ranges.h"
@@ -54,6 +55,9 @@ class NuqSide {
   void append(std::span<const float> rows, ThreadPool& pool);
 
   int64_t num_tokens() const { return num_tokens_; }
+  // One head of what is there, for attention to read as it lies; valid until the next append.
+  // Requires is_fitted().
+  CodedSide coded_side(int64_t head) const;
   // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread.
   void decode(int64_t tile, int64_t head, float* planar) const;
   int64_t memory_bytes() const;

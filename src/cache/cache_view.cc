@@ -1,0 +1,107 @@
+#include "cache/cache_view.h"
+
+namespace kvquant {
+namespace {
+
+bool reads_codes(const LayerPlan& plan, const RunPlan& run) {
+  return plan.is_coded() && run.kind == RunKind::kEncoded;
+}
+
+}  // namespace
+
+CacheView::CacheView(int64_t num_kv_heads, int64_t head_dim, ThreadPool& pool)
+    : num_kv_heads_(num_kv_heads),
+      head_dim_(head_dim),
+      pool_(pool),
+      workers_(pool.num_threads() * 2 * kTileTokens * head_dim) {}
+
+void CacheView::prepare(const LayerStore& store, const Staging& staging) {
+  const LayerPlan& plan = store.plan();
+  plans_ = store.runs();
+  key_tiles_.clear();
+  value_tiles_.clear();
+  coded_.clear();
+  if (plan.is_direct()) {
+    point_at_tiles(store);
+  } else {
+    fill_tiles(store, staging);
+  }
+  if (plan.is_coded()) point_at_codes(store);
+  make_runs(plan);
+}
+
+void CacheView::point_at_tiles(const LayerStore& store) {
+  const int64_t num_tiles = plans_.front().num_tiles();
+  for (int64_t head = 0; head < num_kv_heads_; ++head) {
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      key_tiles_.push_back(store.dense_key().tile(tile, head));
+      value_tiles_.push_back(store.dense_value().tile(tile, head));
+    }
+  }
+}
+
+void CacheView::point_at_codes(const LayerStore& store) {
+  for (int64_t head = 0; head < num_kv_heads_; ++head) {
+    coded_.push_back(store.coded_key().coded_side(head));
+    coded_.push_back(store.coded_value().coded_side(head));
+  }
+}
+
+void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
+  struct Task {
+    const RunPlan* run;
+    int64_t tile;
+  };
+  std::vector<Task> tasks;
+  for (const RunPlan& run : plans_) {
+    if (reads_codes(store.plan(), run)) continue;
+    for (int64_t tile = 0; tile < run.num_tiles(); ++tile) tasks.push_back({&run, tile});
+  }
+  const int64_t task_size = num_kv_heads_ * 2 * tile_size();
+  const auto num_tasks = static_cast<int64_t>(tasks.size());
+  if (num_tasks * task_size > tiles_.size()) {  // by half more, so that decode steps rarely grow it
+    tiles_.reserve_discarding((num_tasks + num_tasks / 2) * task_size);
+  }
+  pool_.parallel_for(num_tasks, [&](int64_t task, int worker) {
+    float* planar = workers_.data() + worker * 2 * tile_size();
+    const TileScratch scratch{planar, planar + tile_size(), planar + tile_size() + tile_size() / 2};
+    store.fill_tile(*tasks[task].run, tasks[task].tile, staging, scratch,
+                    tiles_.data() + task * task_size);
+  });
+  for (int64_t head = 0; head < num_kv_heads_; ++head) {
+    for (int64_t task = 0; task < num_tasks; ++task) {
+      const float* keys = tiles_.data() + task * task_size + 2 * head * tile_size();
+      key_tiles_.push_back(keys);
+      value_tiles_.push_back(keys + tile_size());
+    }
+  }
+}
+
+void CacheView::make_runs(const LayerPlan& plan) {
+  num_runs_ = static_cast<int64_t>(plans_.size());
+  runs_.clear();
+  size_t first = 0;
+  for (int64_t head = 0; head < num_kv_heads_; ++head) {
+    for (const RunPlan& run_plan : plans_) {
+      AttendRun run;
+      run.type = plan.is_direct() ? plan.key.dense->type : DenseType::kF32;
+      run.num_tokens = run_plan.num_tokens;
+      run.first_position = run_plan.first_position;
+      run.min_lag = run_plan.min_lag;
+      run.max_lag = run_plan.max_lag;
+      if (reads_codes(plan, run_plan)) {
+        run.coded_keys = &coded_[2 * head];
+        run.coded_values = &coded_[2 * head + 1];
+        run.rope = plan.rope;
+      } else {
+        const auto count = static_cast<size_t>(run_plan.num_tiles());
+        run.key_tiles = std::span(key_tiles_).subspan(first, count);
+        run.value_tiles = std::span(value_tiles_).subspan(first, count);
+        first += count;
+      }
+      runs_.push_back(run);
+    }
+  }
+}
+
+}  // namespace kvquant

@@ -1,0 +1,51 @@
+// What attention reads of one layer of one sequence, as runs per KV head:
+//
+//   both sides dense, of one type   the stored tiles themselves
+//   both sides compressed           the codes themselves; exact tokens around them as f32 tiles
+//   one of each                     everything as f32 tiles
+//
+// f32 tiles are made in scratch at every call of prepare. Where codes are read as they lie, that
+// scratch and the work of prepare don't grow with the history.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/threads.h"
+#include "cache/layer_store.h"
+#include "ops/attend.h"
+
+namespace kvquant {
+
+class CacheView {
+ public:
+  CacheView(int64_t num_kv_heads, int64_t head_dim, ThreadPool& pool);
+
+  // Requires: store.can_view(), not empty, of this shape. Runs are valid until the store changes or
+  // the next call.
+  void prepare(const LayerStore& store, const Staging& staging);
+  std::span<const AttendRun> runs(int64_t kv_head) const {
+    return std::span(runs_).subspan(kv_head * num_runs_, num_runs_);
+  }
+  int64_t scratch_bytes() const { return tiles_.num_bytes() + workers_.num_bytes(); }
+
+ private:
+  int64_t tile_size() const { return kTileTokens * head_dim_; }
+  void point_at_tiles(const LayerStore& store);
+  void point_at_codes(const LayerStore& store);
+  void fill_tiles(const LayerStore& store, const Staging& staging);
+  void make_runs(const LayerPlan& plan);
+
+  int64_t num_kv_heads_, head_dim_;
+  ThreadPool& pool_;
+  std::vector<RunPlan> plans_;  // of the prepared layer
+  int64_t num_runs_ = 0;
+  std::vector<AttendRun> runs_;                       // [num_kv_heads][num_runs]
+  std::vector<const void*> key_tiles_, value_tiles_;  // [num_kv_heads][all tiles of the runs]
+  std::vector<CodedSide> coded_;                      // [num_kv_heads][2], keys first, or empty
+  Buffer<float> tiles_;    // [all tiles of the runs][num_kv_heads][2][64 * head_dim]
+  Buffer<float> workers_;  // [num_threads][2 * 64 * head_dim], see TileScratch
+};
+
+}  // namespace kvquant

@@ -1,0 +1,132 @@
+// For tests: the numbers that a run of a view stands for, dense or coded.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/half.h"
+#include "formats/dense_tile.h"
+#include "ops/attend.h"
+#include "ops/decode.h"
+#include "ops/hadamard.h"
+
+namespace kvquant::test {
+
+using Row = std::vector<float>;  // [num_kv_heads * head_dim], or [head_dim]
+
+inline float element(DenseType type, const void* tile, int64_t index) {
+  switch (type) {
+    case DenseType::kF16: return to_float(static_cast<const Half*>(tile)[index]);
+    case DenseType::kBF16: return to_float(static_cast<const BFloat16*>(tile)[index]);
+    case DenseType::kF32: return static_cast<const float*>(tile)[index];
+  }
+  return NAN;
+}
+
+// One tile of a coded side, planar [head_dim][64]; columns past num_tokens are zero.
+inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int64_t num_tokens) {
+  const KvBlockShape& shape = side.shape;
+  const std::byte* block = side.blocks[tile / shape.num_tiles];
+  const int64_t index = tile % shape.num_tiles, at = index * shape.num_kv_heads + side.head;
+  const bool is_key = shape.side == KvSide::kKey;
+  const int64_t count = is_key ? shape.head_dim : kTileTokens;
+  const auto* scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * count;
+  const auto* zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * count;
+  std::vector<float> scale, zero;
+  for (int64_t i = 0; i < count; ++i) {
+    scale.push_back(to_float(is_key ? side.scales[i] : scales[i]));
+    zero.push_back(to_float(is_key ? side.zeros[i] : zeros[i]));
+  }
+  DecodeJob job{.codebook = side.codebook,
+                .codes = reinterpret_cast<const uint8_t*>(block) + at * side.layout.code_tile,
+                .scales = scale.data(),
+                .zeros = zero.data(),
+                .axis = is_key ? ScaleAxis::kChannel : ScaleAxis::kToken,
+                .head_dim = shape.head_dim,
+                .num_tokens = num_tokens};
+  if (shape.has_outliers) {
+    job.outliers = {reinterpret_cast<const uint32_t*>(block + side.layout.starts)[at],
+                    reinterpret_cast<const uint16_t*>(block + side.layout.counts)[at], side.pages};
+  }
+  std::vector<float> planar(static_cast<size_t>(kTileTokens * shape.head_dim));
+  decode_tile(job, planar.data());
+  if (side.hadamard) hadamard_planar(planar.data(), shape.head_dim);
+  return planar;
+}
+
+// Tile `tile` of a run as an f32 tile, keys rotated.
+inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, int64_t head_dim) {
+  const int64_t size = kTileTokens * head_dim;
+  Buffer<float> out(size);
+  if (!run.is_coded()) {
+    const void* stored = side == KvSide::kKey ? run.key_tiles[tile] : run.value_tiles[tile];
+    for (int64_t i = 0; i < size; ++i) out[i] = element(run.type, stored, i);
+    return out;
+  }
+  const CodedSide& coded = side == KvSide::kKey ? *run.coded_keys : *run.coded_values;
+  const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
+  const auto planar = decode_planar(coded, tile, num_tokens);
+  if (side == KvSide::kValue) {
+    planar_to_value_tile(planar.data(), head_dim, out.data());
+    return out;
+  }
+  std::vector<float> cos(static_cast<size_t>(size / 2)), sin(cos.size());
+  fill_rope_tile(*run.rope, run.first_position + tile * kTileTokens, cos.data(), sin.data());
+  rotate_to_key_tile(planar.data(), cos.data(), sin.data(), head_dim, out.data());
+  return out;
+}
+
+inline Row key_in_run(const AttendRun& run, int64_t token, int64_t head_dim) {
+  const auto tile = tile_of(run, KvSide::kKey, token / kTileTokens, head_dim);
+  Row row;
+  for (int64_t c = 0; c < head_dim; ++c) row.push_back(tile[key_index(token % kTileTokens, c)]);
+  return row;
+}
+
+inline Row value_in_run(const AttendRun& run, int64_t token, int64_t head_dim) {
+  const auto tile = tile_of(run, KvSide::kValue, token / kTileTokens, head_dim);
+  Row row;
+  for (int64_t c = 0; c < head_dim; ++c) {
+    row.push_back(tile[value_index(token % kTileTokens, c, head_dim)]);
+  }
+  return row;
+}
+
+// Runs of f32 tiles that hold the numbers of any runs.
+class DecodedRuns {
+ public:
+  DecodedRuns(std::span<const AttendRun> runs, int64_t head_dim) {
+    for (const AttendRun& run : runs) {
+      Tiles& tiles = tiles_.emplace_back();
+      for (int64_t tile = 0; tile * kTileTokens < run.num_tokens; ++tile) {
+        for (const KvSide side : {KvSide::kKey, KvSide::kValue}) {
+          memory_.push_back(tile_of(run, side, tile, head_dim));
+          tiles[side == KvSide::kKey ? 0 : 1].push_back(memory_.back().data());
+        }
+      }
+    }
+    for (size_t i = 0; i < runs.size(); ++i) {
+      AttendRun run = runs[i];
+      run.type = DenseType::kF32;
+      run.coded_keys = run.coded_values = nullptr;
+      run.rope = nullptr;
+      run.key_tiles = tiles_[i][0];
+      run.value_tiles = tiles_[i][1];
+      runs_.push_back(run);
+    }
+  }
+  std::span<const AttendRun> runs() const { return runs_; }
+
+ private:
+  using Tiles = std::array<std::vector<const void*>, 2>;
+  std::vector<Buffer<float>> memory_;
+  std::vector<Tiles> tiles_;
+  std::vector<AttendRun> runs_;
+};
+
+}  // namespace kvquant::test
