@@ -1,74 +1,23 @@
 #include "bench/attend_timing.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cmath>
 #include <stdexcept>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
 #include "base/check.h"
-#include "base/half.h"
+#include "bench/attend_timing_cache.h"
+#include "formats/kv_block.h"
 #include "ops/attend.h"
 
 namespace kvquant {
 namespace {
-
-// A dense cache of all layers in one piece of memory: [layer, kv_head, tile, keys or values].
-class TimingCache {
- public:
-  explicit TimingCache(const AttendTimingShape& shape)
-      : num_tiles_((shape.depth + kTileTokens - 1) / kTileTokens),
-        tile_bytes_(kTileTokens * shape.head_dim * element_bytes(shape.type)),
-        memory_(shape.num_layers * shape.num_kv_heads * num_tiles_ * 2 * tile_bytes_) {
-    fill(shape);
-    for (int64_t i = 0; i < shape.num_layers * shape.num_kv_heads * num_tiles_; ++i) {
-      keys_.push_back(memory_.data() + 2 * i * tile_bytes_);
-      values_.push_back(memory_.data() + (2 * i + 1) * tile_bytes_);
-    }
-    for (int64_t i = 0; i < shape.num_layers * shape.num_kv_heads; ++i) {
-      const auto first = static_cast<size_t>(i * num_tiles_);
-      const auto count = static_cast<size_t>(num_tiles_);
-      AttendRun run;
-      run.type = shape.type;
-      run.key_tiles = std::span(keys_).subspan(first, count);
-      run.value_tiles = std::span(values_).subspan(first, count);
-      run.num_tokens = shape.depth;
-      runs_.push_back(run);
-    }
-  }
-
-  std::span<const AttendRun> run(int64_t index) const {
-    return std::span(runs_).subspan(static_cast<size_t>(index), 1);
-  }
-  int64_t num_bytes() const { return memory_.num_bytes(); }
-
- private:
-  // Numbers in [-1, 1) that look random enough for scores to differ.
-  void fill(const AttendTimingShape& shape) {
-    const int64_t count = memory_.num_bytes() / element_bytes(shape.type);
-    uint32_t state = 1;
-    for (int64_t i = 0; i < count; ++i) {
-      state = state * 1664525u + 1013904223u;
-      const float x = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
-      switch (shape.type) {
-        case DenseType::kF16: reinterpret_cast<Half*>(memory_.data())[i] = to_half(x); break;
-        case DenseType::kBF16:
-          reinterpret_cast<BFloat16*>(memory_.data())[i] = to_bfloat16(x);
-          break;
-        case DenseType::kF32: reinterpret_cast<float*>(memory_.data())[i] = x; break;
-      }
-    }
-  }
-
-  int64_t num_tiles_;
-  int64_t tile_bytes_;
-  Buffer<std::byte> memory_;
-  std::vector<const void*> keys_;
-  std::vector<const void*> values_;
-  std::vector<AttendRun> runs_;
-};
 
 // Queries of `num_queries` tokens at the end of the cache, and room for their results.
 struct Queries {
@@ -88,7 +37,7 @@ struct Queries {
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
       const int64_t offset = head * group * shape.head_dim;
       jobs.push_back({query.data() + offset, out.data() + offset, stride, num_queries,
-                      shape.depth - num_queries, cache.run(layer * shape.num_kv_heads + head)});
+                      shape.depth - num_queries, cache.run(layer, head)});
     }
     return jobs;
   }
@@ -104,107 +53,196 @@ AttendShape op_shape(const AttendTimingShape& shape) {
           1 / std::sqrt(static_cast<float>(shape.head_dim))};
 }
 
-// The first and the last query of the first KV head, against the reference. The bound is wide: it
-// tells broken from working, tests measure accuracy.
+// The last query of the first head against the reference. The bound is wide: it tells broken from
+// working, tests measure accuracy.
 void check_result(const AttendTimingShape& shape, const TimingCache& cache, Queries& queries,
                   ThreadPool& pool) {
   const auto jobs = queries.jobs(shape, cache, 0);
   attend(op_shape(shape), jobs, shape.precision, pool, shape.backend);
-  Buffer<float> expected(queries.out.size());
-  for (int64_t query : {int64_t{0}, queries.num_queries - 1}) {
-    AttendJob job = jobs[0];
-    job.query += query * job.query_stride;
-    job.out = expected.data();
-    job.first_position += query;
-    job.num_queries = 1;
-    attend(op_shape(shape), {&job, 1}, shape.precision, pool, Backend::kReference);
-    double error = 0;
-    double magnitude = 0;
-    for (int64_t i = 0; i < op_shape(shape).group * shape.head_dim; ++i) {
-      error = std::max(
-          error, std::abs(double{jobs[0].out[query * job.query_stride + i]} - double{expected[i]}));
-      magnitude = std::max(magnitude, std::abs(double{expected[i]}));
-    }
-    if (!(error <= 0.05 * magnitude)) {
-      throw std::runtime_error("attend timing: the result differs from the reference by " +
-                               std::to_string(error));
-    }
+  const int64_t query = queries.num_queries - 1;
+  std::vector<float> expected(static_cast<size_t>(shape.head_dim));
+  AttendShape first_head = op_shape(shape);
+  first_head.group = 1;
+  AttendJob job = jobs[0];
+  job.query += query * job.query_stride;
+  job.out = expected.data();
+  job.first_position += query;
+  job.num_queries = 1;
+  attend(first_head, {&job, 1}, shape.precision, pool, Backend::kReference);
+  const float* out = jobs[0].out + query * queries.stride;
+  double error = 0;
+  double magnitude = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double difference = std::abs(double{out[i]} - double{expected[i]});
+    if (!(difference <= error)) error = difference;  // NaN too
+    magnitude = std::max(magnitude, std::abs(double{expected[i]}));
+  }
+  if (!(error <= 0.05 * magnitude)) {
+    throw std::runtime_error(fmt::format(
+        "attend timing: the result differs from the reference by {}, its largest value is {}",
+        error, magnitude));
   }
 }
-
-struct Milliseconds {
-  double median;
-  double best;
-};
 
 template <class Fn>
-Milliseconds time_runs(int num_runs, Fn&& fn) {
-  std::vector<double> samples;
-  for (int i = 0; i <= num_runs; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    fn();
-    const std::chrono::duration<double, std::milli> elapsed =
-        std::chrono::steady_clock::now() - start;
-    if (i > 0) samples.push_back(elapsed.count());
-  }
+double milliseconds(Fn&& fn) {
+  const auto start = std::chrono::steady_clock::now();
+  fn();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
+}
+
+double median(std::vector<double> samples) {
   std::sort(samples.begin(), samples.end());
-  return {samples[samples.size() / 2], samples.front()};
+  return samples[samples.size() / 2];
 }
 
-void time_decode(const AttendTimingShape& shape, const TimingCache& cache, ThreadPool& pool,
-                 AttendTiming& timing) {
-  Queries queries(shape, 1);
-  check_result(shape, cache, queries, pool);
-  std::vector<std::vector<AttendJob>> layers;
-  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    layers.push_back(queries.jobs(shape, cache, layer));
-  }
-  const auto [median, best] = time_runs(shape.num_runs, [&] {
-    for (const auto& jobs : layers) {
-      attend(op_shape(shape), jobs, shape.precision, pool, shape.backend);
+// A cache with its queries, checked.
+class TimedCache {
+ public:
+  TimedCache(const AttendTimingShape& shape, const CacheSpec& spec, ThreadPool& pool)
+      : shape_(shape),
+        pool_(pool),
+        cache_({shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.depth}, spec),
+        step_(shape, 1),
+        chunk_(shape, shape.chunk) {
+    check_result(shape, cache_, step_, pool);
+    if (shape.chunk > 0) check_result(shape, cache_, chunk_, pool);
+    for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+      steps_.push_back(step_.jobs(shape, cache_, layer));
+      chunks_.push_back(chunk_.jobs(shape, cache_, layer));
     }
-  });
-  timing.decode_ms = median;
-  timing.decode_best_ms = best;
-  timing.decode_gb_per_s = static_cast<double>(cache.num_bytes()) / median * 1e-6;
+  }
+
+  // Milliseconds of one token through all layers.
+  double decode_ms() {
+    return milliseconds([&] {
+      for (const auto& jobs : steps_) run(jobs);
+    });
+  }
+  // Of one chunk through one layer, which are taken in turn.
+  double prefill_ms() {
+    const auto& jobs = chunks_[next_chunk_++ % chunks_.size()];
+    return milliseconds([&] { run(jobs); });
+  }
+  int64_t num_bytes() const { return cache_.num_bytes(); }
+
+ private:
+  void run(std::span<const AttendJob> jobs) {
+    attend(op_shape(shape_), jobs, shape_.precision, pool_, shape_.backend);
+  }
+
+  const AttendTimingShape& shape_;
+  ThreadPool& pool_;
+  TimingCache cache_;
+  Queries step_, chunk_;
+  std::vector<std::vector<AttendJob>> steps_, chunks_;  // of each layer
+  size_t next_chunk_ = 0;
+};
+
+struct Samples {
+  std::vector<double> decode, prefill;  // ms
+};
+
+// All of them in turn, each time; the first round warms up.
+void take_samples(const AttendTimingShape& shape, std::span<TimedCache* const> caches,
+                  std::span<Samples> samples) {
+  for (int i = 0; i <= shape.num_runs; ++i) {
+    for (size_t k = 0; k < caches.size(); ++k) {
+      const double ms = caches[k]->decode_ms();
+      if (i > 0) samples[k].decode.push_back(ms);
+    }
+  }
+  for (int i = 0; shape.chunk > 0 && i <= shape.num_runs; ++i) {
+    for (size_t k = 0; k < caches.size(); ++k) {
+      const double ms = caches[k]->prefill_ms();
+      if (i > 0) samples[k].prefill.push_back(ms);
+    }
+  }
 }
 
-void time_prefill(const AttendTimingShape& shape, const TimingCache& cache, ThreadPool& pool,
-                  AttendTiming& timing) {
-  Queries queries(shape, shape.chunk);
-  check_result(shape, cache, queries, pool);
-  int64_t layer = 0;
-  const auto [median, best] = time_runs(shape.num_runs, [&] {
-    const auto jobs = queries.jobs(shape, cache, layer);
-    attend(op_shape(shape), jobs, shape.precision, pool, shape.backend);
-    layer = (layer + 1) % shape.num_layers;
-  });
+double median_ratio(std::vector<double> times, std::span<const double> baselines) {
+  for (size_t i = 0; i < times.size(); ++i) times[i] /= baselines[i];
+  return times.empty() ? 0 : median(std::move(times));
+}
+
+AttendTiming timing_of(const AttendTimingShape& shape, const TimedCache& cache,
+                       const Samples& samples, const Samples& fp16) {
+  AttendTiming timing;
+  timing.cache_bytes = cache.num_bytes();
+  timing.decode_ms = median(samples.decode);
+  timing.decode_best_ms = *std::min_element(samples.decode.begin(), samples.decode.end());
+  timing.decode_gb_per_s = static_cast<double>(timing.cache_bytes) / timing.decode_ms * 1e-6;
+  timing.decode_to_fp16 = median_ratio(samples.decode, fp16.decode);
+  if (samples.prefill.empty()) return timing;
   // Query i of the chunk sees depth - chunk + i + 1 keys.
   const double keys_per_query =
       static_cast<double>(shape.depth) - static_cast<double>(shape.chunk - 1) / 2;
   const double flops =
       4.0 * static_cast<double>(shape.head_dim * shape.num_heads * shape.chunk) * keys_per_query;
-  timing.prefill_ms = median;
-  timing.prefill_best_ms = best;
-  timing.prefill_gflop_per_s = flops / median * 1e-6;
+  timing.prefill_ms = median(samples.prefill);
+  timing.prefill_best_ms = *std::min_element(samples.prefill.begin(), samples.prefill.end());
+  timing.prefill_gflop_per_s = flops / timing.prefill_ms * 1e-6;
+  timing.prefill_to_fp16 = median_ratio(samples.prefill, fp16.prefill);
+  return timing;
+}
+
+void check_spec(const CacheSpec& spec, const AttendTimingShape& shape) {
+  check_spec_built(spec);
+  const Codec &keys = spec.key, &values = spec.value;
+  const bool is_coded = is_compressed(keys);
+  check_arg(is_coded == is_compressed(values) && (is_coded || keys.quantizer == values.quantizer),
+            fmt::format("attend timing: {}: keys and values must both be coded, or both dense and "
+                        "of one type",
+                        spec.text));
+  check_arg(shape.num_layers <= INT_MAX && shape.head_dim <= (is_coded ? kMaxNuqHeadDim : INT_MAX),
+            fmt::format("attend timing: {} layers of head_dim {} are too large for {}",
+                        shape.num_layers, shape.head_dim, spec.text));
+  check_spec_fits(spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));
 }
 
 }  // namespace
 
-AttendTiming time_attend(const AttendTimingShape& shape, ThreadPool& pool) {
-  check_arg(shape.num_layers > 0 && shape.num_kv_heads > 0 && shape.head_dim > 0 &&
-                shape.num_heads > 0 && shape.num_heads % shape.num_kv_heads == 0,
-            "attend timing: layers, heads and head_dim must be positive, num_heads a multiple of "
+void check_attend_timing(const AttendTimingShape& shape, std::span<const CacheSpec> specs) {
+  check_arg(shape.num_layers > 0 && shape.num_kv_heads > 0 && shape.num_heads > 0 &&
+                shape.num_heads % shape.num_kv_heads == 0,
+            "attend timing: layers and heads must be positive, num_heads a multiple of "
             "num_kv_heads");
   check_arg(shape.depth > 0 && shape.chunk >= 0 && shape.chunk <= shape.depth,
             "attend timing: depth must be positive and chunk in [0, depth]");
   check_arg(shape.num_runs > 0, "attend timing: num_runs must be positive");
-  const TimingCache cache(shape);
-  AttendTiming timing;
-  timing.cache_bytes = cache.num_bytes();
-  time_decode(shape, cache, pool, timing);
-  if (shape.chunk > 0) time_prefill(shape, cache, pool, timing);
-  return timing;
+  check_arg(shape.head_dim > 0 && shape.head_dim % 8 == 0,
+            "attend timing: head_dim must be a positive multiple of 8");
+  for (const CacheSpec& spec : specs) check_spec(spec, shape);
+}
+
+std::vector<AttendTiming> time_attend(const AttendTimingShape& shape,
+                                      std::span<const CacheSpec> specs, ThreadPool& pool) {
+  check_attend_timing(shape, specs);
+  const CacheSpec fp16_spec = parse_spec("fp16");
+  TimedCache fp16(shape, fp16_spec, pool);
+  Samples all_fp16;
+  std::vector<AttendTiming> timings(1);
+  for (const CacheSpec& spec : specs) {
+    TimedCache cache(shape, spec, pool);
+    TimedCache* const both[] = {&fp16, &cache};
+    Samples samples[2];
+    take_samples(shape, both, samples);
+    timings.push_back(timing_of(shape, cache, samples[1], samples[0]));
+    timings.back().spec = spec.text;
+    const auto append = [](std::vector<double>& to, const std::vector<double>& from) {
+      to.insert(to.end(), from.begin(), from.end());
+    };
+    append(all_fp16.decode, samples[0].decode);
+    append(all_fp16.prefill, samples[0].prefill);
+  }
+  if (specs.empty()) {
+    TimedCache* const alone[] = {&fp16};
+    take_samples(shape, alone, {&all_fp16, 1});
+  }
+  timings[0] = timing_of(shape, fp16, all_fp16, all_fp16);
+  timings[0].spec = fp16_spec.text;
+  return timings;
 }
 
 }  // namespace kvquant

@@ -30,6 +30,8 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("chat -m embedded --json -", "--json");
   expect_refused("bench -m embedded -c 512", "--ctx");
   expect_refused("bench alloc -d 9", "at least 10");
+  expect_refused("bench kernels --kv k=nuq4,v=fp16", "both");
+  expect_refused("bench kernels --kv k=nuq4,v=had+nuq3 --head-dim 80", "power of two");
   expect_refused("generate -m embedded -p Hello --kv nuq9", "nuq9");
   expect_refused("generate -m embedded -p Hello --kv pca8", "not built yet");
   expect_refused("generate -m embedded -p Hello --device cuda:0", "not built yet");

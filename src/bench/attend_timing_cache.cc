@@ -1,0 +1,279 @@
+#include "bench/attend_timing_cache.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/rng.h"
+#include "formats/codec_table.h"
+#include "formats/kv_block.h"
+
+namespace kvquant {
+namespace {
+
+constexpr int kNumPatterns = 16;  // different tiles of codes; the others repeat them
+
+int64_t tiles_of(int64_t num_tokens) { return (num_tokens + kTileTokens - 1) / kTileTokens; }
+
+DenseType dense_type(const Codec& codec) {
+  switch (codec.quantizer) {
+    case Quantizer::kF32: return DenseType::kF32;
+    case Quantizer::kBF16: return DenseType::kBF16;
+    default: return DenseType::kF16;
+  }
+}
+
+NuqCodebook codebook_of(const Codec& codec) {
+  if (codec.quantizer == Quantizer::kInt8 || codec.quantizer == Quantizer::kInt4) {
+    return make_uniform_codebook(code_bits(codec.quantizer));
+  }
+  std::vector<float> levels;
+  const int count = 1 << code_bits(codec.quantizer);
+  for (int i = 0; i < count; ++i) {
+    const float x = 2 * static_cast<float>(i) / static_cast<float>(count - 1) - 1;
+    levels.push_back(x * (0.7f + 0.3f * std::abs(x)));
+  }
+  return make_codebook(levels);
+}
+
+void store(std::byte* memory, DenseType type, int64_t i, float x) {
+  switch (type) {
+    case DenseType::kF16: reinterpret_cast<Half*>(memory)[i] = to_half(x); break;
+    case DenseType::kBF16: reinterpret_cast<BFloat16*>(memory)[i] = to_bfloat16(x); break;
+    case DenseType::kF32: reinterpret_cast<float*>(memory)[i] = x; break;
+  }
+}
+
+}  // namespace
+
+// One side of all layers, [layer][block], and outliers as [layer][KV head] lists of pages.
+struct TimingCache::CodedTokens {
+  CodedTokens(KvSide side, const Codec& codec, int64_t block_tiles, const TimingCacheShape& shape);
+  const CodedSide& view(int64_t layer, int64_t head) const {
+    return views[static_cast<size_t>(layer * size.num_kv_heads + head)];
+  }
+  int64_t num_bytes() const;
+
+  void make_patterns();
+  void fill_codes(int64_t layer);
+  void fill_token_params(int64_t layer);
+  void fill_outliers(int64_t layer, int64_t head);
+  void make_view(int64_t layer, int64_t head);
+  std::byte* block_of(int64_t layer, int64_t tile) {
+    return blocks[static_cast<size_t>(layer * num_blocks + tile / shape.num_tiles)];
+  }
+  uint8_t* codes_of(int64_t layer, int64_t tile, int64_t head) {
+    const int64_t index = tile % shape.num_tiles * shape.num_kv_heads + head;
+    return reinterpret_cast<uint8_t*>(block_of(layer, tile)) + index * layout.code_tile;
+  }
+  Half random_param(double low, double high) {
+    return to_half(static_cast<float>(low + (high - low) * rng.uniform(next++)));
+  }
+
+  TimingCacheShape size;
+  NuqCodebook book;
+  KvBlockShape shape;
+  KvBlockLayout layout;
+  bool hadamard = false;
+  double outlier_rate = 0;
+  int64_t num_tiles = 0;
+  int64_t num_blocks = 0;       // of a layer
+  int64_t entries_of_head = 0;  // outliers of a layer and head
+  int64_t pages_of_head = 0;
+  CounterRng rng;
+  uint64_t next = 0;
+  std::vector<std::vector<uint8_t>> patterns;
+  std::vector<uint8_t> last_pattern;  // of the last tile, which may be partly filled
+  Buffer<std::byte> memory;
+  std::vector<std::byte*> blocks;
+  Buffer<Half> scales, zeros;  // keys: [layer][head][head_dim]
+  Buffer<OutlierPage> page_memory;
+  std::vector<const OutlierPage*> pages;
+  std::vector<CodedSide> views;  // [layer][head]
+};
+
+TimingCache::CodedTokens::CodedTokens(KvSide side, const Codec& codec, int64_t block_tiles,
+                                      const TimingCacheShape& cache)
+    : size(cache), book(codebook_of(codec)), rng(side == KvSide::kKey ? 1 : 2) {
+  shape = {side,          book.bits,  codec.outlier_percent > 0, size.num_kv_heads,
+           size.head_dim, block_tiles};
+  layout = kv_block_layout(shape);
+  hadamard = !codec.transforms.empty();
+  num_tiles = tiles_of(size.num_tokens);
+  num_blocks = (num_tiles + block_tiles - 1) / block_tiles;
+  memory = Buffer<std::byte>(size.num_layers * num_blocks * layout.num_bytes);
+  for (int64_t i = 0; i < size.num_layers * num_blocks; ++i) {
+    blocks.push_back(memory.data() + i * layout.num_bytes);
+  }
+  if (side == KvSide::kKey) {
+    scales = Buffer<Half>(size.num_layers * size.num_kv_heads * size.head_dim);
+    zeros = Buffer<Half>(scales.size());
+    for (Half& scale : scales.span()) scale = random_param(0.5, 1.5);
+    for (Half& zero : zeros.span()) zero = random_param(-0.5, 0.5);
+  }
+  if (shape.has_outliers) {
+    const int64_t row = size.num_kv_heads * size.head_dim;
+    outlier_rate = side == KvSide::kKey
+                       ? codec.outlier_percent / 100
+                       : 2.0 * static_cast<double>(num_value_outliers(row, codec.outlier_percent)) /
+                             static_cast<double>(row);
+    entries_of_head =
+        static_cast<int64_t>(outlier_rate * static_cast<double>(size.num_tokens * size.head_dim));
+    pages_of_head = (entries_of_head + kOutliersPerPage - 1) / kOutliersPerPage;
+    page_memory = Buffer<OutlierPage>(size.num_layers * size.num_kv_heads * pages_of_head);
+    for (const OutlierPage& page : page_memory.span()) pages.push_back(&page);
+  }
+  make_patterns();
+  for (int64_t layer = 0; layer < size.num_layers; ++layer) {
+    fill_codes(layer);
+    if (side == KvSide::kValue) fill_token_params(layer);
+    for (int64_t head = 0; head < size.num_kv_heads; ++head) {
+      if (shape.has_outliers) fill_outliers(layer, head);
+      make_view(layer, head);
+    }
+  }
+}
+
+void TimingCache::CodedTokens::make_patterns() {
+  const int64_t last_tokens = size.num_tokens - (num_tiles - 1) * kTileTokens;
+  std::vector<uint8_t> planar(static_cast<size_t>(size.head_dim * kTileTokens));
+  for (int i = 0; i <= kNumPatterns; ++i) {
+    for (size_t at = 0; at < planar.size(); ++at) {
+      const bool is_used = i < kNumPatterns || static_cast<int64_t>(at % kTileTokens) < last_tokens;
+      planar[at] = static_cast<uint8_t>(is_used ? rng.below(next++, 1u << book.bits) : 0);
+    }
+    std::vector<uint8_t> tile(static_cast<size_t>(layout.code_tile));
+    add_codes(tile.data(), shape.side, book.bits, size.head_dim, planar.data());
+    (i < kNumPatterns ? patterns.emplace_back() : last_pattern) = std::move(tile);
+  }
+}
+
+void TimingCache::CodedTokens::fill_codes(int64_t layer) {
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    for (int64_t head = 0; head < size.num_kv_heads; ++head) {
+      const auto& pattern =
+          tile == num_tiles - 1 ? last_pattern : patterns[rng.below(next++, kNumPatterns)];
+      std::copy(pattern.begin(), pattern.end(), codes_of(layer, tile, head));
+    }
+  }
+}
+
+void TimingCache::CodedTokens::fill_token_params(int64_t layer) {
+  for (int64_t token = 0; token < size.num_tokens; ++token) {
+    std::byte* block = block_of(layer, token / kTileTokens);
+    const int64_t at = token % (shape.num_tiles * kTileTokens);
+    reinterpret_cast<Half*>(block + layout.scales)[at] = random_param(0.5, 1.5);
+    reinterpret_cast<Half*>(block + layout.zeros)[at] = random_param(-0.5, 0.5);
+  }
+}
+
+// One in every 1 / rate values, in the order of the list: tokens, then channels.
+void TimingCache::CodedTokens::fill_outliers(int64_t layer, int64_t head) {
+  const int64_t first_page = (layer * size.num_kv_heads + head) * pages_of_head;
+  OutlierEntry* entries = page_memory.data()[first_page].entries;
+  int64_t num_entries = 0;
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    const int64_t start = num_entries;
+    uint8_t* codes = codes_of(layer, tile, head);
+    for (; num_entries < entries_of_head; ++num_entries) {
+      const double index = (static_cast<double>(num_entries) + rng.uniform(next)) / outlier_rate;
+      const auto place = static_cast<int64_t>(index);
+      const int64_t token = place / size.head_dim - tile * kTileTokens;
+      if (token >= kTileTokens) break;
+      ++next;
+      const int64_t channel = place % size.head_dim;
+      entries[num_entries] = {outlier_place(token, channel), random_param(-2, 2)};
+      clear_code(codes, book.bits, size.head_dim,
+                 code_place(shape.side, size.head_dim, token, channel));
+    }
+    const int64_t at = tile % shape.num_tiles * shape.num_kv_heads + head;
+    std::byte* block = block_of(layer, tile);
+    reinterpret_cast<uint32_t*>(block + layout.starts)[at] = static_cast<uint32_t>(start);
+    reinterpret_cast<uint16_t*>(block + layout.counts)[at] =
+        static_cast<uint16_t>(num_entries - start);
+  }
+}
+
+void TimingCache::CodedTokens::make_view(int64_t layer, int64_t head) {
+  const int64_t index = layer * size.num_kv_heads + head;
+  CodedSide side;
+  side.codebook = &book;
+  side.shape = shape;
+  side.layout = layout;
+  side.head = head;
+  side.blocks = std::span(blocks).subspan(static_cast<size_t>(layer * num_blocks),
+                                          static_cast<size_t>(num_blocks));
+  if (shape.side == KvSide::kKey) {
+    side.scales = scales.data() + index * size.head_dim;
+    side.zeros = zeros.data() + index * size.head_dim;
+  }
+  side.pages = std::span(pages).subspan(static_cast<size_t>(index * pages_of_head),
+                                        static_cast<size_t>(pages_of_head));
+  side.hadamard = hadamard;
+  views.push_back(side);
+}
+
+int64_t TimingCache::CodedTokens::num_bytes() const {
+  KvBlockShape all = shape;
+  all.num_tiles = num_tiles;
+  const int64_t entries = size.num_layers * size.num_kv_heads * entries_of_head;
+  return size.num_layers * kv_block_layout(all).num_bytes + scales.num_bytes() + zeros.num_bytes() +
+         entries * static_cast<int64_t>(sizeof(OutlierEntry));
+}
+
+TimingCache::TimingCache(const TimingCacheShape& shape, const CacheSpec& spec) : shape_(shape) {
+  if (is_compressed(spec.key)) {
+    make_coded(spec);
+  } else {
+    make_dense(dense_type(spec.key));
+  }
+}
+
+TimingCache::~TimingCache() = default;
+
+// Numbers in [-1, 1) that look random enough for scores to differ.
+void TimingCache::make_dense(DenseType type) {
+  const int64_t num_tiles = tiles_of(shape_.num_tokens);
+  const int64_t num_heads = shape_.num_layers * shape_.num_kv_heads;
+  const int64_t tile_size = kTileTokens * shape_.head_dim;
+  const int64_t tile_bytes = tile_size * element_bytes(type);
+  dense_ = Buffer<std::byte>(num_heads * num_tiles * 2 * tile_bytes);
+  uint32_t state = 1;
+  for (int64_t i = 0; i < num_heads * num_tiles * 2 * tile_size; ++i) {
+    state = state * 1664525u + 1013904223u;
+    store(dense_.data(), type, i, static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f);
+  }
+  for (int64_t i = 0; i < num_heads * num_tiles; ++i) {
+    key_tiles_.push_back(dense_.data() + 2 * i * tile_bytes);
+    value_tiles_.push_back(dense_.data() + (2 * i + 1) * tile_bytes);
+  }
+  for (int64_t i = 0; i < num_heads; ++i) {
+    const auto first = static_cast<size_t>(i * num_tiles), count = static_cast<size_t>(num_tiles);
+    AttendRun run;
+    run.type = type;
+    run.key_tiles = std::span(key_tiles_).subspan(first, count);
+    run.value_tiles = std::span(value_tiles_).subspan(first, count);
+    run.num_tokens = shape_.num_tokens;
+    runs_.push_back(run);
+  }
+  num_bytes_ = dense_.num_bytes();
+}
+
+void TimingCache::make_coded(const CacheSpec& spec) {
+  const int64_t block_tiles = spec.block / kTileTokens;
+  rope_ = RopeTable(shape_.head_dim, shape_.num_tokens, 10000);
+  keys_ = std::make_unique<CodedTokens>(KvSide::kKey, spec.key, block_tiles, shape_);
+  values_ = std::make_unique<CodedTokens>(KvSide::kValue, spec.value, block_tiles, shape_);
+  for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
+    for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
+      AttendRun run;
+      run.coded_keys = &keys_->view(layer, head);
+      run.coded_values = &values_->view(layer, head);
+      run.rope = &rope_;
+      run.num_tokens = shape_.num_tokens;
+      runs_.push_back(run);
+    }
+  }
+  num_bytes_ = keys_->num_bytes() + values_->num_bytes();
+}
+
+}  // namespace kvquant
