@@ -269,15 +269,29 @@ void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork*
   attend_all_rows<DenseType::kBF16>(block, work, tile, ahead);
 }
 
-// Few rows read the codes themselves, more a decoded copy.
-void attend_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,
-                       const TileWork* next) {
-  if (block.num_rows <= kFusedRows) return attend_coded_rows(block, state, work, next);
+void attend_decoded_tile(const AttendBlock& block, CodedState& state, const TileWork& work) {
   auto* keys = static_cast<uint16_t*>(block.workspace.keys);
   auto* values = static_cast<uint16_t*>(block.workspace.values);
   decode_coded_tile(block, state, work, keys, values);
   Prefetcher none;
   attend_all_rows<DenseType::kBF16>(block, work, {state.queries, keys, values}, none);
+}
+
+// Few rows read the codes themselves, more a decoded copy.
+void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
+  CodedState state;
+  if (block.num_rows <= kFusedRows) return attend_coded_tiles(block, state, tiles, num_tiles);
+  for (int64_t i = 0; i < num_tiles; ++i) attend_decoded_tile(block, state, tiles[i]);
+}
+
+// Tiles from `first` on that are coded with the same tables.
+int64_t coded_run_size(const AttendBlock& block, int64_t first) {
+  int64_t end = first;
+  while (end < block.num_tiles && block.tiles[end].keys == nullptr &&
+         block.tiles[end].coded.keys.scales == block.tiles[first].coded.keys.scales) {
+    ++end;
+  }
+  return end - first;
 }
 
 // Weighted sums of values that are rotated are rotated, too; Hadamard rotations undo themselves.
@@ -296,23 +310,20 @@ void attend_block(const AttendBlock& block) noexcept {
     block.states[row].max = -__builtin_inff();
   }
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
-  CodedState coded;
-  bool is_rotated = false;  // acc
-  for (int64_t i = 0; i < block.num_tiles; ++i) {
+  for (int64_t i = 0; i < block.num_tiles;) {
     const TileWork& tile = block.tiles[i];
-    const bool is_coded = tile.keys == nullptr;
-    const TileWork* next = i + 1 < block.num_tiles ? &block.tiles[i + 1] : nullptr;
-    if (next != nullptr && (next->keys == nullptr) != is_coded) next = nullptr;
-    const bool rotates = is_coded && tile.coded.hadamard;
-    if (rotates != is_rotated) rotate_sums(block);
-    is_rotated = rotates;
-    if (is_coded) {
-      attend_coded_tile(block, coded, tile, next);
-    } else {
-      attend_tile(block, tile, prefetches ? next : nullptr);
+    if (tile.keys == nullptr) {
+      const int64_t count = coded_run_size(block, i);
+      if (tile.coded.hadamard) rotate_sums(block);
+      attend_coded_run(block, &tile, count);
+      if (tile.coded.hadamard) rotate_sums(block);
+      i += count;
+      continue;
     }
+    const TileWork* next = ++i < block.num_tiles ? &block.tiles[i] : nullptr;
+    attend_tile(block, tile,
+                prefetches && next != nullptr && next->keys != nullptr ? next : nullptr);
   }
-  if (is_rotated) rotate_sums(block);
   for (int64_t row = 0; row < block.num_rows; ++row) {
     block.states[row].sum = _mm512_reduce_add_ps(_mm512_loadu_ps(block.workspace.sums + row * 16));
   }

@@ -14,8 +14,6 @@
 namespace kvquant::avx512bf16 {
 namespace {
 
-constexpr int kMostRows = 4;  // of a register block
-
 // Bytes of codes to ask for ahead at each row, so that the next tile is there in time.
 struct CodeAhead {
   const uint8_t* codes;
@@ -151,13 +149,13 @@ __attribute__((always_inline)) inline void score_some_row(const KeyPass& pass, i
   }
 }
 
-// scores [R][64] of rows from first_row on.
+// scores [R][64].
 template <int kBits, int R>
-void score_some(const KeyPass& pass, int64_t half, int64_t first_row, float* scores) {
+void score_some(const KeyPass& pass, int64_t half, float* scores) {
   const uint32_t* queries[R];
   __m512 sum[R][kRowSlots];
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-    queries[r] = pass.state->pairs[0] + (first_row + r) * kRowSlots * pass.state->half_padded;
+    queries[r] = pass.state->pairs[0] + r * kRowSlots * pass.state->half_padded;
     KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) sum[r][s] = _mm512_setzero_ps();
   }
   for (int64_t row = 0; row < half; row += 4) {
@@ -173,19 +171,19 @@ void score_some(const KeyPass& pass, int64_t half, int64_t first_row, float* sco
   }
 }
 
-// Adds what outliers of keys change in the scores of rows [first_row, first_row + R).
+// Adds what outliers of keys change in the scores.
 template <int R>
 void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
-                    int64_t first_row, float* scores) {
+                    float* scores) {
   const int64_t head_dim = block.head_dim, half = head_dim / 2;
   for_each_outlier(tile.keys, [&](int64_t token, int64_t channel, float value) {
     const float change = value - state.key_bases[channel];
     const bool is_second = channel >= half;
     const int64_t other = is_second ? channel - half : channel + half;
-    const float* turn = tile.lane_cos_sin + (is_second ? other : channel) * 32 + token % 16;
+    const float* turn = tile.rope->lane_cos_sin + (is_second ? other : channel) * 32 + token % 16;
     const float along = change * turn[0],
                 across = is_second ? -change * turn[16] : change * turn[16];
-    const float* q = state.turned + (first_row * kRowSlots + token / 16) * head_dim;
+    const float* q = state.turned + token / 16 * head_dim;
     KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
       scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
     }
@@ -201,21 +199,16 @@ struct Weights {
   float zero[R];                                // of all channels: sum of weights times zero points
 };
 
+// Weights of one row and tile from p [64].
 template <int R>
-void weigh_row(const AttendBlock& block, const CodedPart& values, const float* scores,
-               TokenRange seen, int64_t first_row, int r, Weights<R>& weights) {
-  __m512 p[kTileVectors], scaled[kTileVectors];
-  if (seen.begin >= seen.end) {
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) p[v] = _mm512_setzero_ps();
-  } else {
-    soften(block, first_row + r, seen, scores + r * kTileTokens, p);
-  }
-  __m512 zero = _mm512_setzero_ps();
+void weigh(const CodedPart& values, const __m512 (&p)[kTileVectors], int r, Weights<R>& weights) {
+  __m512 scaled[kTileVectors], of_zero[kTileVectors];
   KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    zero = _mm512_fmadd_ps(p[v], load_halves(values.zeros + 16 * v), zero);
+    of_zero[v] = _mm512_mul_ps(p[v], load_halves(values.zeros + 16 * v));
     scaled[v] = _mm512_mul_ps(p[v], load_halves(values.scales + 16 * v));
   }
-  weights.zero[r] = _mm512_reduce_add_ps(zero);
+  weights.zero[r] = _mm512_reduce_add_ps(
+      _mm512_add_ps(_mm512_add_ps(of_zero[0], of_zero[1]), _mm512_add_ps(of_zero[2], of_zero[3])));
   store_weights(scaled, weights.scaled[r]);
   if (values.num_outliers == 0) return;
   const NuqCodebook& book = *values.codebook;
@@ -224,10 +217,67 @@ void weigh_row(const AttendBlock& block, const CodedPart& values, const float* s
     const __m512i words = _mm512_cvtepu16_epi32(
         _mm256_load_si256(reinterpret_cast<const __m256i*>(weights.scaled[r] + 16 * v)));
     const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-    const __m512 of_zero = _mm512_mul_ps(p[v], load_halves(values.zeros + 16 * v));
     _mm512_store_ps(weights.plain[r] + 16 * v, p[v]);
-    _mm512_store_ps(weights.dropped[r] + 16 * v, _mm512_fmadd_ps(rounded, base, of_zero));
+    _mm512_store_ps(weights.dropped[r] + 16 * v, _mm512_fmadd_ps(rounded, base, of_zero[v]));
   }
+}
+
+// Some tiles, and what R rows make of them.
+template <int R>
+struct Group {
+  const TileWork* tiles;
+  int64_t num_tiles;
+  TokenRange seen[kGroupTiles][R];
+  alignas(64) float scores[kGroupTiles][R * kTileTokens];
+  Weights<R> weights[kGroupTiles];
+};
+
+// Scores of row r in units of log2, -infinity for tokens not seen; returns the largest, lane by
+// lane.
+template <int R>
+__m512 mask_scores(const AttendBlock& block, int r, Group<R>& group) {
+  const __m512 none = _mm512_set1_ps(-__builtin_inff()), scale = _mm512_set1_ps(block.log2_scale);
+  __m512 largest = none;
+  for (int64_t i = 0; i < group.num_tiles; ++i) {
+    const TokenRange seen = group.seen[i][r];
+    const bool sees_none = seen.begin >= seen.end;
+    float* scores = group.scores[i] + r * kTileTokens;
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+      const __mmask16 mask = sees_none ? 0 : token_mask(seen, v);
+      const __m512 s = _mm512_mask_mul_ps(none, mask, _mm512_load_ps(scores + 16 * v), scale);
+      _mm512_store_ps(scores + 16 * v, s);
+      largest = _mm512_max_ps(largest, s);
+    }
+  }
+  return largest;
+}
+
+// Scores of one row become weights relative to its running max, see soften().
+template <int R>
+void weigh_row(const AttendBlock& block, int64_t row, int r, Group<R>& group) {
+  SoftmaxState& state = block.states[row];
+  float* sums = block.workspace.sums + row * 16;
+  const __m512 largest = mask_scores(block, r, group);
+  if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(state.max), _CMP_GT_OQ) != 0) {
+    const float new_max = _mm512_reduce_max_ps(largest);
+    const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
+    state.max = new_max;
+    scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
+    scale_row(sums, 16, factor);
+  }
+  // A row that has seen nothing yet has only scores of -infinity: any number serves as its max.
+  const __m512 max = _mm512_set1_ps(state.max == -__builtin_inff() ? 0 : state.max);
+  __m512 sum = _mm512_loadu_ps(sums);
+  for (int64_t i = 0; i < group.num_tiles; ++i) {
+    __m512 p[kTileVectors];
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+      const __m512 s = _mm512_load_ps(group.scores[i] + r * kTileTokens + 16 * v);
+      p[v] = exp2_nonpositive(_mm512_sub_ps(s, max));
+    }
+    sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3])));
+    weigh(group.tiles[i].coded.values, p, r, group.weights[i]);
+  }
+  _mm512_storeu_ps(sums, sum);
 }
 
 // Levels of one slot of a row as bf16 pairs of tokens.
@@ -318,13 +368,13 @@ void correct_sums(const CodedPart& values, const Weights<R>& weights, int64_t di
 }
 
 template <int R>
-void score(const AttendBlock& block, const KeyPass& pass, int bits, int64_t row, float* scores) {
+void score(const AttendBlock& block, const KeyPass& pass, int bits, float* scores) {
   const int64_t half = block.head_dim / 2;
   const auto run = [&]<int kBits>() {
     if constexpr (R == 1) {
       score_one<kBits>(pass, half, scores);
     } else {
-      score_some<kBits, R>(pass, half, row, scores);
+      score_some<kBits, R>(pass, half, scores);
     }
   };
   switch (bits) {
@@ -347,39 +397,47 @@ void add(const AttendBlock& block, const ValuePass& pass, int bits, const Weight
   }
 }
 
-// R rows from `row` on against one tile.
+// R rows from `row` on against a group of tiles; next: as many tiles to ask for ahead.
 template <int R>
-void attend_rows(const AttendBlock& block, const CodedState& state, const TileWork& work,
-                 const TileWork& next, int64_t row) {
-  TokenRange seen[R];
-  bool any = false;
-  for (int r = 0; r < R; ++r) {
-    seen[r] = visible_tokens(work, (row + r) / block.group);
-    any = any || seen[r].begin < seen[r].end;
-  }
-  if (!any) return;
-  const CodedTile& tile = work.coded;
+void attend_group(const AttendBlock& block, CodedState& state, const TileWork* next, int64_t row,
+                  Group<R>& group) {
   const int64_t third_plane = third_plane_offset(block.head_dim);
-  alignas(64) float scores[R * kTileTokens];
-  const KeyPass keys{&state,
-                     tile.keys.codes,
-                     tile.keys.codes + third_plane,
-                     tile.lane_cos_sin,
-                     {next.coded.keys.codes, third_plane}};
-  score<R>(block, keys, tile.keys.codebook->bits, row, scores);
-  if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, row, scores);
-  Weights<R> weights;
-  for (int r = 0; r < R; ++r) weigh_row(block, tile.values, scores, seen[r], row, r, weights);
-  const ValuePass values{tile.values.codes,
-                         tile.values.codes + third_plane,
-                         _mm512_load_si512(state.value_table),
-                         {next.coded.values.codes, third_plane}};
+  for (int64_t i = 0; i < group.num_tiles; ++i) {
+    const TileWork& work = group.tiles[i];
+    const CodedTile& tile = work.coded;
+    for (int r = 0; r < R; ++r) group.seen[i][r] = visible_tokens(work, (row + r) / block.group);
+    turn_queries(block, tile, row, R, state);
+    const KeyPass keys{&state,
+                       tile.keys.codes,
+                       tile.keys.codes + third_plane,
+                       tile.rope->lane_cos_sin,
+                       {next[i].coded.keys.codes, third_plane}};
+    score<R>(block, keys, tile.keys.codebook->bits, group.scores[i]);
+    if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, group.scores[i]);
+  }
+  for (int r = 0; r < R; ++r) weigh_row(block, row + r, r, group);
   float* acc = block.acc + row * block.padded_dim;
-  add<R>(block, values, tile.values.codebook->bits, weights, acc);
-  if (tile.values.num_outliers > 0) correct_sums(tile.values, weights, block.padded_dim, acc);
+  for (int64_t i = 0; i < group.num_tiles; ++i) {
+    const CodedPart& part = group.tiles[i].coded.values;
+    const ValuePass values{part.codes,
+                           part.codes + third_plane,
+                           _mm512_load_si512(state.value_table),
+                           {next[i].coded.values.codes, third_plane}};
+    add<R>(block, values, part.codebook->bits, group.weights[i], acc);
+    if (part.num_outliers > 0) correct_sums(part, group.weights[i], block.padded_dim, acc);
+  }
 }
 
-void prefetch_outliers(const CodedPart& part) {
+template <int R>
+void attend_rows(const AttendBlock& block, CodedState& state, const TileWork* tiles,
+                 int64_t num_tiles, const TileWork* next, int64_t row) {
+  Group<R> group;
+  group.tiles = tiles;
+  group.num_tiles = num_tiles;
+  attend_group(block, state, next, row, group);
+}
+
+void prefetch_rest(const CodedPart& part) {
   const int64_t end = part.first_outlier + part.num_outliers;
   for (int64_t e = part.first_outlier; e < end; e += 16) {
     __builtin_prefetch(&part.pages[e / kOutliersPerPage]->entries[e % kOutliersPerPage], 0, 2);
@@ -388,23 +446,26 @@ void prefetch_outliers(const CodedPart& part) {
 
 }  // namespace
 
-void attend_coded_rows(const AttendBlock& block, CodedState& state, const TileWork& work,
-                       const TileWork* next) {
-  prepare_coded(block, work.coded, state);
-  turn_queries(block, work.coded, state);
-  const TileWork& ahead = next != nullptr ? *next : work;
-  if (next != nullptr) {
-    prefetch_outliers(next->coded.keys);
-    prefetch_outliers(next->coded.values);
-  }
-  const int64_t num_blocks = (block.num_rows + kMostRows - 1) / kMostRows;
-  for (int64_t i = 0; i < num_blocks; ++i) {  // of even size
-    const int64_t row = i * block.num_rows / num_blocks;
-    switch ((i + 1) * block.num_rows / num_blocks - row) {
-      case 1: attend_rows<1>(block, state, work, ahead, row); break;
-      case 2: attend_rows<2>(block, state, work, ahead, row); break;
-      case 3: attend_rows<3>(block, state, work, ahead, row); break;
-      default: attend_rows<4>(block, state, work, ahead, row); break;
+void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileWork* tiles,
+                        int64_t num_tiles) {
+  prepare_coded(block, tiles[0].coded, state);
+  for (int64_t first = 0; first < num_tiles; first += kGroupTiles) {
+    const TileWork* group = tiles + first;
+    const int64_t left = num_tiles - first, count = left < kGroupTiles ? left : kGroupTiles;
+    const TileWork* next = left >= 2 * kGroupTiles ? group + kGroupTiles : group;
+    for (int64_t i = 0; next != group && i < count; ++i) {
+      prefetch_rest(next[i].coded.keys);
+      prefetch_rest(next[i].coded.values);
+    }
+    const int64_t num_blocks = (block.num_rows + kRegisterRows - 1) / kRegisterRows;
+    for (int64_t i = 0; i < num_blocks; ++i) {  // of even size
+      const int64_t row = i * block.num_rows / num_blocks;
+      switch ((i + 1) * block.num_rows / num_blocks - row) {
+        case 1: attend_rows<1>(block, state, group, count, next, row); break;
+        case 2: attend_rows<2>(block, state, group, count, next, row); break;
+        case 3: attend_rows<3>(block, state, group, count, next, row); break;
+        default: attend_rows<4>(block, state, group, count, next, row); break;
+      }
     }
   }
 }

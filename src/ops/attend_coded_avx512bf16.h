@@ -8,6 +8,10 @@ namespace kvquant::avx512bf16 {
 
 // Up to this many rows codes are read directly.
 constexpr int64_t kFusedRows = 8;
+constexpr int64_t kRegisterRows = 4;  // of them in registers at a time
+// Tiles whose scores are turned into weights together: the latency of a softmax, about 150 cycles,
+// is paid once for all.
+constexpr int64_t kGroupTiles = 4;
 
 // What a block keeps from one coded tile to the next, in its workspace.
 struct CodedState {
@@ -22,21 +26,23 @@ struct CodedState {
   uint16_t* value_table;    // [32] bf16 levels
   uint32_t* turns[2];       // [head_dim / 2][16]: (cos, -sin) and (sin, cos) as bf16
   float* turned;            // [rows][4][head_dim]: queries relative to 16 tokens
-  uint32_t* pairs[3];       // [rows][4][half_padded]: queries as bf16 pairs, see turn_queries
+  uint32_t* pairs[3];       // [4 rows][4][half_padded]: queries as bf16 pairs, see turn_queries
   const uint16_t* queries;  // [rows][padded_dim] bf16, channels in pairs that rotate together
 };
 
 // Makes the tables unless they are those of this tile's sequence already.
 void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state);
 
-// Queries relative to the middles of the tile's four groups of 16 tokens, as f32 and as pairs:
-// pairs[0] is (a, b); for a single row also pairs[1], (b, -a), times the frequency where angles are
-// small, and pairs[2], (a, b) times minus half its square.
-void turn_queries(const AttendBlock& block, const CodedTile& tile, CodedState& state);
+// Rows [first_row, first_row + num_rows) of queries relative to the middles of the tile's four
+// groups of 16 tokens, as f32 (with outliers) and as pairs: pairs[0] is (a, b); of a single row
+// also pairs[1], (b, -a), times the frequency where angles are small, and pairs[2], (a, b) times
+// minus half its square.
+void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first_row,
+                  int64_t num_rows, CodedState& state);
 
-// Requires at most kFusedRows rows. next: the tile to ask for ahead, or null.
-void attend_coded_rows(const AttendBlock& block, CodedState& state, const TileWork& work,
-                       const TileWork* next);
+// Coded tiles of one run of the block, in groups. Requires at most kFusedRows rows.
+void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileWork* tiles,
+                        int64_t num_tiles);
 
 // keys [head_dim / 2][64][2] in the order of state.queries, values [32][padded_dim][2].
 void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,

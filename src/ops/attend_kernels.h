@@ -28,14 +28,9 @@ struct CodedTile {
   CodedPart keys;
   CodedPart values;
   bool hadamard;            // of values
-  const float* middle_cos;  // [head_dim / 2], of the tile's token RopeTable::kTileMiddle
+  const float* middle_cos;  // [head_dim / 2], of the tile's token RopeTiles::kMiddle
   const float* middle_sin;
-  const float* tile_cos;  // [head_dim / 2][64], see rope.h
-  const float* tile_sin;
-  const float* lane_cos_sin;  // [head_dim / 2][2][16]
-  const float* frequencies;   // [head_dim / 2]
-  const float* near_cos[2];   // [head_dim / 2], of angles of 8 and of 24 tokens
-  const float* near_sin[2];
+  const RopeTiles* rope;
 };
 
 // One tile and who sees it: query q of the block (not row) sees tokens

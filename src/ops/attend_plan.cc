@@ -69,18 +69,13 @@ CodedPart coded_part(const CodedSide& side, int64_t tile) {
 }
 
 CodedTile coded_tile(const AttendRun& run, int64_t tile) {
-  const int64_t middle = run.first_position + tile * kTileTokens + RopeTable::kTileMiddle;
+  const int64_t middle = run.first_position + tile * kTileTokens + RopeTiles::kMiddle;
   return {.keys = coded_part(*run.coded_keys, tile),
           .values = coded_part(*run.coded_values, tile),
           .hadamard = run.coded_values->hadamard,
           .middle_cos = run.rope->cos(middle),
           .middle_sin = run.rope->sin(middle),
-          .tile_cos = run.rope->tile_cos(),
-          .tile_sin = run.rope->tile_sin(),
-          .lane_cos_sin = run.rope->lane_cos_sin(),
-          .frequencies = run.rope->frequencies(),
-          .near_cos = {run.rope->cos(8), run.rope->cos(24)},
-          .near_sin = {run.rope->sin(8), run.rope->sin(24)}};
+          .rope = &run.rope->tiles()};
 }
 
 }  // namespace

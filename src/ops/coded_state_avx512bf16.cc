@@ -5,9 +5,10 @@
 namespace kvquant::avx512bf16 {
 namespace {
 
-// Angles within 16 tokens up to 1 / 32 are taken as they are (cos 1: an error of 5e-4 at the ends),
-// up to 1 / 8 with the square term (sin: 3e-4), against 4e-3 of a bf16 number.
-constexpr float kStraightAngle = 1.0f / 32, kBentAngle = 1.0f / 8;
+// Angles x of at most X within 16 tokens. Up to the first, cos x is taken as 1 - X^2 / 4 and sin x
+// as x: off by 5e-4 at most. Up to the second cos x is 1 - x^2 / 2 and sin x is (1 - X^2 / 8) x:
+// off by 7e-4. A bf16 number is off by 4e-3.
+constexpr float kStraightAngle = 1.0f / 22, kBentAngle = 0.26f;
 
 template <class T>
 T* take(std::byte*& memory, int64_t size) {
@@ -17,7 +18,7 @@ T* take(std::byte*& memory, int64_t size) {
 }
 
 void place_state(const AttendBlock& block, CodedState& state) {
-  const int64_t half = block.head_dim / 2, rows = kFusedRows;
+  const int64_t half = block.head_dim / 2, rows = kRegisterRows;
   state.half_padded = (half + 15) / 16 * 16;
   auto* memory = reinterpret_cast<std::byte*>(block.workspace.planar);
   state.key_tables = take<uint16_t>(memory, half * 32);
@@ -35,26 +36,26 @@ void place_state(const AttendBlock& block, CodedState& state) {
 void make_key_tables(const AttendBlock& block, const CodedPart& keys, CodedState& state) {
   const int64_t half = block.head_dim / 2;
   const NuqCodebook& book = *keys.codebook;
-  alignas(64) float levels[16];
-  for (int i = 0; i < 16 && book.bits < 8; ++i) levels[i] = book.levels[i % book.num_levels];
-  for (int64_t c = 0; c < half; ++c) {
-    for (int64_t side = 0; side < 2; ++side) {
-      const int64_t channel = c + side * half;
-      const float scale = half_to_float(keys.scales[channel]);
-      const float zero = half_to_float(keys.zeros[channel]);
-      if (book.bits == 8) {
-        state.key_steps[4 * c + 2 * side] = scale / 127.5f;
-        state.key_steps[4 * c + 2 * side + 1] = zero - scale;
-        state.key_bases[channel] = round_to_bf16(zero - scale);
-        continue;
-      }
-      const __m512 values =
-          _mm512_fmadd_ps(_mm512_load_ps(levels), _mm512_set1_ps(scale), _mm512_set1_ps(zero));
-      _mm512_store_ps(state.float_tables + 32 * c + 16 * side, values);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(state.key_tables + 32 * c + 16 * side),
-                          (__m256i)_mm512_cvtneps_pbh(values));
-      state.key_bases[channel] = round_to_bf16(state.float_tables[32 * c + 16 * side]);
+  alignas(64) float level_list[16];
+  for (int i = 0; i < 16 && book.bits < 8; ++i) level_list[i] = book.levels[i % book.num_levels];
+  const __m512 levels = _mm512_load_ps(level_list);
+  for (int64_t channel = 0; channel < block.head_dim; ++channel) {
+    const int64_t side = channel < half ? 0 : 1, c = channel - side * half;
+    const float scale = half_to_float(keys.scales[channel]);
+    const float zero = half_to_float(keys.zeros[channel]);
+    if (book.bits == 8) {
+      state.key_steps[4 * c + 2 * side] = scale / 127.5f;
+      state.key_steps[4 * c + 2 * side + 1] = zero - scale;
+      state.key_bases[channel] = round_to_bf16(zero - scale);
+      continue;
     }
+    const int64_t at = 32 * c + 16 * side;
+    const __m512 all = _mm512_fmadd_ps(levels, _mm512_set1_ps(scale), _mm512_set1_ps(zero));
+    const auto rounded = (__m256i)_mm512_cvtneps_pbh(all);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(state.key_tables + at), rounded);
+    const int first = _mm_cvtsi128_si32(_mm256_castsi256_si128(rounded));
+    state.key_bases[channel] = __builtin_bit_cast(float, first << 16);
+    if (block.num_rows > kFusedRows) _mm512_store_ps(state.float_tables + at, all);
   }
 }
 
@@ -70,14 +71,14 @@ void make_value_table(const NuqCodebook& book, uint16_t* table) {
 // `angle`. Frequencies fall.
 int64_t num_rows_above(const CodedTile& tile, int64_t half, float angle) {
   int64_t rows = 0;
-  while (rows < half && RopeTable::kLaneMiddle * tile.frequencies[rows] > angle) ++rows;
+  while (rows < half && RopeTiles::kLaneMiddle * tile.rope->frequencies[rows] > angle) ++rows;
   return (rows + 3) / 4 * 4;
 }
 
 void make_turns(const CodedTile& tile, int64_t half, CodedState& state) {
   for (int64_t c = 0; c < half; ++c) {
-    const __m512 cos = _mm512_loadu_ps(tile.lane_cos_sin + 32 * c);
-    const __m512 sin = _mm512_loadu_ps(tile.lane_cos_sin + 32 * c + 16);
+    const __m512 cos = _mm512_loadu_ps(tile.rope->lane_cos_sin + 32 * c);
+    const __m512 sin = _mm512_loadu_ps(tile.rope->lane_cos_sin + 32 * c + 16);
     const __m512 minus_sin = _mm512_sub_ps(_mm512_setzero_ps(), sin);
     _mm512_storeu_si512(state.turns[0] + 16 * c, pack_pairs(cos, minus_sin));
     _mm512_storeu_si512(state.turns[1] + 16 * c, pack_pairs(sin, cos));
@@ -119,7 +120,7 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   state.num_turned = num_rows_above(tile, half, kBentAngle);
   state.num_bent = num_rows_above(tile, half, kStraightAngle) - state.num_turned;
   if (block.num_rows <= kFusedRows) {
-    make_turns(tile, half, state);
+    if (block.num_rows > 1) make_turns(tile, half, state);
   } else {
     auto* queries =
         static_cast<uint16_t*>(block.workspace.query) + block.num_rows * block.padded_dim;
@@ -128,37 +129,55 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   }
 }
 
-void turn_queries(const AttendBlock& block, const CodedTile& tile, CodedState& state) {
+void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first_row,
+                  int64_t num_rows, CodedState& state) {
   const int64_t half = block.head_dim / 2;
+  const RopeTiles& rope = *tile.rope;
+  const bool has_outliers = tile.keys.num_outliers > 0;
+  const __m512 minus_zero = _mm512_set1_ps(-0.0f);
   for (int64_t c = 0; c < half; c += 16) {
     const __mmask16 mask = lanes_below(half - c);
     const auto load = [&](const float* p) { return _mm512_maskz_loadu_ps(mask, p + c); };
     const __m512 middle_cos = load(tile.middle_cos), middle_sin = load(tile.middle_sin);
-    const __m512 near_cos[2] = {load(tile.near_cos[0]), load(tile.near_cos[1])};
-    const __m512 near_sin[2] = {load(tile.near_sin[0]), load(tile.near_sin[1])};
-    const __m512 frequency = load(tile.frequencies);
-    const int64_t left = state.num_turned - c;
-    const __mmask16 turned = left <= 0 ? 0 : lanes_below(left);
-    const __m512 slope = _mm512_mask_mov_ps(frequency, turned, _mm512_set1_ps(1));
+    const __m512 near_cos[2] = {load(rope.near_cos[0]), load(rope.near_cos[1])};
+    const __m512 near_sin[2] = {load(rope.near_sin[0]), load(rope.near_sin[1])};
+    const __m512 frequency = load(rope.frequencies);
+    const __m512 angle = _mm512_mul_ps(frequency, _mm512_set1_ps(RopeTiles::kLaneMiddle));
+    const __m512 square = _mm512_mul_ps(angle, angle), one = _mm512_set1_ps(1);
+    const __mmask16 turned = lanes_below(state.num_turned - c);
+    const __mmask16 not_straight = lanes_below(state.num_turned + state.num_bent - c);
+    const __m512 level =
+        _mm512_mask_mov_ps(_mm512_fnmadd_ps(square, _mm512_set1_ps(0.25f), one), not_straight, one);
+    const __m512 bent_slope =
+        _mm512_mul_ps(frequency, _mm512_fnmadd_ps(square, _mm512_set1_ps(0.125f), one));
+    const __m512 slope =
+        _mm512_mask_mov_ps(_mm512_mask_mov_ps(frequency, not_straight, bent_slope), turned, one);
+    const bool has_bent = c < state.num_turned + state.num_bent && c + 16 > state.num_turned;
     const __m512 bend = _mm512_mul_ps(_mm512_mul_ps(frequency, frequency), _mm512_set1_ps(-0.5f));
-    for (int64_t row = 0; row < block.num_rows; ++row) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t row = first_row + r;
       const float* q =
           block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
       const Pair at_middle = turn_back({load(q), load(q + half)}, middle_cos, middle_sin);
       KVQUANT_UNROLL for (int slot = 0; slot < kRowSlots; ++slot) {  // at -24, -8, 8, 24 tokens
         const int near = slot == 0 || slot == 3 ? 1 : 0;
-        const __m512 sin =
-            slot < 2 ? _mm512_sub_ps(_mm512_setzero_ps(), near_sin[near]) : near_sin[near];
+        const __m512 sin = slot < 2 ? _mm512_xor_ps(near_sin[near], minus_zero) : near_sin[near];
         const auto [a, b] = turn_back(at_middle, near_cos[near], sin);
-        const int64_t at = row * kRowSlots + slot;
-        _mm512_mask_storeu_ps(state.turned + at * block.head_dim + c, mask, a);
-        _mm512_mask_storeu_ps(state.turned + at * block.head_dim + half + c, mask, b);
-        const int64_t pair = at * state.half_padded + c;
-        _mm512_store_si512(state.pairs[0] + pair, pack_pairs(a, b));
-        if (block.num_rows > 1) continue;
-        const __m512 minus_slope = _mm512_sub_ps(_mm512_setzero_ps(), slope);
+        const int64_t at = r * kRowSlots + slot, pair = at * state.half_padded + c;
+        if (has_outliers) {
+          _mm512_mask_storeu_ps(state.turned + at * block.head_dim + c, mask, a);
+          _mm512_mask_storeu_ps(state.turned + at * block.head_dim + half + c, mask, b);
+        }
+        if (num_rows > 1) {
+          _mm512_store_si512(state.pairs[0] + pair, pack_pairs(a, b));
+          continue;
+        }
+        _mm512_store_si512(state.pairs[0] + pair,
+                           pack_pairs(_mm512_mul_ps(a, level), _mm512_mul_ps(b, level)));
+        const __m512 minus_a = _mm512_xor_ps(a, minus_zero);
         _mm512_store_si512(state.pairs[1] + pair,
-                           pack_pairs(_mm512_mul_ps(b, slope), _mm512_mul_ps(a, minus_slope)));
+                           pack_pairs(_mm512_mul_ps(b, slope), _mm512_mul_ps(minus_a, slope)));
+        if (!has_bent) continue;
         _mm512_store_si512(state.pairs[2] + pair,
                            pack_pairs(_mm512_mul_ps(a, bend), _mm512_mul_ps(b, bend)));
       }

@@ -21,7 +21,8 @@ void turn_middles(const CodedTile& tile, int64_t half, int64_t stride, float* co
     const __m512 middle_cos = load(tile.middle_cos), middle_sin = load(tile.middle_sin);
     for (int slot = 0; slot < kRowSlots; ++slot) {  // at -24, -8, 8, 24 tokens
       const int near = slot == 0 || slot == 3 ? 1 : 0;
-      const __m512 near_cos = load(tile.near_cos[near]), sine = load(tile.near_sin[near]);
+      const __m512 near_cos = load(tile.rope->near_cos[near]),
+                   sine = load(tile.rope->near_sin[near]);
       const __m512 near_sin = slot < 2 ? _mm512_sub_ps(_mm512_setzero_ps(), sine) : sine;
       _mm512_storeu_ps(cos + slot * stride + c,
                        _mm512_fmsub_ps(middle_cos, near_cos, _mm512_mul_ps(middle_sin, near_sin)));
@@ -171,7 +172,8 @@ void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWo
   alignas(64) float cos[kRowSlots * kMostPairs], sin[kRowSlots * kMostPairs];
   turn_middles(tile, half, state.half_padded, cos, sin);
   const KeyDecoder key_decoder{
-      &state, tile.keys.codes, tile.keys.codes + third_plane, tile.lane_cos_sin, cos, sin, keys};
+      &state, tile.keys.codes, tile.keys.codes + third_plane, tile.rope->lane_cos_sin, cos, sin,
+      keys};
   for_bits(tile.keys.codebook->bits, [&]<int kBits>() { decode_keys<kBits>(key_decoder, half); });
   correct_keys(tile, half, key_decoder);
 

@@ -79,16 +79,22 @@ RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
       sin_[position * half + c] = static_cast<float>(std::sin(angle));
     }
     for (int64_t t = 0; t < kTileTokens; ++t) {
-      const double angle = static_cast<double>(t - kTileMiddle) * frequency;
+      const double angle = static_cast<double>(t - RopeTiles::kMiddle) * frequency;
       tile_cos_[c * kTileTokens + t] = static_cast<float>(std::cos(angle));
       tile_sin_[c * kTileTokens + t] = static_cast<float>(std::sin(angle));
     }
     for (int64_t t = 0; t < 16; ++t) {
-      const double angle = static_cast<double>(t - kLaneMiddle) * frequency;
+      const double angle = static_cast<double>(t - RopeTiles::kLaneMiddle) * frequency;
       lane_cos_sin_[c * 32 + t] = static_cast<float>(std::cos(angle));
       lane_cos_sin_[c * 32 + 16 + t] = static_cast<float>(std::sin(angle));
     }
   }
+  tiles_ = {.tile_cos = tile_cos_.data(),
+            .tile_sin = tile_sin_.data(),
+            .lane_cos_sin = lane_cos_sin_.data(),
+            .frequencies = frequencies_.data(),
+            .near_cos = {cos(8), cos(24)},
+            .near_sin = {sin(8), sin(24)}};
 }
 
 void rope(TensorView<float, 3> x, int64_t first_position, const RopeTable& table) {

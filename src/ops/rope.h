@@ -9,6 +9,19 @@
 
 namespace kvquant {
 
+// Rotations within a tile, the same for every tile; pointers into a RopeTable. Token t of a tile at
+// n0 is at position n0 + t, and R_(n0 + t) = R_(n0 + kMiddle) R_(t - kMiddle).
+struct RopeTiles {
+  static constexpr int64_t kMiddle = 32;     // token relative to which tiles are rotated
+  static constexpr int64_t kLaneMiddle = 8;  // the same of 16 tokens
+  const float* tile_cos = nullptr;           // [head_dim / 2][64], of t - kMiddle
+  const float* tile_sin = nullptr;
+  const float* lane_cos_sin = nullptr;  // [head_dim / 2][2][16], of t - kLaneMiddle
+  const float* frequencies = nullptr;   // [head_dim / 2], angle between positions, falling
+  const float* near_cos[2] = {nullptr, nullptr};  // [head_dim / 2], of angles of 8 and 24 tokens
+  const float* near_sin[2] = {nullptr, nullptr};
+};
+
 // cos and sin for positions [0, num_positions), computed in double once.
 class RopeTable {
  public:
@@ -21,23 +34,14 @@ class RopeTable {
   // inside has a middle.
   const float* cos(int64_t position) const { return cos_.data() + position * (head_dim_ / 2); }
   const float* sin(int64_t position) const { return sin_.data() + position * (head_dim_ / 2); }
-  // Rotation within a tile, relative to its token kTileMiddle: [head_dim / 2][64], the same for
-  // every tile. Token t at position n = n0 + t is R_n = R_(n0 + kTileMiddle) R_(t - kTileMiddle).
-  static constexpr int64_t kTileMiddle = 32;
-  const float* tile_cos() const { return tile_cos_.data(); }
-  const float* tile_sin() const { return tile_sin_.data(); }
-  // The same for 16 tokens around their token kLaneMiddle: cos and sin, [head_dim / 2][2][16].
-  static constexpr int64_t kLaneMiddle = 8;
-  const float* lane_cos_sin() const { return lane_cos_sin_.data(); }
-  // The angle between neighbouring positions: [head_dim / 2], falling.
-  const float* frequencies() const { return frequencies_.data(); }
+  const RopeTiles& tiles() const { return tiles_; }
 
  private:
   int64_t head_dim_ = 0;
   int64_t num_positions_ = 0;
   Buffer<float> cos_, sin_;
-  Buffer<float> tile_cos_, tile_sin_, lane_cos_sin_;
-  Buffer<float> frequencies_;
+  Buffer<float> tile_cos_, tile_sin_, lane_cos_sin_, frequencies_;
+  RopeTiles tiles_;
 };
 
 // Rotates x [num_tokens, num_heads, head_dim] in place; token i is at first_position + i.
