@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/threads.h"
-#include "cache/block_pool.h"
+#include "cache/block_list.h"
 #include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
 #include "formats/outlier_page.h"
@@ -43,9 +43,8 @@ struct NuqPlan {
 class NuqSide {
  public:
   explicit NuqSide(const NuqPlan& plan);
-  NuqSide(const NuqSide&) = delete;
-  NuqSide& operator=(const NuqSide&) = delete;
-  ~NuqSide();
+  // Shares all blocks and pages; whoever writes one first copies it.
+  NuqSide fork() const;
 
   // Fixes the channel parameters of keys from rows [num_rows > 0, row_size] of fp16 numbers; only
   // while not fitted. Values need none, and calibrated keys have theirs in the plan.
@@ -60,7 +59,8 @@ class NuqSide {
   CodedSide coded_side(int64_t head) const;
   // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread.
   void decode(int64_t tile, int64_t head, float* planar) const;
-  int64_t memory_bytes() const;
+  // What it holds beside blocks and pages: tables of them, key parameters.
+  int64_t table_bytes() const;
 
  private:
   struct TileRef {
@@ -99,11 +99,11 @@ class NuqSide {
 
   const NuqPlan* plan_;
   int64_t num_tokens_ = 0;
-  std::vector<std::byte*> blocks_;
+  BlockList<std::byte> blocks_;
   std::vector<Half> ranges_;  // keys: scale, zero and, with outliers, low, high; [row_size] each
   struct Chain {
     int64_t num_entries = 0;
-    std::vector<OutlierPage*> pages;
+    BlockList<OutlierPage> pages;
   };
   std::vector<Chain> chains_;  // per KV head, when there are outliers
 };
