@@ -284,6 +284,11 @@ KvCache::KvCache(const KvShape& shape, const CacheSpec& spec, CacheMode mode, co
 KvCache::~KvCache() = default;
 KvCache::KvCache(KvCache&&) noexcept = default;
 
+void KvCache::set_max_bytes(int64_t max_bytes) {
+  check_arg(max_bytes >= 0, fmt::format("cache: a limit of {} bytes", max_bytes));
+  impl_->account.set_max_bytes(max_bytes);
+}
+
 KvCache::SequenceId KvCache::add_sequence() {
   Impl::Sequence sequence;
   for (const LayerPlan& plan : impl_->plans) {

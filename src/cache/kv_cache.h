@@ -66,6 +66,11 @@ class KvCache {
   ~KvCache();
   KvCache(KvCache&&) noexcept;
 
+  // From now on OutOfMemory where blocks, outlier pages, sinks and windows of all sequences
+  // together would have more bytes than this; 0: no limit, as at first. What is held already stays.
+  // Pools take memory ahead of need, up to a slab (block_pool.h) per size of block.
+  void set_max_bytes(int64_t max_bytes);
+
   SequenceId add_sequence();
   // A new sequence of the same tokens. The two share their memory; what one of them writes to (the
   // last, partly filled blocks, windows) it copies first. Ends a chunk as settle does. Throws
