@@ -238,6 +238,7 @@ void NuqSide::add_outliers(const Chunk& chunk, ThreadPool& pool) {
   for (size_t i = 0; i < chunk.counts.size(); ++i) {
     Chain& chain = chains_[static_cast<int64_t>(i) % num_heads];
     first_entries[i] = chain.num_entries;
+    if (chunk.counts[i] == 0) continue;  // the last page stays shared
     chain.num_entries += chunk.counts[i];
     chain.pages.own(first_entries[i] / kOutliersPerPage,
                     (chain.num_entries + kOutliersPerPage - 1) / kOutliersPerPage);
