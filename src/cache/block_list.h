@@ -62,6 +62,15 @@ class BlockList {
     }
   }
 
+  // Appends blocks [first, first + count) of a list of the same pool, which then share them.
+  void append_shared(const BlockList& other, int64_t first, int64_t count) {
+    blocks_.reserve(static_cast<size_t>(size() + count));
+    for (int64_t i = first; i < first + count; ++i) {
+      pool_->share(bytes(other[i]));
+      blocks_.push_back(other[i]);
+    }
+  }
+
   // Gives up the blocks from `count` on.
   void shrink(int64_t count) noexcept {
     while (size() > count) {

@@ -132,6 +132,8 @@ struct KvCache::Impl {
   Sequence& find_whole(SequenceId id);  // one that isn't broken
   void check_append(int64_t layer, const Sequence& sequence, TensorView<const float, 3> keys,
                     TensorView<const float, 3> values) const;
+  void check_splice(const Sequence& sequence, const Sequence& from, int64_t first_token,
+                    int64_t num_tokens) const;
   void settle(Sequence& sequence);
   template <class Fn>
   void change(Sequence& sequence, Fn&& fn);
@@ -263,6 +265,35 @@ void KvCache::Impl::check_append(int64_t layer, const Sequence& sequence,
   check_values(values, plans[layer].value, layer, "value");
 }
 
+void KvCache::Impl::check_splice(const Sequence& sequence, const Sequence& from,
+                                 int64_t first_token, int64_t num_tokens) const {
+  for (size_t i = 0; i < plans.size(); ++i) {
+    const LayerStore &store = *sequence.layers[i], &source = *from.layers[i];
+    const int64_t sink = plans[i].sink;
+    const int64_t num_full = source.num_encoded() / kTileTokens * kTileTokens;
+    const auto check = [&](bool condition, const std::string& rule) {
+      check_arg(condition, fmt::format("cache: splice: layer {}: {}", i, rule));
+    };
+    check(plans[i].is_coded(), "keys and values must both be compressed");
+    check(plans[i].mode == CacheMode::kAsServed || plans[i].recent == 0,
+          "tokens that were encoded elsewhere have no exact copy for recent=");
+    check(store.length() == sequence.length && source.length() == from.length,
+          "a chunk is not through all layers");
+    check(num_tokens > 0 && num_tokens % kTileTokens == 0 && first_token >= sink &&
+              (first_token - sink) % kTileTokens == 0 && first_token <= sink + num_full &&
+              num_tokens <= sink + num_full - first_token,
+          fmt::format("{} tokens from {} on are not whole encoded tiles of 64 within [{}, {})",
+                      num_tokens, first_token, sink, sink + num_full));
+    check(store.ends_with_tile(),
+          fmt::format("{} tokens of the sequence are sinks and whole encoded tiles, but it has {}",
+                      sink + store.num_encoded() / kTileTokens * kTileTokens, store.length()));
+    check(store.length() <= rope.num_positions() - num_tokens,
+          fmt::format("{} + {} tokens are more than the {} positions of the model", store.length(),
+                      num_tokens, rope.num_positions()));
+    check(store.can_take(source), "key ranges were fitted to each sequence and differ");
+  }
+}
+
 // Runs fn, which changes the sequence; what it leaves half done when it throws is never read.
 template <class Fn>
 void KvCache::Impl::change(Sequence& sequence, Fn&& fn) {
@@ -311,6 +342,20 @@ KvCache::SequenceId KvCache::fork(SequenceId id) {
     impl_->sequences.emplace(impl_->next_id, std::move(copy));
   });
   return impl_->next_id++;
+}
+
+void KvCache::splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens) {
+  Impl::Sequence &sequence = impl_->find_whole(id), &source = impl_->find_whole(from);
+  impl_->settle(sequence);
+  impl_->settle(source);
+  impl_->check_splice(sequence, source, first_token, num_tokens);
+  impl_->change(sequence, [&] {
+    for (size_t i = 0; i < sequence.layers.size(); ++i) {
+      const int64_t first_tile = (first_token - impl_->plans[i].sink) / kTileTokens;
+      sequence.layers[i]->append_tiles(*source.layers[i], first_tile, num_tokens / kTileTokens);
+    }
+  });
+  sequence.length += num_tokens;
 }
 
 void KvCache::drop(SequenceId id) {

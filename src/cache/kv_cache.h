@@ -76,6 +76,15 @@ class KvCache {
   // last, partly filled blocks, windows) it copies first. Ends a chunk as settle does. Throws
   // std::invalid_argument between the layers of a chunk.
   SequenceId fork(SequenceId id);
+  // Appends tokens [first_token, first_token + num_tokens) of sequence `from` as they are encoded
+  // there; they move to the positions at the end of `id`, as keys are stored before RoPE. Whole
+  // blocks without outliers are shared, others are copied; nothing is encoded again. Ends a chunk
+  // of both. Throws std::invalid_argument, changing nothing, unless every layer compresses both
+  // sides, the tokens are whole encoded tiles (first_token is sink + a multiple of 64), `id` ends
+  // with its sinks or such a tile, without exact tokens behind it, and the codes mean the same in
+  // `id`: with a calibration always, without one where its key ranges came from `from` or are not
+  // fitted yet.
+  void splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens);
   void drop(SequenceId id);  // frees what no fork shares
   // Forgets the tokens from `length` on; key parameters stay. Only tokens that are still exact can
   // be forgotten: throws std::invalid_argument, changing nothing, when a layer has compressed

@@ -142,6 +142,14 @@ void LayerStore::settle(const Staging& staging, ThreadPool& pool) {
   pending_ = 0;
 }
 
+void LayerStore::append_tiles(const LayerStore& from, int64_t first_tile, int64_t num_tiles) {
+  assert(ends_with_tile());
+  key_.nuq->append_tiles(*from.key_.nuq, first_tile, num_tiles);
+  value_.nuq->append_tiles(*from.value_.nuq, first_tile, num_tiles);
+  length_ += num_tiles * kTileTokens;
+  last_chunk_ = 0;
+}
+
 int64_t LayerStore::first_forgettable() const {
   return num_encoded() == 0 ? 0 : num_sinks() + num_encoded();
 }

@@ -99,6 +99,18 @@ class LayerStore {
   // Empties the staging buffer: as served, encodes what is old enough; keeps the tail.
   void settle(const Staging& staging, ThreadPool& pool);
 
+  // Whole tiles of encoded tokens and nothing behind them: where tiles of another store fit.
+  bool ends_with_tile() const {
+    return pending_ == 0 && window_rows_ == 0 && length_ == plan_->sink + num_encoded() &&
+           num_encoded() % kTileTokens == 0;
+  }
+  bool can_take(const LayerStore& from) const {
+    return key_.nuq->can_take(*from.key_.nuq) && value_.nuq->can_take(*from.value_.nuq);
+  }
+  // Appends full encoded tiles of another store. Requires: a plan that is_coded, ends_with_tile(),
+  // can_take(from).
+  void append_tiles(const LayerStore& from, int64_t first_tile, int64_t num_tiles);
+
   // Tokens from this one on can be forgotten.
   int64_t first_forgettable() const;
   bool can_truncate(int64_t length) const { return length >= first_forgettable(); }

@@ -269,6 +269,52 @@ void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
   num_tokens_ += chunk.num_rows;
 }
 
+bool NuqSide::can_take(const NuqSide& from) const {
+  return plan_ == from.plan_ && (ranges_.empty() || ranges_ == from.ranges_);
+}
+
+// Behind what is there.
+void NuqSide::copy_tile(const NuqSide& from, int64_t tile) {
+  const int64_t to = num_tokens_ / kTileTokens, num_heads = plan_->shape.num_kv_heads;
+  std::copy_n(from.codes(tile, 0), num_heads * plan_->layout.code_tile, codes(to, 0));
+  if (plan_->side == KvSide::kValue) {
+    for (const int64_t offset : {plan_->layout.scales, plan_->layout.zeros}) {
+      std::copy_n(from.token_params(tile, offset), kTileTokens, token_params(to, offset));
+    }
+  }
+  for (size_t head = 0; head < chains_.size(); ++head) {
+    const auto h = static_cast<int64_t>(head);
+    Chain& chain = chains_[head];
+    const int64_t source = *from.outlier_start(tile, h), count = *from.outlier_count(tile, h);
+    const int64_t first = chain.num_entries, end = first + count;
+    *outlier_start(to, h) = static_cast<uint32_t>(first);
+    *outlier_count(to, h) = static_cast<uint16_t>(count);
+    if (count == 0) continue;
+    chain.pages.own(first / kOutliersPerPage, (end + kOutliersPerPage - 1) / kOutliersPerPage);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t a = source + i, b = first + i;
+      chain.pages[b / kOutliersPerPage]->entries[b % kOutliersPerPage] =
+          from.chains_[head].pages[a / kOutliersPerPage]->entries[a % kOutliersPerPage];
+    }
+    chain.num_entries = end;
+  }
+  num_tokens_ += kTileTokens;
+}
+
+void NuqSide::append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_tiles) {
+  assert(can_take(from) && num_tokens_ % kTileTokens == 0);
+  ranges_ = from.ranges_;
+  const int64_t per_block = plan_->shape.num_tiles, here = num_tokens_ / kTileTokens;
+  int64_t num_shared = 0;
+  if (chains_.empty() && first_tile % per_block == 0 && here % per_block == 0) {
+    num_shared = num_tiles / per_block * per_block;
+    blocks_.append_shared(from.blocks_, first_tile / per_block, num_shared / per_block);
+    num_tokens_ += num_shared * kTileTokens;
+  }
+  take_blocks(num_tokens_ + (num_tiles - num_shared) * kTileTokens);
+  for (int64_t i = num_shared; i < num_tiles; ++i) copy_tile(from, first_tile + i);
+}
+
 CodedSide NuqSide::coded_side(int64_t head) const {
   CodedSide side{.codebook = &plan_->codebook(head),
                  .shape = plan_->shape,

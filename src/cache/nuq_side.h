@@ -53,6 +53,13 @@ class NuqSide {
   // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there.
   void append(std::span<const float> rows, ThreadPool& pool);
 
+  // Appends full tiles of another side of the same plan, whose key parameters it takes over when it
+  // has none. Whole blocks without outliers are shared; others are copied, as blocks say where in
+  // its list a tile's outliers are. Requires: full tiles here; can_take(from).
+  void append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_tiles);
+  // Codes of the other side mean the same here.
+  bool can_take(const NuqSide& from) const;
+
   int64_t num_tokens() const { return num_tokens_; }
   // One head of what is there, for attention to read as it lies; valid until the next append.
   // Requires is_fitted().
@@ -95,6 +102,7 @@ class NuqSide {
   void add_outliers(const Chunk& chunk, ThreadPool& pool);
   template <class Fn>
   void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
+  void copy_tile(const NuqSide& from, int64_t tile);
   void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
 
   const NuqPlan* plan_;
