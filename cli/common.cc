@@ -167,9 +167,8 @@ void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheS
     const int64_t count = num_expanded_layers(spec, num_layers);
     if (count == 0) continue;
     fmt::print(stderr,
-               "kvquant: {}: in {} of {} layers keys and values are stored in different kinds of "
-               "formats; no kernel reads that directly, so the history is expanded at every step, "
-               "which is slow\n",
+               "kvquant: {}: keys and values of {} of {} layers are of different kinds; no fast "
+               "kernel reads them, so their history is expanded at every step\n",
                spec.text, count, num_layers);
   }
 }

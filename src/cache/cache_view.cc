@@ -26,7 +26,7 @@ void CacheView::prepare(const LayerStore& store, const Staging& staging) {
   } else {
     fill_tiles(store, staging);
   }
-  if (plan.is_coded()) point_at_codes(store);
+  if (plan.is_coded() && store.num_encoded() > 0) point_at_codes(store);
   make_runs(plan);
 }
 

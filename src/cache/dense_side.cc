@@ -63,8 +63,11 @@ void with_elements(DenseType type, Bytes* bytes, const Fn& fn) {
 
 }  // namespace
 
-DenseSide::~DenseSide() {
-  for (std::byte* block : blocks_) plan_->pool->give(block);
+DenseSide DenseSide::fork() const {
+  DenseSide out(*plan_);
+  out.num_tokens_ = num_tokens_;
+  out.blocks_ = blocks_.fork();
+  return out;
 }
 
 const std::byte* DenseSide::tile(int64_t index, int64_t head) const {
@@ -84,13 +87,9 @@ void DenseSide::write_token(const float* row, int64_t token, int64_t head) {
 
 void DenseSide::append(TensorView<const float, 3> x, const RopeTable& rope, ThreadPool& pool) {
   const int64_t num_new = x.shape[0];
-  const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
-  while (static_cast<int64_t>(blocks_.size()) * block_tokens < num_tokens_ + num_new) {
-    blocks_.reserve(blocks_.size() + 1);
-    blocks_.push_back(plan_->pool->take());
-  }
-  const int64_t first_tile = num_tokens_ / kTileTokens;
   const int64_t end = num_tokens_ + num_new;
+  blocks_.own(num_tokens_ / block_tokens(), (end + block_tokens() - 1) / block_tokens());
+  const int64_t first_tile = num_tokens_ / kTileTokens;
   const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - first_tile;
   pool.parallel_for(num_tiles * plan_->num_kv_heads, [&](int64_t task, int) {
     const int64_t tile = first_tile + task / plan_->num_kv_heads;
@@ -108,17 +107,19 @@ void DenseSide::append(TensorView<const float, 3> x, const RopeTable& rope, Thre
   num_tokens_ = end;
 }
 
-void DenseSide::truncate(int64_t num_tokens) {
-  const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
-  const std::vector<float> zeros(static_cast<size_t>(plan_->head_dim), 0.0f);
-  while ((static_cast<int64_t>(blocks_.size()) - 1) * block_tokens >= num_tokens &&
-         !blocks_.empty()) {
-    plan_->pool->give(blocks_.back());
-    blocks_.pop_back();
+void DenseSide::prepare_truncate(int64_t num_tokens) {
+  if (num_tokens < num_tokens_ && num_tokens % block_tokens() != 0) {
+    const int64_t last = num_tokens / block_tokens();
+    blocks_.own(last, last + 1);
   }
-  const int64_t kept = static_cast<int64_t>(blocks_.size()) * block_tokens;
+}
+
+void DenseSide::truncate(int64_t num_tokens) {
+  const float zeros[kMaxHeadDim] = {};
+  blocks_.shrink((num_tokens + block_tokens() - 1) / block_tokens());
+  const int64_t kept = blocks_.size() * block_tokens();
   for (int64_t t = num_tokens; t < std::min(kept, num_tokens_); ++t) {  // unused elements are zero
-    for (int64_t head = 0; head < plan_->num_kv_heads; ++head) write_token(zeros.data(), t, head);
+    for (int64_t head = 0; head < plan_->num_kv_heads; ++head) write_token(zeros, t, head);
   }
   num_tokens_ = num_tokens;
 }
@@ -132,11 +133,6 @@ void DenseSide::read_tile(int64_t first, int64_t num_tokens, int64_t head, float
                   [&](const auto* source) { copy_tokens(*plan_, source, from, count, done, out); });
     done += count;
   }
-}
-
-int64_t DenseSide::memory_bytes() const {
-  return static_cast<int64_t>(blocks_.size()) *
-         (plan_->pool->block_bytes() + static_cast<int64_t>(sizeof(std::byte*)));
 }
 
 }  // namespace kvquant

@@ -3,10 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "base/threads.h"
-#include "cache/block_pool.h"
+#include "cache/block_list.h"
 #include "formats/dense_tile.h"
 #include "formats/kv_block.h"
 #include "kvquant/tensor_view.h"
@@ -29,28 +28,30 @@ struct DensePlan {
 
 class DenseSide {
  public:
-  explicit DenseSide(const DensePlan& plan) : plan_(&plan) {}
-  DenseSide(const DenseSide&) = delete;
-  DenseSide& operator=(const DenseSide&) = delete;
-  ~DenseSide();
+  explicit DenseSide(const DensePlan& plan) : plan_(&plan), blocks_(*plan.pool) {}
+  // Shares all blocks; whoever writes one first copies it.
+  DenseSide fork() const;
 
   // x [num_new, num_kv_heads, head_dim]; keys are rotated by `rope` and then rounded.
   void append(TensorView<const float, 3> x, const RopeTable& rope, ThreadPool& pool);
-  // Forgets the tokens from num_tokens on.
+  // Forgets the tokens from num_tokens on. Requires prepare_truncate(num_tokens), which throws
+  // OutOfMemory and changes nothing that can be read.
+  void prepare_truncate(int64_t num_tokens);
   void truncate(int64_t num_tokens);
   int64_t num_tokens() const { return num_tokens_; }
 
   const std::byte* tile(int64_t index, int64_t head) const;
   // Tokens [first, first + num_tokens) as f32 in tile layout, zeros behind them; num_tokens <= 64.
   void read_tile(int64_t first, int64_t num_tokens, int64_t head, float* out) const;
-  int64_t memory_bytes() const;
+  int64_t table_bytes() const { return blocks_.table_bytes(); }
 
  private:
+  int64_t block_tokens() const { return plan_->tiles_per_block * kTileTokens; }
   void write_token(const float* row, int64_t token, int64_t head);
 
   const DensePlan* plan_;
   int64_t num_tokens_ = 0;
-  std::vector<std::byte*> blocks_;
+  BlockList<std::byte> blocks_;
 };
 
 }  // namespace kvquant

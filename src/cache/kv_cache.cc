@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "cache/cache_view.h"
 #include "cache/layer_store.h"
+#include "cache/out_of_memory.h"
 #include "cache/side_parameters.h"
 #include "formats/codec_table.h"
 #include "kvquant/codebook.h"
@@ -119,6 +120,8 @@ struct KvCache::Impl {
     std::vector<std::unique_ptr<LayerStore>> layers;
     Staging staging;
     LayerStore* unsettled = nullptr;  // the layer whose rows are in staging
+    int64_t length = 0;               // in all layers
+    bool is_broken = false;           // memory ran out amid a change
   };
 
   Impl(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
@@ -126,9 +129,14 @@ struct KvCache::Impl {
   SidePlan plan_side(KvSide side, const Codec& codec, int64_t num_tiles, int layer);
   BlockPool* pool_of(int64_t block_bytes);
   Sequence& find(SequenceId id);
+  Sequence& find_whole(SequenceId id);  // one that isn't broken
   void check_append(int64_t layer, const Sequence& sequence, TensorView<const float, 3> keys,
                     TensorView<const float, 3> values) const;
+  void check_splice(const Sequence& sequence, const Sequence& from, int64_t first_token,
+                    int64_t num_tokens) const;
   void settle(Sequence& sequence);
+  template <class Fn>
+  void change(Sequence& sequence, Fn&& fn);
 
   KvShape shape;
   const RopeTable& rope;
@@ -136,6 +144,7 @@ struct KvCache::Impl {
   std::shared_ptr<const Calibration> calibration;  // null: none
   // By layer, side and codec; without a calibration all layers and both sides share them.
   std::map<std::tuple<int, KvSide, std::string>, SideParameters> parameters;
+  MemoryAccount account;
   std::map<int64_t, BlockPool> pools;  // by bytes of a block
   std::vector<LayerPlan> plans;        // per layer; stores point into it
   std::map<SequenceId, Sequence> sequences;
@@ -171,12 +180,13 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
     plan.num_kv_heads = shape.num_kv_heads;
     plan.head_dim = shape.head_dim;
     plan.rope = &rope;
+    plan.account = &account;
     plans.push_back(plan);
   }
 }
 
 BlockPool* KvCache::Impl::pool_of(int64_t block_bytes) {
-  return &pools.try_emplace(block_bytes, block_bytes).first->second;
+  return &pools.try_emplace(block_bytes, block_bytes, &account).first->second;
 }
 
 SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_tiles, int layer) {
@@ -222,6 +232,14 @@ KvCache::Impl::Sequence& KvCache::Impl::find(SequenceId id) {
   return found->second;
 }
 
+KvCache::Impl::Sequence& KvCache::Impl::find_whole(SequenceId id) {
+  Sequence& sequence = find(id);
+  check_arg(
+      !sequence.is_broken,
+      fmt::format("cache: memory ran out while sequence {} changed: it can only be dropped", id));
+  return sequence;
+}
+
 void KvCache::Impl::check_append(int64_t layer, const Sequence& sequence,
                                  TensorView<const float, 3> keys,
                                  TensorView<const float, 3> values) const {
@@ -247,8 +265,47 @@ void KvCache::Impl::check_append(int64_t layer, const Sequence& sequence,
   check_values(values, plans[layer].value, layer, "value");
 }
 
+void KvCache::Impl::check_splice(const Sequence& sequence, const Sequence& from,
+                                 int64_t first_token, int64_t num_tokens) const {
+  for (size_t i = 0; i < plans.size(); ++i) {
+    const LayerStore &store = *sequence.layers[i], &source = *from.layers[i];
+    const int64_t sink = plans[i].sink;
+    const int64_t num_full = source.num_encoded() / kTileTokens * kTileTokens;
+    const auto check = [&](bool condition, const std::string& rule) {
+      check_arg(condition, fmt::format("cache: splice: layer {}: {}", i, rule));
+    };
+    check(plans[i].is_coded(), "keys and values must both be compressed");
+    check(plans[i].mode == CacheMode::kAsServed || plans[i].recent == 0,
+          "tokens that were encoded elsewhere have no exact copy for recent=");
+    check(store.length() == sequence.length && source.length() == from.length,
+          "a chunk is not through all layers");
+    check(num_tokens > 0 && num_tokens % kTileTokens == 0 && first_token >= sink &&
+              (first_token - sink) % kTileTokens == 0 && first_token <= sink + num_full &&
+              num_tokens <= sink + num_full - first_token,
+          fmt::format("{} tokens from {} on are not whole encoded tiles of 64 within [{}, {})",
+                      num_tokens, first_token, sink, sink + num_full));
+    check(store.ends_with_tile(),
+          fmt::format("{} tokens of the sequence are sinks and whole encoded tiles, but it has {}",
+                      sink + store.num_encoded() / kTileTokens * kTileTokens, store.length()));
+    check(store.length() <= rope.num_positions() - num_tokens,
+          fmt::format("{} + {} tokens are more than the {} positions of the model", store.length(),
+                      num_tokens, rope.num_positions()));
+    check(store.can_take(source), "key ranges were fitted to each sequence and differ");
+  }
+}
+
+// Runs fn, which changes the sequence; what it leaves half done when it throws is never read.
+template <class Fn>
+void KvCache::Impl::change(Sequence& sequence, Fn&& fn) {
+  sequence.is_broken = true;
+  or_out_of_memory("cache", std::forward<Fn>(fn));
+  sequence.is_broken = false;
+}
+
 void KvCache::Impl::settle(Sequence& sequence) {
-  if (sequence.unsettled != nullptr) sequence.unsettled->settle(sequence.staging, threads);
+  view_sequence = -1;
+  if (sequence.unsettled == nullptr) return;
+  change(sequence, [&] { sequence.unsettled->settle(sequence.staging, threads); });
   sequence.unsettled = nullptr;
 }
 
@@ -257,6 +314,11 @@ KvCache::KvCache(const KvShape& shape, const CacheSpec& spec, CacheMode mode, co
     : impl_(std::make_unique<Impl>(shape, spec, mode, rope, pool, std::move(calibration))) {}
 KvCache::~KvCache() = default;
 KvCache::KvCache(KvCache&&) noexcept = default;
+
+void KvCache::set_max_bytes(int64_t max_bytes) {
+  check_arg(max_bytes >= 0, fmt::format("cache: a limit of {} bytes", max_bytes));
+  impl_->account.set_max_bytes(max_bytes);
+}
 
 KvCache::SequenceId KvCache::add_sequence() {
   Impl::Sequence sequence;
@@ -267,6 +329,35 @@ KvCache::SequenceId KvCache::add_sequence() {
   return impl_->next_id++;
 }
 
+KvCache::SequenceId KvCache::fork(SequenceId id) {
+  Impl::Sequence& sequence = impl_->find_whole(id);
+  for (const auto& layer : sequence.layers) {
+    check_arg(layer->length() == sequence.length, "cache: fork between the layers of a chunk");
+  }
+  impl_->settle(sequence);
+  or_out_of_memory("cache", [&] {
+    Impl::Sequence copy;
+    for (const auto& layer : sequence.layers) copy.layers.push_back(layer->fork());
+    copy.length = sequence.length;
+    impl_->sequences.emplace(impl_->next_id, std::move(copy));
+  });
+  return impl_->next_id++;
+}
+
+void KvCache::splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens) {
+  Impl::Sequence &sequence = impl_->find_whole(id), &source = impl_->find_whole(from);
+  impl_->settle(sequence);
+  impl_->settle(source);
+  impl_->check_splice(sequence, source, first_token, num_tokens);
+  impl_->change(sequence, [&] {
+    for (size_t i = 0; i < sequence.layers.size(); ++i) {
+      const int64_t first_tile = (first_token - impl_->plans[i].sink) / kTileTokens;
+      sequence.layers[i]->append_tiles(*source.layers[i], first_tile, num_tokens / kTileTokens);
+    }
+  });
+  sequence.length += num_tokens;
+}
+
 void KvCache::drop(SequenceId id) {
   impl_->find(id);
   impl_->sequences.erase(id);
@@ -274,18 +365,20 @@ void KvCache::drop(SequenceId id) {
 }
 
 void KvCache::truncate(SequenceId id, int64_t length) {
-  Impl::Sequence& sequence = impl_->find(id);
+  Impl::Sequence& sequence = impl_->find_whole(id);
   impl_->settle(sequence);
-  impl_->view_sequence = -1;
   for (const auto& layer : sequence.layers) {
-    check_arg(layer->length() == sequence.layers.back()->length(),
-              "cache: truncate between the layers of a chunk");
+    check_arg(layer->length() == sequence.length, "cache: truncate between the layers of a chunk");
     check_arg(0 <= length && length <= layer->length() && layer->can_truncate(length),
               fmt::format("cache: can't go back to {} tokens: {} are there, those before {} are "
                           "compressed",
                           length, layer->length(), layer->first_forgettable()));
   }
+  or_out_of_memory("cache", [&] {
+    for (const auto& layer : sequence.layers) layer->prepare_truncate(length);
+  });
   for (const auto& layer : sequence.layers) layer->truncate(length);
+  sequence.length = length;
 }
 
 bool KvCache::can_truncate(SequenceId id, int64_t length) const {
@@ -295,28 +388,26 @@ bool KvCache::can_truncate(SequenceId id, int64_t length) const {
          });
 }
 
-int64_t KvCache::length(SequenceId id) const { return impl_->find(id).layers.back()->length(); }
+int64_t KvCache::length(SequenceId id) const { return impl_->find(id).length; }
 
 void KvCache::append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,
                      TensorView<const float, 3> values) {
-  Impl::Sequence& sequence = impl_->find(id);
+  Impl::Sequence& sequence = impl_->find_whole(id);
   impl_->check_append(layer, sequence, keys, values);
-  impl_->view_sequence = -1;
   impl_->settle(sequence);
-  sequence.layers[layer]->append(keys, values, sequence.staging, impl_->threads);
-  sequence.unsettled = sequence.layers[layer].get();
+  LayerStore& store = *sequence.layers[layer];
+  impl_->change(sequence, [&] { store.append(keys, values, sequence.staging, impl_->threads); });
+  sequence.unsettled = &store;
+  if (layer + 1 == impl_->shape.num_layers) sequence.length = store.length();
 }
 
-void KvCache::settle(SequenceId id) {
-  impl_->view_sequence = -1;
-  impl_->settle(impl_->find(id));
-}
+void KvCache::settle(SequenceId id) { impl_->settle(impl_->find_whole(id)); }
 
 void KvCache::prepare_view(int64_t layer, SequenceId id) {
   Impl& impl = *impl_;
   check_arg(0 <= layer && layer < impl.shape.num_layers,
             fmt::format("cache: layer {} of {}", layer, impl.shape.num_layers));
-  const Impl::Sequence& sequence = impl.find(id);
+  const Impl::Sequence& sequence = impl.find_whole(id);
   const LayerStore& store = *sequence.layers[layer];
   check_arg(store.length() > 0, fmt::format("cache: layer {} of sequence {} is empty", layer, id));
   check_arg(store.can_view(), fmt::format("cache: the view of layer {} must be prepared before the "
@@ -342,11 +433,11 @@ bool KvCache::reads_codes(int64_t layer) const {
 }
 
 int64_t KvCache::memory_bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = impl_->account.held_bytes();
   for (const auto& [owner, parameters] : impl_->parameters) bytes += parameters.memory_bytes();
   for (const auto& [id, sequence] : impl_->sequences) {
     if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
-    for (const auto& layer : sequence.layers) bytes += layer->memory_bytes();
+    for (const auto& layer : sequence.layers) bytes += layer->table_bytes();
   }
   return bytes;
 }

@@ -66,8 +66,26 @@ class KvCache {
   ~KvCache();
   KvCache(KvCache&&) noexcept;
 
+  // From now on OutOfMemory where blocks, outlier pages, sinks and windows of all sequences
+  // together would have more bytes than this; 0: no limit, as at first. What is held already stays.
+  // Pools take memory ahead of need, up to a slab (block_pool.h) per size of block.
+  void set_max_bytes(int64_t max_bytes);
+
   SequenceId add_sequence();
-  void drop(SequenceId id);  // its blocks go back to the pool
+  // A new sequence of the same tokens. The two share their memory; what one of them writes to (the
+  // last, partly filled blocks, windows) it copies first. Ends a chunk as settle does. Throws
+  // std::invalid_argument between the layers of a chunk.
+  SequenceId fork(SequenceId id);
+  // Appends tokens [first_token, first_token + num_tokens) of sequence `from` as they are encoded
+  // there; they move to the positions at the end of `id`, as keys are stored before RoPE. Whole
+  // blocks without outliers are shared, others are copied; nothing is encoded again. Ends a chunk
+  // of both. Throws std::invalid_argument, changing nothing, unless every layer compresses both
+  // sides, the tokens are whole encoded tiles (first_token is sink + a multiple of 64), `id` ends
+  // with its sinks or such a tile, without exact tokens behind it, and the codes mean the same in
+  // `id`: with a calibration always, without one where its key ranges came from `from` or are not
+  // fitted yet.
+  void splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens);
+  void drop(SequenceId id);  // frees what no fork shares
   // Forgets the tokens from `length` on; key parameters stay. Only tokens that are still exact can
   // be forgotten: throws std::invalid_argument, changing nothing, when a layer has compressed
   // tokens past `length` (as served the last `recent` are always exact), or `length` is more than
@@ -75,14 +93,15 @@ class KvCache {
   void truncate(SequenceId id, int64_t length);
   // Requires a settled sequence.
   bool can_truncate(SequenceId id, int64_t length) const;
-  int64_t length(SequenceId id) const;  // tokens appended to the last layer
+  int64_t length(SequenceId id) const;  // tokens that are in all layers
 
   // Appends num_new tokens to one layer: keys before RoPE and values, [num_new, num_kv_heads,
   // head_dim], num_new >= 1, innermost stride 1. Layers of a sequence are appended in step, one
   // chunk at a time: layer 0 first, the next layer with the same number of tokens. Nothing is
   // changed when it throws: FormatError naming layer and head when a value is NaN, infinite or too
   // large for its format; std::invalid_argument for shapes, order, or positions past the RoPE
-  // table.
+  // table. OutOfMemory may come amid the work: then the sequence has the length it had before, but
+  // can only be dropped; others are as they were.
   void append(int64_t layer, SequenceId id, TensorView<const float, 3> keys,
               TensorView<const float, 3> values);
 
@@ -102,8 +121,9 @@ class KvCache {
   bool reads_codes(int64_t layer) const;
 
   // Allocated bytes of all sequences: codes, parameters, outliers, windows, half-empty
-  // blocks, the exact copy of a chunk that is not settled yet, 8 bytes of bookkeeping per block and
-  // page, codebooks once; without scratch and what the pools hold for later.
+  // blocks, what forks share once, the exact copy of a chunk that is not settled yet, 8 bytes of
+  // bookkeeping per block and page of each sequence, codebooks once; without scratch and what the
+  // pools hold for later.
   int64_t memory_bytes() const;
   int64_t scratch_bytes() const;
   // Tokens of the sequence that its last query reads in compressed form, in the layer with most (0:

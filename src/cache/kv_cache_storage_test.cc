@@ -2,12 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <functional>
 #include <stdexcept>
 
-#include "cache/block_pool.h"
 #include "cache/kv_cache.h"
-#include "cache/kv_cache_test_model.h"
+#include "cache/kv_cache_test_feed.h"
 #include "formats/kv_block.h"
 #include "kvquant/error.h"
 
@@ -16,47 +14,10 @@ namespace {
 
 using test::Row;
 
-constexpr KvShape kShape{2, 3, 16};
-constexpr int64_t kRowSize = 48;
+using Fixture = test::FedCache;
+using test::stream;
 
-struct Fixture {
-  explicit Fixture(const char* spec, CacheMode mode, int num_threads = 1)
-      : pool(num_threads, ThreadPool::Pin::kNo),
-        cache(kShape, parse_spec(spec), mode, rope, pool) {}
-
-  // Rows [first, first + num_new) of the same stream for every layer.
-  void append(KvCache::SequenceId id, const std::vector<Row>& rows, int64_t first,
-              int64_t num_new) {
-    const std::vector<Row> chunk(rows.begin() + first, rows.begin() + first + num_new);
-    std::vector<float> flat;
-    const auto x = test::as_chunk(chunk, kShape.num_kv_heads, flat);
-    for (int64_t layer = 0; layer < kShape.num_layers; ++layer) cache.append(layer, id, x, x);
-  }
-
-  // All numbers of the last layer's view.
-  std::vector<float> contents(KvCache::SequenceId id) {
-    std::vector<float> out;
-    cache.prepare_view(kShape.num_layers - 1, id);
-    for (int64_t head = 0; head < kShape.num_kv_heads; ++head) {
-      for (const AttendRun& run : cache.view(kShape.num_layers - 1, id, head)) {
-        for (int64_t t = 0; t < run.num_tokens; ++t) {
-          for (const float x : test::key_in_run(run, t, kShape.head_dim)) out.push_back(x);
-          for (const float x : test::value_in_run(run, t, kShape.head_dim)) out.push_back(x);
-        }
-      }
-    }
-    return out;
-  }
-
-  RopeTable rope{16, 1000, 10000};
-  ThreadPool pool;
-  KvCache cache;
-};
-
-std::vector<Row> stream(int64_t num_tokens) {
-  std::mt19937 rng(21);
-  return test::random_rows(num_tokens, kRowSize, rng);
-}
+constexpr int64_t kRowSize = test::kFedRowSize;
 
 TEST(KvCacheStorage, OneChunkAndPiecesGiveTheSameCodes) {
   const auto rows = stream(500);
@@ -342,23 +303,6 @@ TEST(KvCacheStorage, AConstantCacheIsExact) {
       EXPECT_EQ(test::value_in_run(run, t, 16), Row(16, round_to_half(constant)));
     }
   }
-}
-
-TEST(BlockPool, ReusesAndClearsWhatIsGivenBack) {
-  BlockPool pool(128);
-  std::byte* first = pool.take();
-  std::byte* second = pool.take();
-  EXPECT_NE(first, second);
-  EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0u);
-  first[5] = std::byte{7};
-  const int64_t held = pool.slab_bytes();
-  pool.give(first);
-  EXPECT_EQ(pool.num_taken(), 1);
-  EXPECT_EQ(pool.take(), first);
-  EXPECT_EQ(first[5], std::byte{0});
-  EXPECT_EQ(pool.slab_bytes(), held);
-  BlockPool large(int64_t{3} << 20);  // larger than a slab
-  EXPECT_NE(large.take(), large.take());
 }
 
 }  // namespace

@@ -158,6 +158,23 @@ struct ModelLayer {
     }
   }
 
+  bool can_truncate(int64_t to) const {
+    const bool none =
+        num_encoded == 0 || (!is_compressed(key.codec) && !is_compressed(value.codec));
+    return 0 <= to && to <= length() && (none || to >= std::min(sink, length()) + num_encoded);
+  }
+
+  void truncate(int64_t to) {
+    for (auto* side : {&key, &value}) {
+      const auto count = static_cast<size_t>(to),
+                 num_decoded = std::min(count, side->decoded.size());
+      side->rows.resize(count);
+      side->decoded.resize(num_decoded);
+      side->outliers.resize(num_decoded);
+    }
+    if (mode == CacheMode::kStrict) num_encoded = std::max<int64_t>(0, length() - sink);
+  }
+
   bool sees_exactly(int64_t query, int64_t token) const {
     if (token < sink) return true;
     if (mode == CacheMode::kStrict) return query - token < recent;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
+#include <utility>
 
 namespace kvquant {
 namespace {
@@ -11,10 +11,6 @@ std::vector<float> to_floats(const Half* rows, int64_t size) {
   std::vector<float> out(size);
   std::transform(rows, rows + size, out.begin(), [](Half x) { return to_float(x); });
   return out;
-}
-
-void copy_rows(Half* out, const Half* rows, int64_t size) {
-  if (size > 0) std::memmove(out, rows, static_cast<size_t>(size) * sizeof(Half));
 }
 
 }  // namespace
@@ -26,6 +22,22 @@ LayerStore::LayerStore(const LayerPlan& plan) : plan_(&plan) {
   if (plan.value.nuq) value_.nuq.emplace(*plan.value.nuq);
 }
 
+std::unique_ptr<LayerStore> LayerStore::fork() const {
+  assert(pending_ == 0);
+  auto out = std::make_unique<LayerStore>(*plan_);
+  for (const auto& [to, from] : {std::pair(&out->key_, &key_), std::pair(&out->value_, &value_)}) {
+    if (from->dense) to->dense.emplace(from->dense->fork());
+    if (from->nuq) to->nuq.emplace(from->nuq->fork());
+    to->sinks = from->sinks;
+    to->window = from->window;
+  }
+  out->length_ = length_;
+  out->read_compressed_ = read_compressed_;
+  out->last_chunk_ = last_chunk_;
+  out->window_rows_ = window_rows_;
+  return out;
+}
+
 int64_t LayerStore::num_encoded() const {
   const auto& nuq = key_.nuq ? key_.nuq : value_.nuq;
   return nuq ? nuq->num_tokens() : 0;
@@ -35,10 +47,13 @@ int64_t LayerStore::num_encoded() const {
 void LayerStore::stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging) {
   const int64_t size = plan_->row_size(), num_new = x.shape[0];
   const int64_t num_to_sinks = std::clamp<int64_t>(plan_->sink - length_, 0, num_new);
-  if (num_to_sinks > 0 && side.sinks.size() == 0) side.sinks = Buffer<Half>(plan_->sink * size);
+  Half* sinks = nullptr;
+  if (num_to_sinks > 0) {
+    sinks = side.sinks.own(plan_->sink * size, /*first=*/0, length_ * size, *plan_->account);
+  }
   staging.reserve_discarding((num_new - num_to_sinks) * size);
   for (int64_t t = 0; t < num_new; ++t) {
-    Half* out = t < num_to_sinks ? side.sinks.data() + (length_ + t) * size
+    Half* out = t < num_to_sinks ? sinks + (length_ + t) * size
                                  : staging.data() + (t - num_to_sinks) * size;
     for (int64_t h = 0; h < plan_->num_kv_heads; ++h) {
       const std::span<const float> row = x.row(t, h);
@@ -82,15 +97,18 @@ std::vector<float> LayerStore::oldest_rows(const Side& side, const Buffer<Half>&
   return rows;
 }
 
-void LayerStore::reserve_window(Side& side, int64_t num_rows) {
-  const int64_t size = plan_->row_size(), capacity = side.window.size() / size;
-  if (num_rows <= capacity) return;
-  const int64_t most =
-      plan_->mode == CacheMode::kStrict ? plan_->recent : plan_->recent + kTileTokens;
-  const int64_t wanted = std::max({num_rows, 2 * capacity, int64_t{kTileTokens}});
-  Buffer<Half> larger(std::min(most, wanted) * size);
-  copy_rows(larger.data(), side.window.data(), window_rows_ * size);
-  side.window = std::move(larger);
+// Makes room for num_rows rows in a window that nobody else sees; its rows [first, first +
+// num_kept) come to the front.
+Half* LayerStore::own_window(Side& side, int64_t first, int64_t num_kept, int64_t num_rows) {
+  if (num_rows == 0) return nullptr;
+  const int64_t size = plan_->row_size();
+  int64_t capacity = side.window.size() / size;
+  if (num_rows > capacity) {
+    const int64_t most =
+        plan_->mode == CacheMode::kStrict ? plan_->recent : plan_->recent + kTileTokens;
+    capacity = std::min(most, std::max({num_rows, 2 * capacity, int64_t{kTileTokens}}));
+  }
+  return side.window.own(capacity * size, first * size, num_kept * size, *plan_->account);
 }
 
 // The first num_leaving rows of window and staging leave (as served: are encoded); the others
@@ -107,9 +125,10 @@ void LayerStore::settle_side(Side& side, const Buffer<Half>& staging, int64_t nu
     side.nuq->append(oldest_rows(side, staging, num_leaving), pool);
   }
   const int64_t kept = window_rows_ - from_window, added = pending_ - from_staging;
-  reserve_window(side, kept + added);
-  copy_rows(side.window.data(), side.window.data() + from_window * size, kept * size);
-  copy_rows(side.window.data() + kept * size, staging.data() + from_staging * size, added * size);
+  Half* window = own_window(side, from_window, kept, kept + added);
+  if (added > 0) {
+    std::copy_n(staging.data() + from_staging * size, added * size, window + kept * size);
+  }
 }
 
 void LayerStore::settle(const Staging& staging, ThreadPool& pool) {
@@ -123,8 +142,21 @@ void LayerStore::settle(const Staging& staging, ThreadPool& pool) {
   pending_ = 0;
 }
 
+void LayerStore::append_tiles(const LayerStore& from, int64_t first_tile, int64_t num_tiles) {
+  assert(ends_with_tile());
+  key_.nuq->append_tiles(*from.key_.nuq, first_tile, num_tiles);
+  value_.nuq->append_tiles(*from.value_.nuq, first_tile, num_tiles);
+  length_ += num_tiles * kTileTokens;
+  last_chunk_ = 0;
+}
+
 int64_t LayerStore::first_forgettable() const {
   return num_encoded() == 0 ? 0 : num_sinks() + num_encoded();
+}
+
+void LayerStore::prepare_truncate(int64_t length) {
+  if (key_.dense) key_.dense->prepare_truncate(length);
+  if (value_.dense) value_.dense->prepare_truncate(length);
 }
 
 void LayerStore::truncate(int64_t length) {
@@ -214,12 +246,11 @@ void LayerStore::fill_tile(const RunPlan& run, int64_t tile, const Staging& stag
   }
 }
 
-int64_t LayerStore::memory_bytes() const {
+int64_t LayerStore::table_bytes() const {
   int64_t bytes = 0;
   for (const Side* side : {&key_, &value_}) {
-    if (side->dense) bytes += side->dense->memory_bytes();
-    if (side->nuq) bytes += side->nuq->memory_bytes();
-    bytes += side->sinks.num_bytes() + side->window.num_bytes();
+    if (side->dense) bytes += side->dense->table_bytes();
+    if (side->nuq) bytes += side->nuq->table_bytes();
   }
   return bytes;
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "cache/dense_side.h"
 #include "cache/kv_cache.h"
 #include "cache/nuq_side.h"
+#include "cache/shared_rows.h"
 
 namespace kvquant {
 
@@ -33,6 +35,7 @@ struct LayerPlan {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   const RopeTable* rope = nullptr;
+  MemoryAccount* account = nullptr;
 
   int64_t row_size() const { return num_kv_heads * head_dim; }
   bool is_compressed() const { return key.nuq || value.nuq; }
@@ -75,6 +78,9 @@ class LayerStore {
   explicit LayerStore(const LayerPlan& plan);
   LayerStore(const LayerStore&) = delete;
   LayerStore& operator=(const LayerStore&) = delete;
+  // A store of the same tokens that shares all memory with this one until either writes. Requires a
+  // settled store.
+  std::unique_ptr<LayerStore> fork() const;
 
   const LayerPlan& plan() const { return *plan_; }
   int64_t length() const { return length_; }
@@ -93,10 +99,24 @@ class LayerStore {
   // Empties the staging buffer: as served, encodes what is old enough; keeps the tail.
   void settle(const Staging& staging, ThreadPool& pool);
 
+  // Whole tiles of encoded tokens and nothing behind them: where tiles of another store fit.
+  bool ends_with_tile() const {
+    return pending_ == 0 && window_rows_ == 0 && length_ == plan_->sink + num_encoded() &&
+           num_encoded() % kTileTokens == 0;
+  }
+  bool can_take(const LayerStore& from) const {
+    return key_.nuq->can_take(*from.key_.nuq) && value_.nuq->can_take(*from.value_.nuq);
+  }
+  // Appends full encoded tiles of another store. Requires: a plan that is_coded, ends_with_tile(),
+  // can_take(from).
+  void append_tiles(const LayerStore& from, int64_t first_tile, int64_t num_tiles);
+
   // Tokens from this one on can be forgotten.
   int64_t first_forgettable() const;
   bool can_truncate(int64_t length) const { return length >= first_forgettable(); }
-  // Requires a settled store and can_truncate(length).
+  // Requires a settled store and can_truncate(length), truncate also prepare_truncate(length),
+  // which throws OutOfMemory and changes nothing that can be read.
+  void prepare_truncate(int64_t length);
   void truncate(int64_t length);
 
   // False when exact tokens that the last chunk's queries need are gone.
@@ -106,21 +126,22 @@ class LayerStore {
   // values behind them. From any thread.
   void fill_tile(const RunPlan& run, int64_t tile, const Staging& staging,
                  const TileScratch& scratch, float* out) const;
-  int64_t memory_bytes() const;
+  // What it holds beside what plan.account counts: tables, key parameters.
+  int64_t table_bytes() const;
 
  private:
   struct Side {
     std::optional<DenseSide> dense;
     std::optional<NuqSide> nuq;
-    Buffer<Half> sinks;   // [num_sinks, row_size]
-    Buffer<Half> window;  // [window capacity, row_size]
+    SharedRows sinks;   // [sink, row_size]
+    SharedRows window;  // [window capacity, row_size]
   };
 
   void stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging);
   void settle_side(Side& side, const Buffer<Half>& staging, int64_t num_leaving, ThreadPool& pool);
   std::vector<float> oldest_rows(const Side& side, const Buffer<Half>& staging,
                                  int64_t num_rows) const;
-  void reserve_window(Side& side, int64_t num_rows);
+  Half* own_window(Side& side, int64_t first, int64_t num_kept, int64_t num_rows);
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
   void fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first, int64_t num_tokens,
                   int64_t head, float* planar) const;

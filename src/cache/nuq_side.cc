@@ -11,14 +11,23 @@
 
 namespace kvquant {
 
-NuqSide::NuqSide(const NuqPlan& plan)
-    : plan_(&plan), chains_(plan.shape.has_outliers ? plan.shape.num_kv_heads : 0) {}
-
-NuqSide::~NuqSide() {
-  for (std::byte* block : blocks_) plan_->pool->give(block);
-  for (const Chain& chain : chains_) {
-    for (OutlierPage* page : chain.pages) plan_->pages->give(reinterpret_cast<std::byte*>(page));
+NuqSide::NuqSide(const NuqPlan& plan) : plan_(&plan), blocks_(*plan.pool) {
+  if (!plan.shape.has_outliers) return;
+  for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
+    chains_.push_back({.pages = BlockList<OutlierPage>(*plan.pages)});
   }
+}
+
+NuqSide NuqSide::fork() const {
+  NuqSide out(*plan_);
+  out.num_tokens_ = num_tokens_;
+  out.blocks_ = blocks_.fork();
+  out.ranges_ = ranges_;
+  for (size_t head = 0; head < chains_.size(); ++head) {
+    out.chains_[head].num_entries = chains_[head].num_entries;
+    out.chains_[head].pages = chains_[head].pages.fork();
+  }
+  return out;
 }
 
 NuqSide::TileRef NuqSide::tile_ref(int64_t tile) const {
@@ -112,10 +121,7 @@ NuqSide::Piece NuqSide::piece_of(const Chunk& chunk, int64_t index) const {
 
 void NuqSide::take_blocks(int64_t num_tokens) {
   const int64_t block_tokens = plan_->shape.num_tiles * kTileTokens;
-  while (static_cast<int64_t>(blocks_.size()) * block_tokens < num_tokens) {
-    blocks_.reserve(blocks_.size() + 1);
-    blocks_.push_back(plan_->pool->take());
-  }
+  blocks_.own(num_tokens_ / block_tokens, (num_tokens + block_tokens - 1) / block_tokens);
 }
 
 // Of values: rotates them, finds the outliers of every token, its scale and its zero point.
@@ -232,11 +238,10 @@ void NuqSide::add_outliers(const Chunk& chunk, ThreadPool& pool) {
   for (size_t i = 0; i < chunk.counts.size(); ++i) {
     Chain& chain = chains_[static_cast<int64_t>(i) % num_heads];
     first_entries[i] = chain.num_entries;
+    if (chunk.counts[i] == 0) continue;  // the last page stays shared
     chain.num_entries += chunk.counts[i];
-    while (static_cast<int64_t>(chain.pages.size()) * kOutliersPerPage < chain.num_entries) {
-      chain.pages.reserve(chain.pages.size() + 1);
-      chain.pages.push_back(reinterpret_cast<OutlierPage*>(plan_->pages->take()));
-    }
+    chain.pages.own(first_entries[i] / kOutliersPerPage,
+                    (chain.num_entries + kOutliersPerPage - 1) / kOutliersPerPage);
   }
   pool.parallel_for(static_cast<int64_t>(chunk.counts.size()), [&](int64_t index, int) {
     write_outliers(chunk, index, first_entries[index]);
@@ -264,18 +269,64 @@ void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
   num_tokens_ += chunk.num_rows;
 }
 
+bool NuqSide::can_take(const NuqSide& from) const {
+  return plan_ == from.plan_ && (ranges_.empty() || ranges_ == from.ranges_);
+}
+
+// Behind what is there.
+void NuqSide::copy_tile(const NuqSide& from, int64_t tile) {
+  const int64_t to = num_tokens_ / kTileTokens, num_heads = plan_->shape.num_kv_heads;
+  std::copy_n(from.codes(tile, 0), num_heads * plan_->layout.code_tile, codes(to, 0));
+  if (plan_->side == KvSide::kValue) {
+    for (const int64_t offset : {plan_->layout.scales, plan_->layout.zeros}) {
+      std::copy_n(from.token_params(tile, offset), kTileTokens, token_params(to, offset));
+    }
+  }
+  for (size_t head = 0; head < chains_.size(); ++head) {
+    const auto h = static_cast<int64_t>(head);
+    Chain& chain = chains_[head];
+    const int64_t source = *from.outlier_start(tile, h), count = *from.outlier_count(tile, h);
+    const int64_t first = chain.num_entries, end = first + count;
+    *outlier_start(to, h) = static_cast<uint32_t>(first);
+    *outlier_count(to, h) = static_cast<uint16_t>(count);
+    if (count == 0) continue;
+    chain.pages.own(first / kOutliersPerPage, (end + kOutliersPerPage - 1) / kOutliersPerPage);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t a = source + i, b = first + i;
+      chain.pages[b / kOutliersPerPage]->entries[b % kOutliersPerPage] =
+          from.chains_[head].pages[a / kOutliersPerPage]->entries[a % kOutliersPerPage];
+    }
+    chain.num_entries = end;
+  }
+  num_tokens_ += kTileTokens;
+}
+
+void NuqSide::append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_tiles) {
+  assert(can_take(from) && num_tokens_ % kTileTokens == 0);
+  ranges_ = from.ranges_;
+  const int64_t per_block = plan_->shape.num_tiles, here = num_tokens_ / kTileTokens;
+  int64_t num_shared = 0;
+  if (chains_.empty() && first_tile % per_block == 0 && here % per_block == 0) {
+    num_shared = num_tiles / per_block * per_block;
+    blocks_.append_shared(from.blocks_, first_tile / per_block, num_shared / per_block);
+    num_tokens_ += num_shared * kTileTokens;
+  }
+  take_blocks(num_tokens_ + (num_tiles - num_shared) * kTileTokens);
+  for (int64_t i = num_shared; i < num_tiles; ++i) copy_tile(from, first_tile + i);
+}
+
 CodedSide NuqSide::coded_side(int64_t head) const {
   CodedSide side{.codebook = &plan_->codebook(head),
                  .shape = plan_->shape,
                  .layout = plan_->layout,
                  .head = head,
-                 .blocks = blocks_,
+                 .blocks = blocks_.all(),
                  .hadamard = plan_->hadamard};
   if (plan_->side == KvSide::kKey) {
     side.scales = key_ranges().data() + head * plan_->shape.head_dim;
     side.zeros = side.scales + plan_->row_size();
   }
-  if (plan_->shape.has_outliers) side.pages = chains_[head].pages;
+  if (plan_->shape.has_outliers) side.pages = chains_[head].pages.all();
   return side;
 }
 
@@ -291,20 +342,16 @@ void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
                 .head_dim = head_dim,
                 .num_tokens = std::min<int64_t>(kTileTokens, num_tokens_ - tile * kTileTokens)};
   if (plan_->shape.has_outliers) {
-    job.outliers = {*outlier_start(tile, head), *outlier_count(tile, head), chains_[head].pages};
+    job.outliers = {*outlier_start(tile, head), *outlier_count(tile, head),
+                    chains_[head].pages.all()};
   }
   decode_tile(job, planar);
   if (plan_->hadamard) hadamard_planar(planar, head_dim);  // its own inverse
 }
 
-int64_t NuqSide::memory_bytes() const {
-  constexpr auto kPointer = static_cast<int64_t>(sizeof(void*));
-  int64_t bytes = static_cast<int64_t>(blocks_.size()) * (plan_->pool->block_bytes() + kPointer);
-  bytes += static_cast<int64_t>(ranges_.size() * sizeof(Half));
-  for (const Chain& chain : chains_) {
-    bytes += static_cast<int64_t>(chain.pages.size()) *
-             (static_cast<int64_t>(sizeof(OutlierPage)) + kPointer);
-  }
+int64_t NuqSide::table_bytes() const {
+  int64_t bytes = blocks_.table_bytes() + static_cast<int64_t>(ranges_.size() * sizeof(Half));
+  for (const Chain& chain : chains_) bytes += chain.pages.table_bytes();
   return bytes;
 }
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/threads.h"
-#include "cache/block_pool.h"
+#include "cache/block_list.h"
 #include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
 #include "formats/outlier_page.h"
@@ -43,9 +43,8 @@ struct NuqPlan {
 class NuqSide {
  public:
   explicit NuqSide(const NuqPlan& plan);
-  NuqSide(const NuqSide&) = delete;
-  NuqSide& operator=(const NuqSide&) = delete;
-  ~NuqSide();
+  // Shares all blocks and pages; whoever writes one first copies it.
+  NuqSide fork() const;
 
   // Fixes the channel parameters of keys from rows [num_rows > 0, row_size] of fp16 numbers; only
   // while not fitted. Values need none, and calibrated keys have theirs in the plan.
@@ -54,13 +53,21 @@ class NuqSide {
   // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there.
   void append(std::span<const float> rows, ThreadPool& pool);
 
+  // Appends full tiles of another side of the same plan, whose key parameters it takes over when it
+  // has none. Whole blocks without outliers are shared; others are copied, as blocks say where in
+  // its list a tile's outliers are. Requires: full tiles here; can_take(from).
+  void append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_tiles);
+  // Codes of the other side mean the same here.
+  bool can_take(const NuqSide& from) const;
+
   int64_t num_tokens() const { return num_tokens_; }
   // One head of what is there, for attention to read as it lies; valid until the next append.
   // Requires is_fitted().
   CodedSide coded_side(int64_t head) const;
   // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread.
   void decode(int64_t tile, int64_t head, float* planar) const;
-  int64_t memory_bytes() const;
+  // What it holds beside blocks and pages: tables of them, key parameters.
+  int64_t table_bytes() const;
 
  private:
   struct TileRef {
@@ -95,15 +102,16 @@ class NuqSide {
   void add_outliers(const Chunk& chunk, ThreadPool& pool);
   template <class Fn>
   void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
+  void copy_tile(const NuqSide& from, int64_t tile);
   void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
 
   const NuqPlan* plan_;
   int64_t num_tokens_ = 0;
-  std::vector<std::byte*> blocks_;
+  BlockList<std::byte> blocks_;
   std::vector<Half> ranges_;  // keys: scale, zero and, with outliers, low, high; [row_size] each
   struct Chain {
     int64_t num_entries = 0;
-    std::vector<OutlierPage*> pages;
+    BlockList<OutlierPage> pages;
   };
   std::vector<Chain> chains_;  // per KV head, when there are outliers
 };

@@ -154,7 +154,7 @@ TEST(NuqSide, CalibratedRangesBelongToTheModelAndAreNotCounted) {
     EXPECT_EQ(side.is_fitted(), ranges == Ranges::kCalibrated);
     if (!side.is_fitted()) side.fit(rows, f.threads);
     side.append(rows, f.threads);
-    bytes[static_cast<int>(ranges)] = side.memory_bytes();
+    bytes[static_cast<int>(ranges)] = side.table_bytes();
   }
   EXPECT_EQ(bytes[0] - bytes[1], 2 * kRowSize * 2);  // scales and zero points
 }
@@ -186,7 +186,7 @@ TEST(NuqSide, AppendedTokensNeverChangeEarlierOnes) {
           }
         }
       }
-      EXPECT_EQ(whole.memory_bytes(), pieces.memory_bytes());
+      EXPECT_EQ(whole.table_bytes(), pieces.table_bytes());
     }
   }
 }

@@ -107,6 +107,20 @@ TEST_F(Cli, GenerateStreamsAndIsDeterministic) {
   EXPECT_NE(first.err.find("tokens/s"), std::string::npos);
 }
 
+TEST_F(Cli, ASpecWithoutAFastKernelIsToldUnlessQuiet) {
+  const std::string generate = "generate -m embedded -p 'The old man' -n 1 --kv ";
+  const auto is_told = [&](const std::string& arguments) {
+    const Outcome outcome = run(arguments);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return outcome.err.find("no fast kernel") != std::string::npos;
+  };
+  EXPECT_TRUE(is_told(generate + "v=nuq4"));
+  EXPECT_FALSE(is_told(generate + "v=nuq4 -q"));
+  EXPECT_FALSE(is_told(generate + "k=int8,v=nuq4"));
+  EXPECT_TRUE(is_told("perplexity -m embedded -c 64 --windows 1 --kv nuq4 --kv k=nuq4"));
+  EXPECT_TRUE(is_told("bench -m embedded -p 8 -n 0 -r 1 --kv nuq4,layers=2:v=fp16"));
+}
+
 TEST_F(Cli, JsonHasTheSchemaOfAllCommands) {
   const Outcome outcome =
       run("perplexity -m embedded -c 256 --windows 2 --kv fp16 --kv nuq3-1% --json -");
@@ -135,8 +149,9 @@ TEST_F(Cli, JsonHasTheSchemaOfAllCommands) {
 }
 
 TEST_F(Cli, ALimitThatIsExceededIsExitCodeOne) {
-  EXPECT_EQ(run("perplexity -m embedded -c 512 --windows 3 --kv nuq4-1% --kv nuq4 --kv v=nuq2 "
-                "--kv k=nuq2 --max-ppl-delta 0.0001")
+  // Of a model this small, perplexity rises or falls by chance: with one of these it rises.
+  EXPECT_EQ(run("perplexity -m embedded -c 256 --windows 2 --kv int4 --kv k=int4 --kv v=int4 "
+                "--kv int8 --kv k=int8 --kv v=int8 --kv bf16 --max-ppl-delta 0")
                 .code,
             1);
   EXPECT_EQ(run("perplexity -m embedded -c 128 --windows 1 --kv nuq4 --max-ppl-delta 5").code, 0);
