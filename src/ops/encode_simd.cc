@@ -89,7 +89,12 @@ HWY_INLINE void add_channel(const EncodeJob& job, int64_t c, int64_t v,
     SlotCodes<kBits, IntVec> slots;
     for (int g = kVectors - kNumLanes + lanes; g >= 0; g -= kNumLanes) slots.add(codes[g]);
     const int64_t token = (v + lanes) * kLanes;
-    add_slots(slots, code_place(KvSide::kKey, job.head_dim, token, c), job.head_dim, job.codes);
+    CodePlace first{.row = c, .slot = static_cast<int>(token / 16), .word = static_cast<int>(token % 16 * 2)};
+    if (c >= job.head_dim / 2) {  // code_place() divides
+      first.row -= job.head_dim / 2;
+      ++first.word;
+    }
+    add_slots(slots, first, job.head_dim, job.codes);
   }
 }
 
@@ -179,22 +184,23 @@ HWY_INLINE void add_errors(const Pass& pass, int64_t first, int64_t end, Stage<k
   }
 }
 
-// Codes the steps of `stage`, one after the other, and calls between(s) after each.
-template <int kBits, int kVectors, class Fn>
+// Codes the steps of `stage` from kStep on, one after the other; calls between(s) after each.
+template <int kBits, int kStep = 0, int kVectors, class Fn>
 HWY_INLINE void code_steps(Pass& pass, Stage<kVectors>& stage, Fn&& between) {
-  const FloatTag d;
-  const RoundingFeedback& feedback = *pass.job->feedback;
-  const int64_t head_dim = pass.job->head_dim, i = stage.step;
-  for (int s = 0; s < kSteps; ++s) {
-    code_channel<kBits, kVectors, true>(pass, feedback.order[i + s], stage.vector, stage.sums[s],
-                                        pass.lines + (i + s) * kTileTokens);
-    for (int later = s + 1; later < kSteps; ++later) {
-      const auto weight = hn::Set(d, feedback.coefficients[(i + later) * head_dim + i + s]);
+  if constexpr (kStep < kSteps) {
+    const FloatTag d;
+    const RoundingFeedback& feedback = *pass.job->feedback;
+    const int64_t head_dim = pass.job->head_dim, i = stage.step + kStep;
+    code_channel<kBits, kVectors, true>(pass, feedback.order[i], stage.vector, stage.sums[kStep],
+                                        pass.lines + i * kTileTokens);
+    for (int later = kStep + 1; later < kSteps; ++later) {
+      const auto weight = hn::Set(d, feedback.coefficients[(stage.step + later) * head_dim + i]);
       for (int g = 0; g < kVectors; ++g) {
-        stage.sums[later][g] = hn::MulAdd(weight, stage.sums[s][g], stage.sums[later][g]);
+        stage.sums[later][g] = hn::MulAdd(weight, stage.sums[kStep][g], stage.sums[later][g]);
       }
     }
-    between(s);
+    between(kStep);
+    code_steps<kBits, kStep + 1>(pass, stage, between);
   }
 }
 
