@@ -61,18 +61,35 @@ void start_pass(const EncodeJob& job, Pass& pass) {
   start_search(*job.codebook, pass.search);
 }
 
+// What codes of a channel stand for.
 template <int kBits>
-HWY_INLINE FloatVec levels_of(const NuqCodebook& book, IntVec code) {
-  const FloatTag d;
-  if constexpr (kBits == 8) {
-    const auto centred = hn::Sub(hn::ConvertTo(d, code), hn::Set(d, 127.5f));
-    return hn::Mul(centred, hn::Set(d, 1 / 127.5f));
-  } else if constexpr (kTableInRegister) {
-    return hn::TableLookupLanes(hn::Load(d, book.levels), hn::IndicesFromVec(d, code));
-  } else {
-    return hn::GatherIndex(d, book.levels, code);
+struct Decoder {
+  HWY_INLINE Decoder(const NuqCodebook& book, float scale, float zero)
+      : levels(book.levels),
+        table(hn::Zero(FloatTag())),
+        scale(hn::Set(FloatTag(), scale)),
+        zero(hn::Set(FloatTag(), zero)) {
+    if constexpr (kBits < 8 && kTableInRegister) table = scaled(hn::Load(FloatTag(), levels));
   }
-}
+
+  HWY_INLINE FloatVec scaled(FloatVec level) const { return hn::Add(hn::Mul(level, scale), zero); }
+
+  HWY_INLINE FloatVec decode(IntVec code) const {
+    const FloatTag d;
+    if constexpr (kBits == 8) {
+      const auto centred = hn::Sub(hn::ConvertTo(d, code), hn::Set(d, 127.5f));
+      return scaled(hn::Mul(centred, hn::Set(d, 1 / 127.5f)));
+    } else if constexpr (kTableInRegister) {
+      return hn::TableLookupLanes(table, hn::IndicesFromVec(d, code));
+    } else {
+      return scaled(hn::GatherIndex(d, levels, code));
+    }
+  }
+
+  const float* levels;
+  FloatVec table;  // of all codes, where a vector holds it
+  FloatVec scale, zero;
+};
 
 HWY_INLINE hn::Mask<FloatTag> outliers_of(const EncodeJob& job, FloatVec x, int64_t c) {
   const FloatTag d;
@@ -107,11 +124,11 @@ HWY_INLINE void code_channel(Pass& pass, int64_t c, int64_t v, FloatVec (&t)[kVe
   const EncodeJob& job = *pass.job;
   IntVec codes[kVectors];
   uint64_t outlier_bits = 0;
-  const auto zero = hn::Set(d, job.zeros[c]), scale = hn::Set(d, job.scales[c]);
+  const Decoder<kBits> decoder(*job.codebook, job.scales[c], job.zeros[c]);
   const auto inv_scale = hn::Set(d, pass.inv_scales[c]);
   for (int g = 0; g < kVectors; ++g) {
     const int64_t token = (v + g) * kLanes;
-    const auto code = find_codes<kBits>(pass.search, hn::Mul(hn::Sub(t[g], zero), inv_scale));
+    const auto code = find_codes<kBits>(pass.search, hn::Mul(hn::Sub(t[g], decoder.zero), inv_scale));
     codes[g] = hn::And(code, hn::Load(IntTag(), pass.keep + token));
     auto is_outlier = hn::MaskFromVec(hn::Zero(d));
     const auto exact = kFeedback ? hn::Load(d, x + token) : t[g];
@@ -124,8 +141,7 @@ HWY_INLINE void code_channel(Pass& pass, int64_t c, int64_t v, FloatVec (&t)[kVe
         const uint64_t bits = job.outliers[c] >> token;
         is_outlier = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&bits));
       }
-      const auto decoded = hn::Add(hn::Mul(levels_of<kBits>(*job.codebook, code), scale), zero);
-      t[g] = hn::IfThenZeroElse(is_outlier, hn::Sub(exact, decoded));
+      t[g] = hn::IfThenZeroElse(is_outlier, hn::Sub(exact, decoder.decode(code)));
       hn::Store(t[g], d, x + token);
     }
   }
