@@ -1,6 +1,6 @@
-// Codes in registers to rows of a tile (formats/code_planes.h). 32-bit lanes of a register are lanes
-// of a row: the codes of a half of the pair in all slots are shifted into each other, nothing is
-// shuffled. Included once per instruction set (Highway), for vectors of 8 or 16 lanes.
+// Codes in registers to rows of a tile (formats/code_planes.h). 32-bit lanes of a register are
+// lanes of a row: the codes of a half of the pair in all slots are shifted into each other, nothing
+// is shuffled. Included once per instruction set (Highway), for vectors of 8 or 16 lanes.
 #if defined(KVQUANT_OPS_CODE_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVQUANT_OPS_CODE_ROWS_INL_H_
 #undef KVQUANT_OPS_CODE_ROWS_INL_H_

@@ -14,7 +14,6 @@
 #include <algorithm>
 
 #include "formats/kv_block.h"
-#include "ops/code_rows_inl.h"
 #include "ops/encode.h"
 #include "ops/encode_steps_inl.h"
 
@@ -96,25 +95,6 @@ HWY_INLINE hn::Mask<FloatTag> outliers_of(const EncodeJob& job, FloatVec x, int6
   return hn::Or(hn::Lt(x, hn::Set(d, job.low[c])), hn::Gt(x, hn::Set(d, job.high[c])));
 }
 
-// Adds the codes of channel c and of vectors v, v + 1, ... to the tile.
-template <int kBits, int kVectors>
-HWY_INLINE void add_channel(const EncodeJob& job, int64_t c, int64_t v,
-                            const IntVec (&codes)[kVectors]) {
-  constexpr int kPerSlot = static_cast<int>(16 / kLanes);
-  constexpr int kNumLanes = kVectors < kPerSlot ? kVectors : kPerSlot;
-  for (int lanes = 0; lanes < kNumLanes; ++lanes) {
-    SlotCodes<kBits, IntVec> slots;
-    for (int g = kVectors - kNumLanes + lanes; g >= 0; g -= kNumLanes) slots.add(codes[g]);
-    const int64_t token = (v + lanes) * kLanes;
-    CodePlace first{.row = c, .slot = static_cast<int>(token / 16), .word = static_cast<int>(token % 16 * 2)};
-    if (c >= job.head_dim / 2) {  // code_place() divides
-      first.row -= job.head_dim / 2;
-      ++first.word;
-    }
-    add_slots(slots, first, job.head_dim, job.codes);
-  }
-}
-
 // Codes channel c of the tokens of vectors v, v + 1, ...: t is what is rounded, x (a line of 64
 // tokens) what it stands for. With feedback x becomes the errors, which are returned, too.
 template <int kBits, int kVectors, bool kFeedback>
@@ -128,7 +108,8 @@ HWY_INLINE void code_channel(Pass& pass, int64_t c, int64_t v, FloatVec (&t)[kVe
   const auto inv_scale = hn::Set(d, pass.inv_scales[c]);
   for (int g = 0; g < kVectors; ++g) {
     const int64_t token = (v + g) * kLanes;
-    const auto code = find_codes<kBits>(pass.search, hn::Mul(hn::Sub(t[g], decoder.zero), inv_scale));
+    const auto code =
+        find_codes<kBits>(pass.search, hn::Mul(hn::Sub(t[g], decoder.zero), inv_scale));
     codes[g] = hn::And(code, hn::Load(IntTag(), pass.keep + token));
     auto is_outlier = hn::MaskFromVec(hn::Zero(d));
     const auto exact = kFeedback ? hn::Load(d, x + token) : t[g];
@@ -145,7 +126,7 @@ HWY_INLINE void code_channel(Pass& pass, int64_t c, int64_t v, FloatVec (&t)[kVe
       hn::Store(t[g], d, x + token);
     }
   }
-  add_channel<kBits>(job, c, v, codes);
+  add_channel<kBits>(c, v, codes, job.head_dim, job.codes);
   if (job.low != nullptr) {
     const uint64_t inside = (job.num_tokens == 64 ? 0 : uint64_t{1} << job.num_tokens) - 1;
     job.outliers[c] |= outlier_bits & inside << job.first_token;
@@ -291,10 +272,12 @@ HWY_INLINE SlotCodes<kBits, IntVec> code_tokens(const ValuePass& pass, int64_t f
   SlotCodes<kBits, IntVec> slots;
   for (int s = kRowSlots - 1; s >= 0; --s) {
     const int64_t t = first + 2 * s;
-    const auto x = num_channels < kLanes
-                       ? hn::MaskedLoad(hn::FirstN(d, static_cast<size_t>(num_channels)), d, pass.rows[t] + c)
-                       : hn::LoadU(d, pass.rows[t] + c);
-    const auto y = hn::Mul(hn::Sub(x, hn::Set(d, pass.job->zeros[t])), hn::Set(d, pass.inv_scales[t]));
+    const auto x =
+        num_channels < kLanes
+            ? hn::MaskedLoad(hn::FirstN(d, static_cast<size_t>(num_channels)), d, pass.rows[t] + c)
+            : hn::LoadU(d, pass.rows[t] + c);
+    const auto y =
+        hn::Mul(hn::Sub(x, hn::Set(d, pass.job->zeros[t])), hn::Set(d, pass.inv_scales[t]));
     slots.add(hn::And(find_codes<kBits>(pass.search, y), hn::Set(IntTag(), pass.keep[t])));
   }
   return slots;
@@ -319,7 +302,8 @@ void encode_values(const EncodeJob& job) {
       for (int half = 0; half < 2; ++half) {
         auto slots = code_tokens<kBits>(pass, first + half, c, num_channels);
         if (num_channels < kLanes) slots.keep_first(num_channels);
-        add_slots(slots, code_place(KvSide::kValue, head_dim, first + half, c), head_dim, job.codes);
+        add_slots(slots, code_place(KvSide::kValue, head_dim, first + half, c), head_dim,
+                  job.codes);
       }
     }
   }
@@ -337,7 +321,8 @@ bool encode_bits(const EncodeJob& job) {
 }
 
 bool encode_tile(const EncodeJob& job) {
-  if (job.axis == ScaleAxis::kToken && (job.low != nullptr || job.feedback != nullptr)) return false;
+  if (job.axis == ScaleAxis::kToken && (job.low != nullptr || job.feedback != nullptr))
+    return false;
   if (job.low != nullptr) std::fill(job.outliers, job.outliers + job.head_dim, uint64_t{0});
   switch (job.codebook->bits) {
     case 2: return encode_bits<2>(job);
