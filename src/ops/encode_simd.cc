@@ -1,6 +1,7 @@
-// Tokens are lanes. Rows are transposed into a scratch of one line of 64 tokens per channel, with
-// feedback in coding order, where a channel's errors take the place of its values once it is coded.
-// From there codes go to a planar tile of bytes, which is packed at the end.
+// Of keys tokens are lanes: rows are transposed into a scratch of one line of 64 tokens per
+// channel, in coding order, where with feedback a channel's errors take the place of its values
+// once it is coded. Of values channels are lanes, rows are read as they lie. Either way the lanes
+// are those of the rows of codes, so that codes are packed where they are found.
 //
 // The sums of feedback run over the steps in order, so they can't be split; but the lines of a
 // group of 4 tokens' vectors and of kSteps steps are independent chains, and each error that is
@@ -25,7 +26,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 #if KVQUANT_HAS_ENCODE_STEPS
 
 constexpr int kSteps = 4;  // of feedback at a time
-constexpr int kPair = 2;   // vectors of tokens that take them together
 
 // What all channels of a job of keys share.
 struct Pass {
@@ -162,14 +162,14 @@ HWY_INLINE void start_stage(const Pass& pass, int64_t step, Stage<kVectors>& sta
   }
 }
 
-// Adds the errors of steps first, ..., end - 1.
+// Adds the errors of all earlier steps.
 template <int kVectors>
-HWY_INLINE void add_errors(const Pass& pass, int64_t first, int64_t end, Stage<kVectors>& stage) {
+HWY_INLINE void add_errors(const Pass& pass, Stage<kVectors>& stage) {
   const FloatTag d;
   const int64_t head_dim = pass.job->head_dim;
   const float* weights = pass.job->feedback->coefficients + stage.step * head_dim;
   const float* lines = pass.lines + stage.vector * kLanes;
-  for (int64_t j = first; j < end; ++j) {
+  for (int64_t j = 0; j < stage.step; ++j) {
     FloatVec error[kVectors];
     for (int g = 0; g < kVectors; ++g) error[g] = hn::Load(d, lines + j * kTileTokens + g * kLanes);
     for (int s = 0; s < kSteps; ++s) {
@@ -181,9 +181,10 @@ HWY_INLINE void add_errors(const Pass& pass, int64_t first, int64_t end, Stage<k
   }
 }
 
-// Codes the steps of `stage` from kStep on, one after the other; calls between(s) after each.
-template <int kBits, int kStep = 0, int kVectors, class Fn>
-HWY_INLINE void code_steps(Pass& pass, Stage<kVectors>& stage, Fn&& between) {
+// Codes the steps of `stage` from kStep on, one after the other. Unrolled by recursion: sums stay
+// in registers.
+template <int kBits, int kStep = 0, int kVectors>
+HWY_INLINE void code_steps(Pass& pass, Stage<kVectors>& stage) {
   if constexpr (kStep < kSteps) {
     const FloatTag d;
     const RoundingFeedback& feedback = *pass.job->feedback;
@@ -196,42 +197,29 @@ HWY_INLINE void code_steps(Pass& pass, Stage<kVectors>& stage, Fn&& between) {
         stage.sums[later][g] = hn::MulAdd(weight, stage.sums[kStep][g], stage.sums[later][g]);
       }
     }
-    between(kStep);
-    code_steps<kBits, kStep + 1>(pass, stage, between);
+    code_steps<kBits, kStep + 1>(pass, stage);
   }
 }
 
-// Codes the steps of `now` while those of `next`, of other tokens, get their sums.
-template <int kBits>
-HWY_INLINE void code_and_sum(Pass& pass, Stage<kPair>& now, int64_t step, Stage<kPair>& next) {
-  start_stage(pass, step, next);
-  code_steps<kBits>(pass, now, [&](int s) HWY_ATTR {
-    add_errors(pass, step * s / kSteps, step * (s + 1) / kSteps, next);
-  });
-}
-
-template <int kBits>
-void encode_group_with_feedback(Pass& pass, int64_t v) {
-  const int64_t head_dim = pass.job->head_dim;
-  Stage<kPair> a{.vector = v}, b{.vector = v + kPair};
-  start_stage(pass, 0, a);
-  for (int64_t i = 0; i < head_dim; i += kSteps) {
-    code_and_sum<kBits>(pass, a, i, b);
-    if (i + kSteps < head_dim) {
-      code_and_sum<kBits>(pass, b, i + kSteps, a);
-    } else {
-      code_steps<kBits>(pass, b, [](int) HWY_ATTR {});
-    }
-  }
-}
-
-template <int kBits>
-void encode_vector_with_feedback(Pass& pass, int64_t v) {
-  Stage<1> stage{.vector = v};
+template <int kBits, int kVectors>
+void encode_with_feedback(Pass& pass, int64_t v) {
+  Stage<kVectors> stage{.vector = v};
   for (int64_t i = 0; i < pass.job->head_dim; i += kSteps) {
     start_stage(pass, i, stage);
-    add_errors(pass, 0, i, stage);
-    code_steps<kBits>(pass, stage, [](int) HWY_ATTR {});
+    add_errors(pass, stage);
+    code_steps<kBits>(pass, stage);
+  }
+}
+
+template <int kBits, int kVectors>
+void encode_vectors(Pass& pass, int64_t v) {
+  for (int64_t g = v; g < v + kVectors; ++g) {
+    transpose_rows(pass.rows + g * kLanes, pass.job->head_dim, pass.steps, pass.lines + g * kLanes);
+  }
+  if (pass.job->feedback != nullptr) {
+    encode_with_feedback<kBits, kVectors>(pass, v);
+  } else {
+    encode_nearest<kBits, kVectors>(pass, v);
   }
 }
 
@@ -241,16 +229,11 @@ void encode_keys(const EncodeJob& job) {
   start_pass(job, pass);
   const int64_t first = job.first_token / kLanes;
   const int64_t last = (job.first_token + job.num_tokens - 1) / kLanes;
-  const bool is_one = first == last;
-  for (int64_t v = is_one ? first : first / kGroup * kGroup; v <= last; v += is_one ? 1 : kGroup) {
-    for (int64_t g = v; g < v + (is_one ? 1 : kGroup); ++g) {
-      transpose_rows(pass.rows + g * kLanes, job.head_dim, pass.steps, pass.lines + g * kLanes);
-    }
-    if (job.feedback == nullptr) {
-      is_one ? encode_nearest<kBits, 1>(pass, v) : encode_nearest<kBits, kGroup>(pass, v);
-    } else {
-      is_one ? encode_vector_with_feedback<kBits>(pass, v)
-             : encode_group_with_feedback<kBits>(pass, v);
+  if (first == last) {
+    encode_vectors<kBits, 1>(pass, first);
+  } else {
+    for (int64_t v = first / kGroup * kGroup; v <= last; v += kGroup) {
+      encode_vectors<kBits, kGroup>(pass, v);
     }
   }
 }
