@@ -16,28 +16,36 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 #if KVQUANT_HAS_ENCODE_STEPS
 
-void normalise(const EncodeJob& job, float* normalised) {
+// Keys to [head_dim][64].
+void normalise_keys(const EncodeJob& job, float* normalised) {
   const FloatTag d;
   const float* rows[kTileTokens];
   uint8_t channels[kMaxNuqHeadDim];
-  alignas(64) float inv_scales[kTileTokens] = {};
   alignas(64) float lines[kMaxNuqHeadDim * kTileTokens];
-  const bool by_token = job.axis == ScaleAxis::kToken;
-  for (int64_t t = 0; t < kTileTokens; ++t) {
-    rows[t] = job.rows + t * job.row_stride;
-    if (by_token) inv_scales[t] = job.scales[t] > 0 ? 1 / job.scales[t] : 0;
-  }
+  for (int64_t t = 0; t < kTileTokens; ++t) rows[t] = job.rows + t * job.row_stride;
   for (int64_t c = 0; c < job.head_dim; ++c) channels[c] = static_cast<uint8_t>(c);
   for (int64_t t = 0; t < kTileTokens; t += kLanes) {
     transpose_rows(rows + t, job.head_dim, channels, lines + t);
   }
   for (int64_t c = 0; c < job.head_dim; ++c) {
-    const float inverse = !by_token && job.scales[c] > 0 ? 1 / job.scales[c] : 0;
+    const auto zero = hn::Set(d, job.zeros[c]);
+    const auto inv_scale = hn::Set(d, job.scales[c] > 0 ? 1 / job.scales[c] : 0);
     for (int64_t t = 0; t < kTileTokens; t += kLanes) {
       const auto x = hn::Load(d, lines + c * kTileTokens + t);
-      const auto zero = by_token ? hn::LoadU(d, job.zeros + t) : hn::Set(d, job.zeros[c]);
-      const auto inv_scale = by_token ? hn::Load(d, inv_scales + t) : hn::Set(d, inverse);
       hn::Store(hn::Mul(hn::Sub(x, zero), inv_scale), d, normalised + c * kTileTokens + t);
+    }
+  }
+}
+
+// Values to [64][head_dim].
+void normalise_values(const EncodeJob& job, float* normalised) {
+  const FloatTag d;
+  for (int64_t t = 0; t < kTileTokens; ++t) {
+    const auto zero = hn::Set(d, job.zeros[t]);
+    const auto inv_scale = hn::Set(d, job.scales[t] > 0 ? 1 / job.scales[t] : 0);
+    for (int64_t c = 0; c < job.head_dim; c += kLanes) {
+      const auto x = hn::LoadU(d, job.rows + t * job.row_stride + c);
+      hn::Store(hn::Mul(hn::Sub(x, zero), inv_scale), d, normalised + t * job.head_dim + c);
     }
   }
 }
@@ -73,13 +81,47 @@ void find_piece_codes(const NuqCodebook& book, const float* normalised, int64_t 
   start_search(book, search);
   for (int64_t i = 0; i < size; i += kLanes) {
     const auto code = find_codes<kBits>(search, hn::Load(FloatTag(), normalised + i));
-    hn::StoreU(to_bytes(code), hn::Rebind<uint8_t, FloatTag>(), codes + i);
+    const auto bytes = hn::U8FromU32(hn::BitCast(hn::RebindToUnsigned<FloatTag>(), code));
+    hn::StoreU(bytes, hn::Rebind<uint8_t, FloatTag>(), codes + i);
+  }
+}
+
+HWY_INLINE IntVec load_codes(const uint8_t* codes) {
+  return hn::PromoteTo(IntTag(), hn::LoadU(hn::Rebind<uint8_t, IntTag>(), codes));
+}
+
+template <int kBits>
+void pack_keys(const uint8_t* codes, int64_t head_dim, uint8_t* tile) {
+  for (int64_t c = 0; c < head_dim; ++c) {
+    for (int64_t v = 0; v < kTileTokens / kLanes; v += kGroup) {
+      IntVec group[kGroup];
+      for (int g = 0; g < kGroup; ++g) {
+        group[g] = load_codes(codes + c * kTileTokens + (v + g) * kLanes);
+      }
+      add_channel<kBits>(c, v, group, head_dim, tile);
+    }
+  }
+}
+
+template <int kBits>
+void pack_values(const uint8_t* codes, int64_t head_dim, uint8_t* tile) {
+  for (int64_t t = 0; t < kTileTokens; t += t % 2 == 0 ? 1 : 7) {  // 0, 1, 8, 9, ...
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+      SlotCodes<kBits, IntVec> slots;
+      for (int64_t s = kRowSlots - 1; s >= 0; --s) {
+        slots.add(load_codes(codes + (t + 2 * s) * head_dim + c));
+      }
+      add_slots(slots, code_place(KvSide::kValue, head_dim, t, c), head_dim, tile);
+    }
   }
 }
 
 template <int kBits>
 void run_passes(const EncodeChunk& chunk, const PassBuffers& buffers, ThreadPool& pool) {
   const int64_t piece_size = chunk.head_dim * kTileTokens;
+  const bool is_key = chunk.axis == ScaleAxis::kChannel;
+  const auto normalise = is_key ? normalise_keys : normalise_values;
+  const auto pack = is_key ? pack_keys<kBits> : pack_values<kBits>;
   pool.parallel_for(chunk.num_pieces(), [&](int64_t i, int) {
     normalise(chunk.job(i), buffers.normalised + i * piece_size);
   });
@@ -91,8 +133,7 @@ void run_passes(const EncodeChunk& chunk, const PassBuffers& buffers, ThreadPool
                             buffers.codes + i * piece_size);
   });
   pool.parallel_for(chunk.num_pieces(), [&](int64_t i, int) {
-    add_codes(chunk.job(i).codes, code_side(chunk.axis), kBits, chunk.head_dim,
-              buffers.codes + i * piece_size);
+    pack(buffers.codes + i * piece_size, chunk.head_dim, chunk.job(i).codes);
   });
 }
 

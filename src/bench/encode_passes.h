@@ -30,8 +30,8 @@ struct EncodeChunk {
 };
 
 struct PassBuffers {
-  float* normalised = nullptr;  // [pieces][head_dim][64]
-  uint8_t* codes = nullptr;     // [pieces][head_dim][64]
+  float* normalised = nullptr;  // [pieces][head_dim * 64]
+  uint8_t* codes = nullptr;     // as large
 };
 
 // Normalise, find outliers, find codes, pack: each over the whole chunk. False where the

@@ -1,5 +1,6 @@
-// Rows of 64 tokens of one channel: 16 codes at a time become lanes, the codebook is a table in
-// registers where the vector is long enough, else in memory.
+// 32-bit lanes of a register are lanes of a row of codes: a shift and a mask give the codes of one
+// slot and half. The codebook is a table in registers where the vector is long enough, else in
+// memory. Lanes of keys are tokens; of values they are channels, which are transposed.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/decode_simd.cc"
 #include <hwy/foreach_target.h>  // must come before highway.h
@@ -15,41 +16,123 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using FloatTag = hn::CappedTag<float, 16>;
 
-// Levels of the codes of one vector's lanes.
-template <class D>
-hn::Vec<D> look_up(D d, const NuqCodebook& book, const uint8_t* codes) {
-  const hn::RebindToSigned<D> di;
-  const auto index = hn::PromoteTo(di, hn::LoadU(hn::Rebind<uint8_t, D>(), codes));
-  if (book.bits == kByteCodeBits) {
-    const auto centred = hn::Sub(hn::ConvertTo(d, index), hn::Set(d, 127.5f));
+#if HWY_TARGET != HWY_SCALAR
+
+using IntTag = hn::RebindToSigned<FloatTag>;
+using FloatVec = hn::Vec<FloatTag>;
+using IntVec = hn::Vec<IntTag>;
+
+HWY_INLINE IntVec load_lanes(const uint8_t* at, int64_t shift) {
+  const hn::Repartition<uint8_t, IntTag> bytes;
+  const hn::RebindToUnsigned<IntTag> du;
+  const auto words = hn::BitCast(du, hn::LoadU(bytes, at));
+  return hn::BitCast(IntTag(), hn::ShiftRightSame(words, static_cast<int>(shift)));
+}
+
+// Codes of the lanes from `first` on, of one slot and half.
+template <int kBits>
+HWY_INLINE IntVec load_codes(const uint8_t* tile, int64_t head_dim, CodePlace first) {
+  const IntTag di;
+  const int64_t in_row = 4 * (first.word / 2), half = 16 * (first.word % 2), row = first.row;
+  if constexpr (kBits == 8) {
+    const uint8_t* at = tile + 128 * row + first.slot / 2 * 64 + in_row;
+    return hn::And(load_lanes(at, half + first.slot % 2 * 8), hn::Set(di, 255));
+  } else if constexpr (kBits == 4) {
+    return hn::And(load_lanes(tile + 64 * row + in_row, half + 4 * first.slot), hn::Set(di, 15));
+  } else {
+    const int64_t shift = half + row % 2 * 8 + 2 * first.slot;
+    const auto low = hn::And(load_lanes(tile + row / 2 * 64 + in_row, shift), hn::Set(di, 3));
+    if constexpr (kBits == 2) return low;
+    const uint8_t* plane = tile + third_plane_offset(head_dim) + row / 4 * 64 + in_row;
+    const auto third = load_lanes(plane, half + row % 4 * 4 + first.slot);
+    return hn::Or(low, hn::ShiftLeft<2>(hn::And(third, hn::Set(di, 1))));
+  }
+}
+
+template <int kBits>
+HWY_INLINE FloatVec look_up(const float* levels, IntVec code) {
+  const FloatTag d;
+  if constexpr (kBits == kByteCodeBits) {
+    const auto centred = hn::Sub(hn::ConvertTo(d, code), hn::Set(d, 127.5f));
     return hn::Mul(centred, hn::Set(d, 1 / 127.5f));
   }
-  const float* levels = book.levels;
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  return hn::TableLookupLanes(hn::LoadU(d, levels), hn::IndicesFromVec(d, index));
+  return hn::TableLookupLanes(hn::LoadU(d, levels), hn::IndicesFromVec(d, code));
 #else
-  return hn::GatherIndex(d, levels, index);
+  return hn::GatherIndex(d, levels, code);
 #endif
 }
 
-void unpack_tile(const DecodeJob& job, float* HWY_RESTRICT planar) {
+template <int kBits>
+void unpack_keys(const DecodeJob& job, float* HWY_RESTRICT planar) {
   const FloatTag d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const bool by_token = job.axis == ScaleAxis::kToken;
-  HWY_ALIGN uint8_t tile_codes[kMaxNuqHeadDim * kTileTokens];
-  read_codes(job.codes, code_side(job.axis), job.codebook->bits, job.head_dim, tile_codes);
+  const int64_t half = job.head_dim / 2;
   for (int64_t c = 0; c < job.head_dim; ++c) {
-    const uint8_t* codes = tile_codes + c * kTileTokens;
-    const auto scale = hn::Set(d, by_token ? 0.0f : job.scales[c]);
-    const auto zero = hn::Set(d, by_token ? 0.0f : job.zeros[c]);
+    const int64_t row = c < half ? c : c - half;
+    const auto scale = hn::Set(d, job.scales[c]), zero = hn::Set(d, job.zeros[c]);
     for (int64_t t = 0; t < kTileTokens; t += lanes) {
-      const auto level = look_up(d, *job.codebook, codes + t);
-      const auto s = by_token ? hn::LoadU(d, job.scales + t) : scale;
-      const auto z = by_token ? hn::LoadU(d, job.zeros + t) : zero;
-      hn::StoreU(hn::Add(hn::Mul(level, s), z), d, planar + c * kTileTokens + t);
+      const CodePlace first{row, static_cast<int>(t / 16), static_cast<int>(t % 16 * 2 + c / half)};
+      const auto code = load_codes<kBits>(job.codes, job.head_dim, first);
+      const auto level = look_up<kBits>(job.codebook->levels, code);
+      hn::StoreU(hn::Add(hn::Mul(level, scale), zero), d, planar + c * kTileTokens + t);
     }
   }
 }
+
+// 4 tokens of the channels of a vector at a time.
+template <int kBits>
+void unpack_values(const DecodeJob& job, float* HWY_RESTRICT planar) {
+  const FloatTag d;
+  const hn::FixedTag<float, 4> d4;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t c = 0; c < job.head_dim; c += lanes) {
+    const int64_t num_channels = job.head_dim - c < lanes ? job.head_dim - c : lanes;
+    for (int64_t t = 0; t < kTileTokens; t += 4) {
+      FloatVec x[4];
+      for (int64_t k = 0; k < 4; ++k) {
+        const CodePlace first = code_place(KvSide::kValue, job.head_dim, t + k, c);
+        const auto code = load_codes<kBits>(job.codes, job.head_dim, first);
+        const auto level = look_up<kBits>(job.codebook->levels, code);
+        const auto scale = hn::Set(d, job.scales[t + k]), zero = hn::Set(d, job.zeros[t + k]);
+        x[k] = hn::Add(hn::Mul(level, scale), zero);
+      }
+      HWY_ALIGN float fours[4 * hn::MaxLanes(d)];
+      hn::StoreInterleaved4(x[0], x[1], x[2], x[3], d, fours);
+      for (int64_t k = 0; k < num_channels; ++k) {
+        hn::StoreU(hn::Load(d4, fours + 4 * k), d4, planar + (c + k) * kTileTokens + t);
+      }
+    }
+  }
+}
+
+template <int kBits>
+void unpack_bits(const DecodeJob& job, float* planar) {
+  if (job.axis == ScaleAxis::kChannel) {
+    unpack_keys<kBits>(job, planar);
+  } else {
+    unpack_values<kBits>(job, planar);
+  }
+}
+
+void unpack_tile(const DecodeJob& job, float* planar) {
+  switch (job.codebook->bits) {
+    case 2: unpack_bits<2>(job, planar); break;
+    case 3: unpack_bits<3>(job, planar); break;
+    case 4: unpack_bits<4>(job, planar); break;
+    default: unpack_bits<8>(job, planar); break;
+  }
+}
+
+#else
+
+void unpack_tile(const DecodeJob& job, float* planar) {
+  DecodeJob dense = job;
+  dense.outliers = {};
+  ref::decode_tile(dense, planar);
+}
+
+#endif
 
 // Channels c, c + 1 and their partners c + half, c + half + 1 at once: both are pairs of the tile.
 // head_dim / 2 is a multiple of 4, so pairs never straddle the halves.

@@ -14,6 +14,7 @@
 
 #include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
+#include "ops/code_rows_inl.h"
 
 #undef KVQUANT_HAS_ENCODE_STEPS
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
@@ -141,10 +142,6 @@ HWY_INLINE IntVec find_codes(const Search& search, FloatVec y) {
   }
 }
 
-HWY_INLINE hn::Vec<hn::Rebind<uint8_t, FloatTag>> to_bytes(IntVec code) {
-  return hn::U8FromU32(hn::BitCast(hn::RebindToUnsigned<FloatTag>(), code));
-}
-
 HWY_INLINE uint64_t bits_of(hn::Mask<FloatTag> mask) {
   uint8_t bytes[8];
   hn::StoreMaskBits(FloatTag(), mask, bytes);
@@ -153,12 +150,23 @@ HWY_INLINE uint64_t bits_of(hn::Mask<FloatTag> mask) {
   return bits;
 }
 
-// Codes of the vectors from v on to row c of `planar`, [head_dim][64].
-template <int kVectors>
-HWY_INLINE void put_codes(int64_t c, int64_t v, const IntVec (&codes)[kVectors], uint8_t* planar) {
-  for (int g = 0; g < kVectors; ++g) {
-    hn::StoreU(to_bytes(codes[g]), hn::Rebind<uint8_t, FloatTag>(),
-               planar + c * kTileTokens + (v + g) * kLanes);
+// Adds the codes of a channel of keys and of the tokens of vectors v, v + 1, ... to a tile.
+template <int kBits, int kVectors>
+HWY_INLINE void add_channel(int64_t c, int64_t v, const IntVec (&codes)[kVectors], int64_t head_dim,
+                            uint8_t* tile) {
+  constexpr int kPerSlot = static_cast<int>(16 / kLanes);
+  constexpr int kNumLanes = kVectors < kPerSlot ? kVectors : kPerSlot;
+  for (int lanes = 0; lanes < kNumLanes; ++lanes) {
+    SlotCodes<kBits, IntVec> slots;
+    for (int g = kVectors - kNumLanes + lanes; g >= 0; g -= kNumLanes) slots.add(codes[g]);
+    const int64_t token = (v + lanes) * kLanes;
+    CodePlace first{
+        .row = c, .slot = static_cast<int>(token / 16), .word = static_cast<int>(token % 16 * 2)};
+    if (c >= head_dim / 2) {  // code_place() divides
+      first.row -= head_dim / 2;
+      ++first.word;
+    }
+    add_slots(slots, first, head_dim, tile);
   }
 }
 

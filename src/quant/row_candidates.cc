@@ -22,25 +22,33 @@ struct Columns {
   alignas(64) float low[kColumns];
 };
 
+// In the order of the row: it may come from memory.
 void find_column_extremes(const float* HWY_RESTRICT row, int64_t size, Columns& columns) {
   const FloatTag d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(FloatTag()));
+  constexpr int64_t kVectors = kColumns / kLanes;
   const int64_t whole = size / kColumns * kColumns;
-  for (int64_t c = 0; c < kColumns; c += lanes) {
-    auto high = hn::Set(d, -HUGE_VALF), low = hn::Set(d, HUGE_VALF);
-    for (int64_t i = c; i < whole; i += kColumns) {
-      const auto x = hn::LoadU(d, row + i);
-      high = hn::Max(high, x);
-      low = hn::Min(low, x);
+  hn::Vec<FloatTag> high[kVectors], low[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) {
+    high[v] = hn::Set(d, -HUGE_VALF);
+    low[v] = hn::Set(d, HUGE_VALF);
+  }
+  for (int64_t i = 0; i < whole; i += kColumns) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const auto x = hn::LoadU(d, row + i + v * kLanes);
+      high[v] = hn::Max(high[v], x);
+      low[v] = hn::Min(low[v], x);
     }
-    hn::Store(high, d, columns.high + c);
-    hn::Store(low, d, columns.low + c);
+  }
+  for (int64_t v = 0; v < kVectors; ++v) {
+    hn::Store(high[v], d, columns.high + v * kLanes);
+    hn::Store(low[v], d, columns.low + v * kLanes);
   }
   for (int64_t i = whole; i < size; ++i) {
-    float& high = columns.high[i - whole];
-    float& low = columns.low[i - whole];
-    high = row[i] > high ? row[i] : high;
-    low = row[i] < low ? row[i] : low;
+    float& highest = columns.high[i - whole];
+    float& lowest = columns.low[i - whole];
+    highest = row[i] > highest ? row[i] : highest;
+    lowest = row[i] < lowest ? row[i] : lowest;
   }
 }
 

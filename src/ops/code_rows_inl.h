@@ -1,0 +1,83 @@
+// Codes in registers to rows of a tile (formats/code_planes.h). 32-bit lanes of a register are
+// lanes of a row: the codes of a half of the pair in all slots are shifted into each other, nothing
+// is shuffled. Included once per instruction set (Highway), for vectors of 8 or 16 lanes.
+#if defined(KVQUANT_OPS_CODE_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVQUANT_OPS_CODE_ROWS_INL_H_
+#undef KVQUANT_OPS_CODE_ROWS_INL_H_
+#else
+#define KVQUANT_OPS_CODE_ROWS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include "formats/code_planes.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvquant {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Codes of adjacent slots, the first in the low bits. Slots are added from the last to the first.
+template <int kBits, class IntVec>
+struct SlotCodes {
+  using D = hn::DFromV<IntVec>;
+
+  HWY_INLINE SlotCodes() : low(hn::Zero(D())), third(hn::Zero(D())) {}
+
+  HWY_INLINE void add(IntVec code) {
+    const D d;
+    if constexpr (kBits == 3) {
+      low = hn::Or(hn::ShiftLeft<2>(low), hn::And(code, hn::Set(d, 3)));
+      third = hn::Or(hn::ShiftLeft<1>(third), hn::ShiftRight<2>(code));
+    } else {
+      low = hn::Or(hn::ShiftLeft<kBits>(low), code);
+    }
+  }
+
+  // Of the other lanes codes become 0.
+  HWY_INLINE void keep_first(int64_t num_lanes) {
+    const auto first = hn::FirstN(D(), static_cast<size_t>(num_lanes));
+    low = hn::IfThenElseZero(first, low);
+    third = hn::IfThenElseZero(first, third);
+  }
+
+  IntVec low;    // of 3-bit codes the low two bits
+  IntVec third;  // their third bits
+};
+
+template <class IntVec>
+HWY_INLINE void add_bits(uint8_t* at, IntVec bits, int64_t shift) {
+  const hn::DFromV<IntVec> d;
+  const hn::Repartition<uint8_t, decltype(d)> bytes;
+  const auto old = hn::BitCast(d, hn::LoadU(bytes, at));
+  const auto shifted = hn::ShiftLeftSame(bits, static_cast<int>(shift));
+  hn::StoreU(hn::BitCast(bytes, hn::Or(old, shifted)), bytes, at);
+}
+
+// Adds codes whose first slot, half and lane are those of `first`.
+template <int kBits, class IntVec>
+HWY_INLINE void add_slots(const SlotCodes<kBits, IntVec>& codes, CodePlace first, int64_t head_dim,
+                          uint8_t* tile) {
+  const int64_t in_row = 4 * (first.word / 2), half = 16 * (first.word % 2), row = first.row;
+  if constexpr (kBits == 8) {
+    const hn::DFromV<IntVec> d;
+    const auto all = hn::ShiftLeftSame(codes.low, 8 * first.slot);
+    add_bits(tile + 128 * row + in_row, hn::And(all, hn::Set(d, 0xffff)), half);
+    const auto upper = hn::And(hn::ShiftRight<16>(all), hn::Set(d, 0xffff));
+    add_bits(tile + 128 * row + 64 + in_row, upper, half);
+  } else if constexpr (kBits == 4) {
+    add_bits(tile + 64 * row + in_row, codes.low, half + 4 * first.slot);
+  } else {
+    add_bits(tile + row / 2 * 64 + in_row, codes.low, half + row % 2 * 8 + 2 * first.slot);
+    if constexpr (kBits == 3) {
+      uint8_t* plane = tile + third_plane_offset(head_dim);
+      add_bits(plane + row / 4 * 64 + in_row, codes.third, half + row % 4 * 4 + first.slot);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvquant
+HWY_AFTER_NAMESPACE();
+
+#endif
