@@ -12,7 +12,7 @@
 //
 //   encode.cc        checks, dispatch
 //   encode_ref.cc    value by value, bit by bit: the definition of correct
-//   encode_simd.cc   Highway: tokens are lanes
+//   encode_simd.cc   Highway: lanes are tokens of keys, channels of values
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,8 @@ namespace ref {
 void encode_tile(const EncodeJob& job) noexcept;
 }
 namespace simd {
-// False on instruction sets without fused multiply-add or too narrow: nothing was done.
+// False on instruction sets without fused multiply-add or too narrow, and for values with feedback or
+// thresholds, which the cache does not use: nothing was done.
 bool encode_tile(const EncodeJob& job) noexcept;
 }  // namespace simd
 
