@@ -92,7 +92,7 @@ class Slicer {
 
 AttendWorkspace slice_workspace(Slicer& slicer, const AttendPlan& plan, int64_t dim) {
   AttendWorkspace workspace;
-  workspace.tiles = slicer.take<TileWork>(plan.max_tiles);
+  workspace.tiles = slicer.take<TileWork>(plan.max_tiles + kAheadTiles);
   workspace.query = slicer.take<float>(plan.max_rows * dim);
   workspace.keys = slicer.take<float>(kTileTokens * dim);
   workspace.values = slicer.take<float>(kTileTokens * dim);
@@ -136,7 +136,8 @@ float* out_row(const AttendShape& shape, const AttendJob& job, int64_t first_que
          row % shape.group * shape.head_dim;
 }
 
-void run_task(const Call& call, const AttendTask& task, int worker) {
+// next: the task that the worker will probably run after this one, or null.
+void run_task(const Call& call, const AttendTask& task, const AttendTask* next, int worker) {
   const AttendShape& shape = call.shape;
   const AttendJob& job = call.job(task.job);
   AttendScratch& scratch = call.scratch;
@@ -157,6 +158,11 @@ void run_task(const Call& call, const AttendTask& task, int worker) {
   block.acc =
       final ? block.workspace.acc : &scratch.partial_acc[task.partial_row * block.padded_dim];
   list_tiles(job, task, block.workspace.tiles);
+  if (next != nullptr) {
+    AttendTask ahead = *next;
+    ahead.num_tiles = block.num_ahead = std::min(ahead.num_tiles, kAheadTiles);
+    list_tiles(call.job(ahead.job), ahead, block.workspace.tiles + task.num_tiles);
+  }
   choose_kernel(call, job, block.num_rows)(block);
   for (int64_t row = 0; final && row < block.num_rows; ++row) {
     write_row(block.acc + row * block.padded_dim, block.states[row], shape.head_dim,
@@ -211,7 +217,9 @@ void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision
 
   const AttendPlan& plan = scratch.plan;
   pool.parallel_for(static_cast<int64_t>(plan.tasks.size()), [&](int64_t i, int worker) {
-    run_task(call, plan.tasks[static_cast<size_t>(i)], worker);
+    const auto next = static_cast<size_t>(i + pool.num_threads());
+    run_task(call, plan.tasks[static_cast<size_t>(i)],
+             next < plan.tasks.size() ? &plan.tasks[next] : nullptr, worker);
   });
   pool.parallel_for(static_cast<int64_t>(plan.merges.size()),
                     [&](int64_t i, int) { run_merge(call, plan.merges[static_cast<size_t>(i)]); });

@@ -280,7 +280,12 @@ void attend_decoded_tile(const AttendBlock& block, CodedState& state, const Tile
 // Few rows read the codes themselves, more a decoded copy.
 void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
   CodedState state;
-  if (block.num_rows <= kFusedRows) return attend_coded_tiles(block, state, tiles, num_tiles);
+  if (block.num_rows <= kFusedRows) {
+    const TileWork* end = block.tiles + block.num_tiles + block.num_ahead;
+    const TileWork* ahead = tiles + num_tiles;
+    while (ahead < end && ahead->keys == nullptr) ++ahead;
+    return attend_coded_tiles(block, state, tiles, num_tiles, ahead - tiles - num_tiles);
+  }
   for (int64_t i = 0; i < num_tiles; ++i) attend_decoded_tile(block, state, tiles[i]);
 }
 

@@ -171,18 +171,20 @@ void score_some(const KeyPass& pass, int64_t half, float* scores) {
   }
 }
 
-// Adds what outliers of keys change in the scores.
+// Adds what outliers of keys change in the scores. Without branches: half of them would be
+// mispredicted.
 template <int R>
 void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
                     float* scores) {
-  const int64_t head_dim = block.head_dim, half = head_dim / 2;
-  for_each_outlier(tile.keys, [&](int64_t token, int64_t channel, float value) {
+  const auto head_dim = static_cast<uint32_t>(block.head_dim), half = head_dim / 2;
+  for_each_outlier(tile.keys, [&](uint32_t token, uint32_t channel, float value) {
     const float change = value - state.key_bases[channel];
-    const bool is_second = channel >= half;
-    const int64_t other = is_second ? channel - half : channel + half;
-    const float* turn = tile.rope->lane_cos_sin + (is_second ? other : channel) * 32 + token % 16;
-    const float along = change * turn[0],
-                across = is_second ? -change * turn[16] : change * turn[16];
+    const uint32_t is_second = channel >= half ? 1 : 0;
+    const uint32_t row = channel - (half & -is_second), other = row + (half & (is_second - 1));
+    const float* turn = tile.rope->lane_cos_sin + row * 32 + token % 16;
+    const float sin =
+        __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, turn[16]) ^ is_second << 31);
+    const float along = change * turn[0], across = change * sin;
     const float* q = state.turned + token / 16 * head_dim;
     KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
       scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
@@ -360,7 +362,7 @@ void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& w
 
 template <int R>
 void correct_sums(const CodedPart& values, const Weights<R>& weights, int64_t dim, float* acc) {
-  for_each_outlier(values, [&](int64_t token, int64_t channel, float value) {
+  for_each_outlier(values, [&](uint32_t token, uint32_t channel, float value) {
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
       acc[r * dim + channel] += weights.plain[r][token] * value - weights.dropped[r][token];
     }
@@ -397,21 +399,36 @@ void add(const AttendBlock& block, const ValuePass& pass, int bits, const Weight
   }
 }
 
-// R rows from `row` on against a group of tiles; next: as many tiles to ask for ahead.
+// What is read besides codes.
+void prefetch_rest(const CodedPart& keys, const CodedPart& values) {
+  for (const CodedPart* part : {&keys, &values}) {
+    const int64_t end = part->first_outlier + part->num_outliers;
+    for (int64_t e = part->first_outlier; e < end; e += 16) {
+      __builtin_prefetch(&part->pages[e / kOutliersPerPage]->entries[e % kOutliersPerPage], 0, 2);
+    }
+  }
+  for (int64_t t = 0; t < kTileTokens; t += 32) {
+    __builtin_prefetch(values.scales + t, 0, 2);
+    __builtin_prefetch(values.zeros + t, 0, 2);
+  }
+}
+
+// R rows from `row` on against a group of tiles; next[i] is asked for ahead with tile i.
 template <int R>
-void attend_group(const AttendBlock& block, CodedState& state, const TileWork* next, int64_t row,
-                  Group<R>& group) {
+void attend_group(const AttendBlock& block, CodedState& state, const TileWork* const* next,
+                  int64_t row, Group<R>& group) {
   const int64_t third_plane = third_plane_offset(block.head_dim);
   for (int64_t i = 0; i < group.num_tiles; ++i) {
     const TileWork& work = group.tiles[i];
     const CodedTile& tile = work.coded;
     for (int r = 0; r < R; ++r) group.seen[i][r] = visible_tokens(work, (row + r) / block.group);
+    if (next[i] != &work) prefetch_rest(next[i]->coded.keys, next[i]->coded.values);
     turn_queries(block, tile, row, R, state);
     const KeyPass keys{&state,
                        tile.keys.codes,
                        tile.keys.codes + third_plane,
                        tile.rope->lane_cos_sin,
-                       {next[i].coded.keys.codes, third_plane}};
+                       {next[i]->coded.keys.codes, third_plane}};
     score<R>(block, keys, tile.keys.codebook->bits, group.scores[i]);
     if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, group.scores[i]);
   }
@@ -422,7 +439,7 @@ void attend_group(const AttendBlock& block, CodedState& state, const TileWork* n
     const ValuePass values{part.codes,
                            part.codes + third_plane,
                            _mm512_load_si512(state.value_table),
-                           {next[i].coded.values.codes, third_plane}};
+                           {next[i]->coded.values.codes, third_plane}};
     add<R>(block, values, part.codebook->bits, group.weights[i], acc);
     if (part.num_outliers > 0) correct_sums(part, group.weights[i], block.padded_dim, acc);
   }
@@ -430,32 +447,24 @@ void attend_group(const AttendBlock& block, CodedState& state, const TileWork* n
 
 template <int R>
 void attend_rows(const AttendBlock& block, CodedState& state, const TileWork* tiles,
-                 int64_t num_tiles, const TileWork* next, int64_t row) {
+                 int64_t num_tiles, const TileWork* const* next, int64_t row) {
   Group<R> group;
   group.tiles = tiles;
   group.num_tiles = num_tiles;
   attend_group(block, state, next, row, group);
 }
 
-void prefetch_rest(const CodedPart& part) {
-  const int64_t end = part.first_outlier + part.num_outliers;
-  for (int64_t e = part.first_outlier; e < end; e += 16) {
-    __builtin_prefetch(&part.pages[e / kOutliersPerPage]->entries[e % kOutliersPerPage], 0, 2);
-  }
-}
-
 }  // namespace
 
 void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileWork* tiles,
-                        int64_t num_tiles) {
+                        int64_t num_tiles, int64_t num_ahead) {
   prepare_coded(block, tiles[0].coded, state);
   for (int64_t first = 0; first < num_tiles; first += kGroupTiles) {
     const TileWork* group = tiles + first;
     const int64_t left = num_tiles - first, count = left < kGroupTiles ? left : kGroupTiles;
-    const TileWork* next = left >= 2 * kGroupTiles ? group + kGroupTiles : group;
-    for (int64_t i = 0; next != group && i < count; ++i) {
-      prefetch_rest(next[i].coded.keys);
-      prefetch_rest(next[i].coded.values);
+    const TileWork* next[kGroupTiles];
+    for (int64_t i = 0; i < count; ++i) {
+      next[i] = group + i + (i + count < left + num_ahead ? count : 0);
     }
     const int64_t num_blocks = (block.num_rows + kRegisterRows - 1) / kRegisterRows;
     for (int64_t i = 0; i < num_blocks; ++i) {  // of even size

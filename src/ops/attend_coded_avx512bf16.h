@@ -11,7 +11,7 @@ constexpr int64_t kFusedRows = 8;
 constexpr int64_t kRegisterRows = 4;  // of them in registers at a time
 // Tiles whose scores are turned into weights together: the latency of a softmax, about 150 cycles,
 // is paid once for all.
-constexpr int64_t kGroupTiles = 4;
+constexpr int64_t kGroupTiles = kAheadTiles;
 
 // What a block keeps from one coded tile to the next, in its workspace.
 struct CodedState {
@@ -40,9 +40,10 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
 void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first_row,
                   int64_t num_rows, CodedState& state);
 
-// Coded tiles of one run of the block, in groups. Requires at most kFusedRows rows.
+// Coded tiles of one run of the block, in groups; those after them, up to num_ahead, are asked for
+// ahead. Requires at most kFusedRows rows.
 void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileWork* tiles,
-                        int64_t num_tiles);
+                        int64_t num_tiles, int64_t num_ahead);
 
 // keys [head_dim / 2][64][2] in the order of state.queries, values [32][padded_dim][2].
 void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,

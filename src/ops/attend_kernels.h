@@ -122,11 +122,15 @@ struct AttendBlock {
   int64_t num_rows = 0;
   const TileWork* tiles = nullptr;
   int64_t num_tiles = 0;
+  int64_t num_ahead = 0;  // tiles behind those that the worker will probably read next
   // Results: the state of each row and sum_t exp2(score_t - max) * value_t.
   SoftmaxState* states = nullptr;  // [num_rows]
   float* acc = nullptr;            // [num_rows, padded_dim], 64-byte aligned
   AttendWorkspace workspace;
 };
+
+// As many tiles of a worker's next task are listed, so that it finds them in its cache.
+inline constexpr int64_t kAheadTiles = 4;
 
 using AttendKernel = void (*)(const AttendBlock&) noexcept;
 

@@ -68,6 +68,17 @@ CodedPart coded_part(const CodedSide& side, int64_t tile) {
   return part;
 }
 
+// Lists of outliers are far apart in memory, a block each: asks for those of tiles [first, last) at
+// once, before they are waited for one by one.
+void prefetch_lists(const CodedSide& side, int64_t first, int64_t last) {
+  if (!side.shape.has_outliers || first >= last) return;
+  const int64_t tiles = side.shape.num_tiles;
+  for (int64_t i = first / tiles; i <= (last - 1) / tiles; ++i) {
+    __builtin_prefetch(side.blocks[i] + side.layout.starts);
+    __builtin_prefetch(side.blocks[i] + side.layout.counts);
+  }
+}
+
 CodedTile coded_tile(const AttendRun& run, int64_t tile) {
   const int64_t middle = run.first_position + tile * kTileTokens + RopeTiles::kMiddle;
   return {.keys = coded_part(*run.coded_keys, tile),
@@ -122,6 +133,10 @@ void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noe
     skip -= first - begin;
     const int64_t last = std::min(end, first + left);
     left -= last - first;
+    if (run.is_coded()) {
+      prefetch_lists(*run.coded_keys, first, last);
+      prefetch_lists(*run.coded_values, first, last);
+    }
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t offset = position - run.first_position - tile * kTileTokens;
       *out++ = {

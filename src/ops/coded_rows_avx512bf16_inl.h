@@ -106,7 +106,7 @@ inline void for_each_outlier(const CodedPart& part, Fn&& fn) {
     const int64_t left = end - entry, fits = kOutliersPerPage - first;
     const int64_t count = left < fits ? left : fits;
     for (int64_t i = first; i < first + count; ++i) {
-      const int place = entries[i].place;
+      const uint32_t place = entries[i].place;
       fn(place % kTileTokens, place / kTileTokens, half_to_float(entries[i].value));
     }
     entry += count;

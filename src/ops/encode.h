@@ -66,8 +66,8 @@ namespace ref {
 void encode_tile(const EncodeJob& job) noexcept;
 }
 namespace simd {
-// False on instruction sets without fused multiply-add or too narrow, and for values with feedback or
-// thresholds, which the cache does not use: nothing was done.
+// False on instruction sets without fused multiply-add or too narrow, and for values with feedback
+// or thresholds, which the cache does not use: nothing was done.
 bool encode_tile(const EncodeJob& job) noexcept;
 }  // namespace simd
 
