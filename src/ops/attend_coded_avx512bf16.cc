@@ -172,10 +172,19 @@ void score_some(const KeyPass& pass, int64_t half, float* scores) {
 }
 
 // Adds what outliers of keys change in the scores. Without branches: half of them would be
-// mispredicted.
+// mispredicted. Outliers of a token follow each other, and a sum that is stored is long in coming
+// back: a single row has kChains of them to add to by turns.
 template <int R>
 void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
                     float* scores) {
+  constexpr int kChains = R == 1 ? 4 : 1;
+  alignas(64) float sums[kChains * kTileTokens];
+  if constexpr (kChains > 1) {
+    KVQUANT_UNROLL for (int i = 0; i < kChains * kTileTokens; i += 16) {
+      _mm512_store_ps(sums + i, _mm512_setzero_ps());
+    }
+  }
+  uint32_t chain = 0;
   const auto head_dim = static_cast<uint32_t>(block.head_dim), half = head_dim / 2;
   for_each_outlier(tile.keys, [&](uint32_t token, uint32_t channel, float value) {
     const float change = value - state.key_bases[channel];
@@ -186,10 +195,22 @@ void correct_scores(const AttendBlock& block, const CodedTile& tile, const Coded
         __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, turn[16]) ^ is_second << 31);
     const float along = change * turn[0], across = change * sin;
     const float* q = state.turned + token / 16 * head_dim;
-    KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
-      scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
+    if constexpr (kChains > 1) {
+      sums[chain + token] += along * q[channel] + across * q[other];
+      chain = (chain + kTileTokens) % (kChains * kTileTokens);
+    } else {
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
+        scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
+      }
     }
   });
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors && kChains > 1; ++v) {
+    __m512 sum = _mm512_load_ps(scores + 16 * v);
+    KVQUANT_UNROLL for (int i = 0; i < kChains; ++i) {
+      sum = _mm512_add_ps(sum, _mm512_load_ps(sums + i * kTileTokens + 16 * v));
+    }
+    _mm512_store_ps(scores + 16 * v, sum);
+  }
 }
 
 // Weights of R rows and a tile of values.
