@@ -305,6 +305,43 @@ TEST(AttendCoded, EveryInstructionSetMatchesTheReference) {
   hwy::SetSupportedTargetsForTest(0);  // back to what the CPU has
 }
 
+// Kernels may take cos and sin of small angles as short series. Here one pair of channels alone
+// makes the scores, from bf16 numbers, and nothing hides what the series leave out: a wrong term
+// changes weights by 20% and more.
+TEST(AttendCoded, EveryPairOfChannelsIsTurnedByItsAngle) {
+  TestRandom random(27);
+  const AttendShape shape = shape_of(128, 1);
+  const RopeTable rope(128, 400, 10000);
+  const TestCodedRun coded({4, 4}, rope, 128, 64, random);
+  ThreadPool pool(1);
+  for (int64_t pair = 0; pair < 64; ++pair) {
+    std::vector<Half> scales(128, to_half(0)), zeros(128, to_half(0));
+    zeros[pair] = to_half(1);
+    CodedSide keys = coded.keys->side;
+    keys.scales = scales.data();
+    keys.zeros = zeros.data();
+    AttendRun run = coded.run();
+    run.coded_keys = &keys;
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      TestJob test(shape, 1, 300, {run}, random);
+      std::fill(test.query.begin(), test.query.end(), 0.0f);
+      const double angle = 1.5707963 * quarter + rope.tiles().frequencies[pair] * 128;
+      test.query[pair] = static_cast<float>(6 / shape.scale * std::cos(angle));
+      test.query[pair + 64] = static_cast<float>(6 / shape.scale * std::sin(angle));
+      std::vector<float> expected, out;
+      const AttendJob reference = test.job(expected);
+      attend(shape, {&reference, 1}, Precision::kF32, pool, Backend::kReference);
+      for (const Variant& variant : coded_variants()) {
+        const AttendJob job = test.job(out);
+        attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
+        const double bound = variant.rounds() ? 0.05 : 1e-4;
+        EXPECT_LE(max_difference(out, expected), bound * max_abs(expected))
+            << variant.name() << ", pair " << pair << ", quarter " << quarter;
+      }
+    }
+  }
+}
+
 TEST(AttendCoded, RefusesRunsThatDoNotFit) {
   TestRandom random(28);
   ThreadPool pool(1);
