@@ -17,11 +17,13 @@
 namespace kvquant::cli {
 namespace {
 
-// llama.cpp's users type -ctk, -ctv and -ub; CLI11 knows one letter or two dashes.
+// llama.cpp's users type -ctk, -ctv, -ub and -pg; CLI11 knows one letter or two dashes.
 std::vector<std::string> with_long_flags(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   for (auto& argument : arguments) {
-    if (argument == "-ctk" || argument == "-ctv" || argument == "-ub") argument = "-" + argument;
+    for (const char* flag : {"-ctk", "-ctv", "-ub", "-pg"}) {
+      if (argument == flag) argument.insert(0, "-");
+    }
   }
   return arguments;
 }

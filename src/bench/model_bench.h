@@ -3,8 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/progress.h"
@@ -16,8 +17,10 @@ namespace kvquant {
 struct ModelBenchOptions {
   std::vector<int64_t> prompt_sizes = {512};  // one prefill test each; 0 is left out
   std::vector<int64_t> gen_sizes = {128};     // one decode test each; 0 is left out
-  std::vector<int64_t> depths = {0};          // tokens in the cache before each test
-  std::vector<int64_t> batches = {1};         // sequences side by side
+  // One test each of a prefill with decoding after it: tokens of both.
+  std::vector<std::pair<int64_t, int64_t>> combined_sizes = {};
+  std::vector<int64_t> depths = {0};   // tokens in the cache before each test
+  std::vector<int64_t> batches = {1};  // sequences side by side
   int repetitions = 5;
   int64_t ubatch = 512;
   uint64_t seed = 42;
@@ -26,16 +29,26 @@ struct ModelBenchOptions {
 struct ModelBenchRow {
   CacheSpec spec;
   int64_t n_prompt = 0, n_gen = 0, n_depth = 0, batch = 1;
-  std::vector<double> samples_s;  // one per repetition
-  double tokens_per_s_mean = 0, tokens_per_s_sd = 0;
-  int64_t cache_bytes = 0;  // at the end of a repetition
-  int64_t peak_rss_bytes = 0;
+  std::vector<double> samples_s;                      // one per repetition
+  double tokens_per_s_mean = 0, tokens_per_s_sd = 0;  // of all sequences together
+  double ratio_to_first_spec = 1;  // of tokens/s: median over the repetitions' ratios
+  int64_t cache_bytes = 0;         // at the end of a repetition
+  int64_t peak_cache_bytes = 0;    // during the timed part: KvCache::peak_bytes
+  int64_t peak_rss_bytes = 0;      // of the process, since its start
 };
 
-// Specs take turns within a repetition, so that a drifting machine touches all alike. Every
-// repetition starts from an equal cache. Rows come test by test, spec by spec.
+// "pp512", "tg128", "pp512+tg128", then " @ d4096" and " x 8" for a depth and a batch.
+std::string test_name(const ModelBenchRow& row);
+
+// Specs take turns within a repetition, so that a drifting machine touches all alike and the ratio
+// of two neighbouring samples means something. A depth is filled once per spec and batch, its
+// caches stay until the last test at this depth is done. The first repetition warms up. Rows come
+// test by test, spec by spec. Throws std::invalid_argument for what doesn't fit the model.
 std::vector<ModelBenchRow> bench_model(Model& model, const std::vector<CacheSpec>& specs,
                                        const ModelBenchOptions& options,
                                        const Progress& progress = {});
+
+// Sets what follows from samples_s in the rows of one test, the first spec's first.
+void summarise(std::span<ModelBenchRow> rows);
 
 }  // namespace kvquant

@@ -55,20 +55,54 @@ TEST(ModelBench, ABatchOfTwoGivesTheTokensOfEachAlone) {
 
 TEST(ModelBench, RowsComeTestByTestAndSpecBySpec) {
   Model model = Model::load(kEmbedded);
-  const ModelBenchOptions options{.prompt_sizes = {16},
+  const ModelBenchOptions options{.prompt_sizes = {16, 0},
                                   .gen_sizes = {2},
+                                  .combined_sizes = {{3, 1}},
                                   .depths = {0, 70},
                                   .batches = {1, 2},
                                   .repetitions = 2};
-  const auto rows = bench_model(model, {parse_spec("fp16"), parse_spec("nuq4")}, options);
-  ASSERT_EQ(rows.size(), 2u * 2 * 2 * 2);
-  for (const ModelBenchRow& row : rows) {
-    EXPECT_EQ(row.samples_s.size(), 2u);
-    EXPECT_GT(row.tokens_per_s_mean, 0);
-    EXPECT_EQ(row.n_prompt + row.n_gen, row.n_prompt > 0 ? 16 : 2);
+  int64_t last = 0, all = 0;
+  const auto rows = bench_model(model, {parse_spec("fp16"), parse_spec("nuq4")}, options,
+                                [&](int64_t done, int64_t total) {
+                                  EXPECT_GE(done, last);
+                                  last = done;
+                                  all = total;
+                                });
+  EXPECT_EQ(last, all);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(rows[i].spec.text, i % 2 == 0 ? "fp16" : "nuq4");
+    EXPECT_EQ(rows[i].samples_s.size(), 2u);
+    EXPECT_GT(rows[i].tokens_per_s_mean, 0);
+    EXPECT_GE(rows[i].peak_cache_bytes, rows[i].cache_bytes);
+    if (i % 2 == 0) names.push_back(test_name(rows[i]));
   }
-  EXPECT_EQ(rows[8].batch, 2);
-  EXPECT_EQ(rows[8].cache_bytes, 2 * rows[0].cache_bytes);  // fp16: two sequences, twice the blocks
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"pp16", "tg2", "pp3+tg1", "pp16 @ d70", "tg2 @ d70",
+                                      "pp3+tg1 @ d70", "pp16 x 2", "tg2 x 2", "pp3+tg1 x 2",
+                                      "pp16 @ d70 x 2", "tg2 @ d70 x 2", "pp3+tg1 @ d70 x 2"}));
+}
+
+TEST(ModelBench, SummariesAreOfTokensPerSecondAndOfPairs) {
+  ModelBenchRow rows[2];
+  for (auto& row : rows) {
+    row.n_prompt = 10;
+    row.n_gen = 5;
+    row.batch = 2;
+  }
+  rows[0].samples_s = {1, 3, 2};
+  rows[1].samples_s = {0.5, 3, 0.5};  // 2, 1, 4 times as fast
+  summarise(rows);
+  EXPECT_DOUBLE_EQ(rows[0].tokens_per_s_mean, (30 + 10 + 15) / 3.0);
+  EXPECT_NEAR(rows[0].tokens_per_s_sd, 10.4083, 1e-4);
+  EXPECT_DOUBLE_EQ(rows[0].ratio_to_first_spec, 1);
+  EXPECT_DOUBLE_EQ(rows[1].ratio_to_first_spec, 2);
+  for (auto& row : rows) row.samples_s.pop_back();
+  summarise(rows);
+  EXPECT_DOUBLE_EQ(rows[1].ratio_to_first_spec, 1.5);
+  for (auto& row : rows) row.samples_s.pop_back();
+  summarise(rows);
+  EXPECT_EQ(rows[0].tokens_per_s_sd, 0);
 }
 
 TEST(ModelBench, WhatDoesNotFitIsRefused) {
@@ -76,9 +110,19 @@ TEST(ModelBench, WhatDoesNotFitIsRefused) {
   const auto run = [&](const ModelBenchOptions& options) {
     bench_model(model, {parse_spec("fp16")}, options);
   };
+  constexpr int64_t kHuge = INT64_MAX;
   EXPECT_THROW(run({.prompt_sizes = {4096}}), std::invalid_argument);
+  EXPECT_THROW(run({.prompt_sizes = {-1}}), std::invalid_argument);
+  EXPECT_THROW(run({.gen_sizes = {kHuge}}), std::invalid_argument);
+  EXPECT_THROW(run({.combined_sizes = {{kHuge, kHuge}}}), std::invalid_argument);
+  EXPECT_THROW(run({.combined_sizes = {{1024, 1025}}}), std::invalid_argument);
+  EXPECT_THROW(run({.depths = {-1}}), std::invalid_argument);
+  EXPECT_THROW(run({.depths = {kHuge}}), std::invalid_argument);
   EXPECT_THROW(run({.batches = {0}}), std::invalid_argument);
+  EXPECT_THROW(run({.batches = {kHuge}}), std::invalid_argument);
   EXPECT_THROW(run({.repetitions = 0}), std::invalid_argument);
+  EXPECT_THROW(run({.ubatch = 0}), std::invalid_argument);
+  EXPECT_THROW(run({.prompt_sizes = {0}, .gen_sizes = {}}), std::invalid_argument);
 }
 
 }  // namespace

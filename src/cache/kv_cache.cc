@@ -450,6 +450,13 @@ int64_t KvCache::scratch_bytes() const {
   return bytes;
 }
 
+int64_t KvCache::peak_bytes() const {
+  const int64_t elsewhere = memory_bytes() + scratch_bytes() - impl_->account.held_bytes();
+  return impl_->account.peak_bytes() + elsewhere;
+}
+
+void KvCache::reset_peak() { impl_->account.reset_peak(); }
+
 int64_t KvCache::num_compressed_tokens(SequenceId id) const {
   int64_t most = 0;
   for (const auto& layer : impl_->find(id).layers) {

@@ -126,6 +126,11 @@ class KvCache {
   // pools hold for later.
   int64_t memory_bytes() const;
   int64_t scratch_bytes() const;
+  // The most that memory_bytes() + scratch_bytes() were at a time, since reset_peak if it was
+  // called; at most too high by what tables and staging buffers grew since: those count as they are
+  // now, so ask before sequences are dropped.
+  int64_t peak_bytes() const;
+  void reset_peak();
   // Tokens of the sequence that its last query reads in compressed form, in the layer with most (0:
   // a run that compressed nothing).
   int64_t num_compressed_tokens(SequenceId id) const;

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cassert>
 #include <cstdint>
 
@@ -14,6 +15,9 @@ namespace kvquant {
 class MemoryAccount {
  public:
   int64_t held_bytes() const { return held_; }
+  // The most that was held at a time, since reset_peak if it was called.
+  int64_t peak_bytes() const { return peak_; }
+  void reset_peak() { peak_ = held_; }
   int64_t max_bytes() const { return max_; }
   // 0: no limit. What is held already stays.
   void set_max_bytes(int64_t bytes) { max_ = bytes; }
@@ -28,6 +32,7 @@ class MemoryAccount {
                       bytes, held_, max_));
     }
     held_ += bytes;
+    peak_ = std::max(peak_, held_);
   }
   void remove(int64_t bytes) noexcept {
     assert(0 <= bytes && bytes <= held_);
@@ -36,6 +41,7 @@ class MemoryAccount {
 
  private:
   int64_t held_ = 0;
+  int64_t peak_ = 0;
   int64_t max_ = 0;
 };
 

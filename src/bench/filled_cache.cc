@@ -1,0 +1,97 @@
+#include "bench/filled_cache.h"
+
+#include <algorithm>
+
+#include "cache/kv_cache.h"
+
+namespace kvquant {
+namespace {
+
+// Shows what a model computes to an observer until the end of its life.
+class Observation {
+ public:
+  Observation(Transformer& transformer, LayerObserver observer) : transformer_(transformer) {
+    transformer_.set_observer(std::move(observer));
+  }
+  ~Observation() { transformer_.set_observer({}); }
+  Observation(const Observation&) = delete;
+  Observation& operator=(const Observation&) = delete;
+
+ private:
+  Transformer& transformer_;
+};
+
+}  // namespace
+
+FilledCache::FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch)
+    : model_(model),
+      ubatch_(ubatch),
+      cache_(model.transformer().kv_shape(), spec, CacheMode::kAsServed,
+             model.transformer().rope_table(), model.pool(), model.calibration()),
+      logits_(batch * model.config().vocab_size) {
+  for (int64_t i = 0; i < batch; ++i) filled_.push_back(cache_.add_sequence());
+}
+
+void FilledCache::fill(std::span<const int32_t> tokens, const std::function<void()>& between) {
+  Transformer& transformer = model_.transformer();
+  const std::span others = std::span(filled_).subspan(1);
+  const Observation observation(transformer, [&](const ObservedChunk& chunk) {
+    for (const auto id : others) cache_.append(chunk.layer, id, chunk.keys, chunk.values);
+  });
+  const auto count = static_cast<int64_t>(tokens.size());
+  for (int64_t begin = 0; begin < count; begin += ubatch_) {
+    if (between) between();
+    const int64_t size = std::min(ubatch_, count - begin);
+    const ForwardChunk chunk{filled_[0],
+                             tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
+    transformer.forward({&chunk, 1}, cache_);
+    for (const auto id : others) cache_.settle(id);
+  }
+}
+
+void FilledCache::start() {
+  finish();
+  for (const auto id : filled_) running_.push_back(cache_.fork(id));
+  cache_.reset_peak();
+}
+
+void FilledCache::finish() {
+  for (const auto id : running_) cache_.drop(id);
+  running_.clear();
+}
+
+void FilledCache::prefill(std::span<const int32_t> tokens) {
+  const size_t count = tokens.size(), total = count * running_.size();
+  for (size_t at = 0; at < total;) {  // token at % count of sequence at / count
+    const size_t begin = at, end = std::min(begin + static_cast<size_t>(ubatch_), total);
+    std::vector<ForwardChunk> chunks;
+    while (at < end) {
+      const size_t first = at % count, size = std::min(end - at, count - first);
+      chunks.push_back({running_[at / count], tokens.subspan(first, size)});
+      at += size;
+    }
+    const auto hidden = model_.transformer().forward(chunks, cache_);
+    for (size_t i = begin / count; i < at / count; ++i) {  // whose last token was there
+      const auto row = static_cast<int64_t>((i + 1) * count - 1 - begin);
+      keep_logits(hidden, row, static_cast<int64_t>(i), 1);
+    }
+  }
+}
+
+void FilledCache::decode(std::span<const int32_t> tokens) {
+  std::vector<ForwardChunk> chunks(running_.size());
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    for (size_t i = 0; i < running_.size(); ++i) chunks[i] = {running_[i], tokens.subspan(t, 1)};
+    const auto hidden = model_.transformer().forward(chunks, cache_);
+    keep_logits(hidden, 0, 0, static_cast<int64_t>(running_.size()));
+  }
+}
+
+void FilledCache::keep_logits(TensorView<const float, 2> hidden, int64_t row, int64_t sequence,
+                              int64_t count) {
+  const int64_t width = hidden.shape[1], vocab = model_.config().vocab_size;
+  model_.transformer().logits(row_major<const float, 2>(hidden.data + row * width, {count, width}),
+                              row_major(logits_.data() + sequence * vocab, {count, vocab}));
+}
+
+}  // namespace kvquant

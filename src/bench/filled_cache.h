@@ -1,0 +1,52 @@
+// A cache whose sequences were filled to a depth once: every repetition of a test goes on from
+// there, in forks of them, and leaves nothing behind.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/buffer.h"
+#include "kvquant/spec.h"
+#include "model/model.h"
+
+namespace kvquant {
+
+class FilledCache {
+ public:
+  // `batch` >= 1 empty sequences over the model's calibration. `model` must outlive this. Throws
+  // std::invalid_argument when the spec doesn't fit the model.
+  FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch);
+
+  // Appends the tokens to every sequence. The model reads them once, the other sequences get copies
+  // of the first one's keys and values in memory of their own: shared blocks would lie in the
+  // processor's caches. Nothing may be running. `between` is called before every chunk of ubatch.
+  void fill(std::span<const int32_t> tokens, const std::function<void()>& between = {});
+
+  // Starts a repetition: forks all sequences and forgets the peak of the cache. Blocks that are
+  // partly filled are copied when they are first written.
+  void start();
+  // Both need a repetition that has started. Prefill: the same tokens to each sequence, as many at
+  // once as ubatch allows, and the logits after the last one of each. Decode: a step per token, all
+  // sequences in one batch.
+  void prefill(std::span<const int32_t> tokens);
+  void decode(std::span<const int32_t> tokens);
+  void finish();  // drops the forks
+
+  int64_t cache_bytes() const { return cache_.memory_bytes(); }
+  int64_t peak_cache_bytes() const { return cache_.peak_bytes(); }  // since start
+  // After the last token of each sequence, [batch][vocab_size].
+  std::span<const float> logits() const { return logits_.span(); }
+
+ private:
+  void keep_logits(TensorView<const float, 2> hidden, int64_t row, int64_t sequence, int64_t count);
+
+  Model& model_;
+  int64_t ubatch_;
+  KvCache cache_;
+  std::vector<KvCache::SequenceId> filled_, running_;
+  Buffer<float> logits_;
+};
+
+}  // namespace kvquant
