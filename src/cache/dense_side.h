@@ -6,6 +6,7 @@
 
 #include "base/threads.h"
 #include "cache/block_list.h"
+#include "cache/stored_sequence.h"
 #include "formats/dense_tile.h"
 #include "formats/kv_block.h"
 #include "kvquant/tensor_view.h"
@@ -44,6 +45,12 @@ class DenseSide {
   // Tokens [first, first + num_tokens) as f32 in tile layout, zeros behind them; num_tokens <= 64.
   void read_tile(int64_t first, int64_t num_tokens, int64_t head, float* out) const;
   int64_t table_bytes() const { return blocks_.table_bytes(); }
+
+  // Appends this side's sections, whose names begin with `prefix`.
+  void add_sections(const std::string& prefix, std::vector<StoredSection>& sections) const;
+  // Reads them into an empty side of the same plan. Throws FormatError, OutOfMemory; then the side
+  // can only be destroyed.
+  void restore(const std::string& prefix, int64_t num_tokens, SectionReader& in);
 
  private:
   int64_t block_tokens() const { return plan_->tiles_per_block * kTileTokens; }

@@ -139,6 +139,8 @@ struct KvCache::Impl {
   void change(Sequence& sequence, Fn&& fn);
 
   KvShape shape;
+  CacheSpec spec;  // with windows
+  CacheMode mode;
   const RopeTable& rope;
   ThreadPool& threads;
   std::shared_ptr<const Calibration> calibration;  // null: none
@@ -155,10 +157,12 @@ struct KvCache::Impl {
   CacheView view;
 };
 
-KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, CacheMode mode,
+KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, CacheMode cache_mode,
                     const RopeTable& rope_table, ThreadPool& thread_pool,
                     std::shared_ptr<const Calibration> cache_calibration)
     : shape(checked(cache_shape, rope_table)),
+      spec(with_windows(cache_spec, cache_mode)),
+      mode(cache_mode),
       rope(rope_table),
       threads(thread_pool),
       calibration(std::move(cache_calibration)),
@@ -167,7 +171,6 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
   check_spec_fits(cache_spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));
   check_spec_built(cache_spec);
   best_backend();  // throws here, not on a worker, when the environment names a wrong one
-  const CacheSpec spec = with_windows(cache_spec, mode);
   check_arg(spec.block % kTileTokens == 0 && spec.block > 0 && *spec.sink >= 0 && *spec.recent >= 0,
             "cache: the spec's block, sink or recent is out of range");
   for (int layer = 0; layer < shape.num_layers; ++layer) {
@@ -320,6 +323,11 @@ void KvCache::set_max_bytes(int64_t max_bytes) {
   impl_->account.set_max_bytes(max_bytes);
 }
 
+const KvShape& KvCache::shape() const { return impl_->shape; }
+const CacheSpec& KvCache::spec() const { return impl_->spec; }
+CacheMode KvCache::mode() const { return impl_->mode; }
+const Calibration* KvCache::calibration() const { return impl_->calibration.get(); }
+
 KvCache::SequenceId KvCache::add_sequence() {
   Impl::Sequence sequence;
   for (const LayerPlan& plan : impl_->plans) {
@@ -356,6 +364,34 @@ void KvCache::splice(SequenceId id, SequenceId from, int64_t first_token, int64_
     }
   });
   sequence.length += num_tokens;
+}
+
+StoredSequence KvCache::store(SequenceId id) {
+  Impl::Sequence& sequence = impl_->find_whole(id);
+  impl_->settle(sequence);
+  StoredSequence out{.origin = "cache", .num_tokens = sequence.length};
+  for (size_t i = 0; i < sequence.layers.size(); ++i) {
+    const LayerStore& layer = *sequence.layers[i];
+    check_arg(layer.length() == sequence.length, "cache: store between the layers of a chunk");
+    out.num_encoded = std::max(out.num_encoded, layer.num_encoded());
+    layer.add_sections(fmt::format("layers.{}", i), out.sections);
+  }
+  return out;
+}
+
+KvCache::SequenceId KvCache::restore(const StoredSequence& stored) {
+  SectionReader in(stored);
+  or_out_of_memory("cache", [&] {
+    Impl::Sequence sequence;
+    sequence.length = stored.num_tokens;
+    for (size_t i = 0; i < impl_->plans.size(); ++i) {
+      sequence.layers.push_back(std::make_unique<LayerStore>(impl_->plans[i]));
+      sequence.layers.back()->restore(fmt::format("layers.{}", i), in);
+    }
+    in.finish();
+    impl_->sequences.emplace(impl_->next_id, std::move(sequence));
+  });
+  return impl_->next_id++;
 }
 
 void KvCache::drop(SequenceId id) {

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "cache/stored_sequence.h"
 #include "kvquant/spec.h"
 #include "kvquant/tensor_view.h"
 #include "ops/attend.h"
@@ -71,6 +72,11 @@ class KvCache {
   // Pools take memory ahead of need, up to a slab (block_pool.h) per size of block.
   void set_max_bytes(int64_t max_bytes);
 
+  const KvShape& shape() const;
+  const CacheSpec& spec() const;  // with the windows that the mode implies
+  CacheMode mode() const;
+  const Calibration* calibration() const;  // null: none
+
   SequenceId add_sequence();
   // A new sequence of the same tokens. The two share their memory; what one of them writes to (the
   // last, partly filled blocks, windows) it copies first. Ends a chunk as settle does. Throws
@@ -85,6 +91,14 @@ class KvCache {
   // `id`: with a calibration always, without one where its key ranges came from `from` or are not
   // fitted yet.
   void splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens);
+  // All that is held of a sequence, as views that are valid until the next call on the cache. Ends
+  // a chunk. Throws std::invalid_argument between the layers of a chunk.
+  StoredSequence store(SequenceId id);
+  // A new sequence of what `stored` holds, which a cache of the same shape, spec, mode and
+  // calibration stored; its bytes are copied. What is appended then gives the same bits as behind
+  // the original. Throws FormatError naming the section, OutOfMemory; there is no new sequence
+  // then.
+  SequenceId restore(const StoredSequence& stored);
   void drop(SequenceId id);  // frees what no fork shares
   // Forgets the tokens from `length` on; key parameters stay. Only tokens that are still exact can
   // be forgotten: throws std::invalid_argument, changing nothing, when a layer has compressed

@@ -129,6 +129,12 @@ class LayerStore {
   // What it holds beside what plan.account counts: tables, key parameters.
   int64_t table_bytes() const;
 
+  // Appends this layer's sections, whose names begin with `prefix`. Requires a settled store.
+  void add_sections(const std::string& prefix, std::vector<StoredSection>& sections) const;
+  // Reads them into an empty store of the same plan. Throws FormatError, OutOfMemory; then the
+  // store can only be destroyed.
+  void restore(const std::string& prefix, SectionReader& in);
+
  private:
   struct Side {
     std::optional<DenseSide> dense;
@@ -145,6 +151,9 @@ class LayerStore {
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
   void fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first, int64_t num_tokens,
                   int64_t head, float* planar) const;
+  bool may_have_encoded(int64_t num_encoded) const;
+  void restore_rows(SharedRows& rows, int64_t num_rows, int64_t capacity, const std::string& name,
+                    SectionReader& in);
   int64_t staging_first() const { return length_ - pending_; }
   int64_t window_first() const { return length_ - pending_ - window_rows_; }
   int64_t num_sinks() const { return length_ < plan_->sink ? length_ : plan_->sink; }

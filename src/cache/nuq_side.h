@@ -10,6 +10,7 @@
 
 #include "base/threads.h"
 #include "cache/block_list.h"
+#include "cache/stored_sequence.h"
 #include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
 #include "formats/outlier_page.h"
@@ -69,6 +70,12 @@ class NuqSide {
   // What it holds beside blocks and pages: tables of them, key parameters.
   int64_t table_bytes() const;
 
+  // Appends this side's sections, whose names begin with `prefix`.
+  void add_sections(const std::string& prefix, std::vector<StoredSection>& sections) const;
+  // Reads them into an empty side of the same plan. Throws FormatError, OutOfMemory; then the side
+  // can only be destroyed.
+  void restore(const std::string& prefix, int64_t num_tokens, SectionReader& in);
+
  private:
   struct TileRef {
     std::byte* block;
@@ -103,6 +110,9 @@ class NuqSide {
   template <class Fn>
   void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
   void copy_tile(const NuqSide& from, int64_t tile);
+  void restore_ranges(const std::string& name, SectionReader& in);
+  void restore_outliers(const std::string& name, SectionReader& in);
+  void check_entries(int64_t head, int64_t tile, const SectionReader& in) const;
   void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
 
   const NuqPlan* plan_;

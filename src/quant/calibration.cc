@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/quote.h"
 #include "formats/json_fields.h"
 #include "formats/nuq_codebook.h"
@@ -361,6 +362,18 @@ int64_t memory_bytes(const Calibration& calibration) {
     });
   }
   return total;
+}
+
+std::string calibration_hash(const Calibration& calibration) {
+  Hash64 hash;
+  for (const auto& layer : calibration.layers) {
+    visit_fields(layer, calibration.info,
+                 [&](const std::string& name, const Shape&, const auto& array) {
+                   hash.add_text(name);
+                   hash.add_bytes(std::as_bytes(std::span(array)));
+                 });
+  }
+  return hash.hex();
 }
 
 }  // namespace kvquant

@@ -115,4 +115,7 @@ void check_calibration_fits(const Calibration& calibration, const std::string& f
 
 int64_t memory_bytes(const Calibration& calibration);  // of its arrays
 
+// Of all its arrays: caches with equal ones mean the same by their codes. 16 hex digits.
+std::string calibration_hash(const Calibration& calibration);
+
 }  // namespace kvquant
