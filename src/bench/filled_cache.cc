@@ -47,12 +47,23 @@ void FilledCache::fill(std::span<const int32_t> tokens, const std::function<void
     transformer.forward({&chunk, 1}, cache_);
     for (const auto id : others) cache_.settle(id);
   }
+  for (auto& id : filled_) {  // a fork has no buffer of the last chunk
+    const auto fork = cache_.fork(id);
+    cache_.drop(id);
+    id = fork;
+  }
 }
 
 void FilledCache::start() {
   finish();
   for (const auto id : filled_) running_.push_back(cache_.fork(id));
   cache_.reset_peak();
+}
+
+int64_t FilledCache::peak_cache_bytes() const {
+  // What was filled and no fork shares: blocks and windows that they copied before they wrote.
+  const int64_t foreign = cache_.memory_bytes() - cache_.memory_bytes(running_);
+  return cache_.peak_bytes() - foreign;
 }
 
 void FilledCache::finish() {

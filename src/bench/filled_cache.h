@@ -34,8 +34,10 @@ class FilledCache {
   void decode(std::span<const int32_t> tokens);
   void finish();  // drops the forks
 
-  int64_t cache_bytes() const { return cache_.memory_bytes(); }
-  int64_t peak_cache_bytes() const { return cache_.peak_bytes(); }  // since start
+  // Of the forks alone, as if they shared nothing with what was filled.
+  int64_t cache_bytes() const { return cache_.memory_bytes(running_); }
+  int64_t peak_cache_bytes() const;  // the most since start, scratch included
+  int64_t all_bytes() const { return cache_.memory_bytes(); }
   // After the last token of each sequence, [batch][vocab_size].
   std::span<const float> logits() const { return logits_.span(); }
 

@@ -33,7 +33,7 @@ struct ModelBenchRow {
   double tokens_per_s_mean = 0, tokens_per_s_sd = 0;  // of all sequences together
   double ratio_to_first_spec = 1;  // of tokens/s: median over the repetitions' ratios
   int64_t cache_bytes = 0;         // at the end of a repetition
-  int64_t peak_cache_bytes = 0;    // during the timed part: KvCache::peak_bytes
+  int64_t peak_cache_bytes = 0;    // the most during the timed part, scratch included
   int64_t peak_rss_bytes = 0;      // of the process, since its start
 };
 

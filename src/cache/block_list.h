@@ -41,6 +41,7 @@ class BlockList {
   int64_t size() const { return static_cast<int64_t>(blocks_.size()); }
   T* operator[](int64_t i) const { return blocks_[static_cast<size_t>(i)]; }
   std::span<T* const> all() const { return blocks_; }
+  int64_t block_bytes() const { return size() * pool_->block_bytes(); }  // shared ones, too
   int64_t table_bytes() const { return size() * static_cast<int64_t>(sizeof(T*)); }
 
   // Makes blocks [first, count) this list's alone, with the contents they have; new ones are

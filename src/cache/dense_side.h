@@ -44,6 +44,7 @@ class DenseSide {
   const std::byte* tile(int64_t index, int64_t head) const;
   // Tokens [first, first + num_tokens) as f32 in tile layout, zeros behind them; num_tokens <= 64.
   void read_tile(int64_t first, int64_t num_tokens, int64_t head, float* out) const;
+  int64_t block_bytes() const { return blocks_.block_bytes(); }  // shared ones, too
   int64_t table_bytes() const { return blocks_.table_bytes(); }
 
   // Appends this side's sections, whose names begin with `prefix`.

@@ -137,6 +137,7 @@ struct KvCache::Impl {
   void settle(Sequence& sequence);
   template <class Fn>
   void change(Sequence& sequence, Fn&& fn);
+  int64_t parameter_bytes() const;  // codebooks and what comes from a calibration
 
   KvShape shape;
   CacheSpec spec;  // with windows
@@ -305,6 +306,12 @@ void KvCache::Impl::change(Sequence& sequence, Fn&& fn) {
   sequence.is_broken = false;
 }
 
+int64_t KvCache::Impl::parameter_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [owner, found] : parameters) bytes += found.memory_bytes();
+  return bytes;
+}
+
 void KvCache::Impl::settle(Sequence& sequence) {
   view_sequence = -1;
   if (sequence.unsettled == nullptr) return;
@@ -469,11 +476,21 @@ bool KvCache::reads_codes(int64_t layer) const {
 }
 
 int64_t KvCache::memory_bytes() const {
-  int64_t bytes = impl_->account.held_bytes();
-  for (const auto& [owner, parameters] : impl_->parameters) bytes += parameters.memory_bytes();
+  int64_t bytes = impl_->account.held_bytes() + impl_->parameter_bytes();
   for (const auto& [id, sequence] : impl_->sequences) {
     if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
     for (const auto& layer : sequence.layers) bytes += layer->table_bytes();
+  }
+  return bytes;
+}
+
+int64_t KvCache::memory_bytes(std::span<const SequenceId> ids) const {
+  int64_t bytes = impl_->parameter_bytes();
+  for (const SequenceId id : ids) {
+    const Impl::Sequence& sequence = impl_->find(id);
+    if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
+    for (const auto& layer : sequence.layers)
+      bytes += layer->counted_bytes() + layer->table_bytes();
   }
   return bytes;
 }

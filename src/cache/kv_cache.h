@@ -139,6 +139,8 @@ class KvCache {
   // bookkeeping per block and page of each sequence, codebooks once; without scratch and what the
   // pools hold for later.
   int64_t memory_bytes() const;
+  // What memory_bytes() would be if there were these sequences only and they shared nothing.
+  int64_t memory_bytes(std::span<const SequenceId> ids) const;
   int64_t scratch_bytes() const;
   // The most that memory_bytes() + scratch_bytes() were at a time, since reset_peak if it was
   // called; at most too high by what tables and staging buffers grew since: those count as they are

@@ -246,6 +246,16 @@ void LayerStore::fill_tile(const RunPlan& run, int64_t tile, const Staging& stag
   }
 }
 
+int64_t LayerStore::counted_bytes() const {
+  int64_t bytes = 0;
+  for (const Side* side : {&key_, &value_}) {
+    if (side->dense) bytes += side->dense->block_bytes();
+    if (side->nuq) bytes += side->nuq->block_bytes();
+    bytes += side->sinks.num_bytes() + side->window.num_bytes();
+  }
+  return bytes;
+}
+
 int64_t LayerStore::table_bytes() const {
   int64_t bytes = 0;
   for (const Side* side : {&key_, &value_}) {

@@ -126,6 +126,8 @@ class LayerStore {
   // values behind them. From any thread.
   void fill_tile(const RunPlan& run, int64_t tile, const Staging& staging,
                  const TileScratch& scratch, float* out) const;
+  // What plan.account would count of this store if it shared nothing.
+  int64_t counted_bytes() const;
   // What it holds beside what plan.account counts: tables, key parameters.
   int64_t table_bytes() const;
 

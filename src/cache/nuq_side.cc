@@ -349,6 +349,12 @@ void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
   if (plan_->hadamard) hadamard_planar(planar, head_dim);  // its own inverse
 }
 
+int64_t NuqSide::block_bytes() const {
+  int64_t bytes = blocks_.block_bytes();
+  for (const Chain& chain : chains_) bytes += chain.pages.block_bytes();
+  return bytes;
+}
+
 int64_t NuqSide::table_bytes() const {
   int64_t bytes = blocks_.table_bytes() + static_cast<int64_t>(ranges_.size() * sizeof(Half));
   for (const Chain& chain : chains_) bytes += chain.pages.table_bytes();

@@ -67,6 +67,7 @@ class NuqSide {
   CodedSide coded_side(int64_t head) const;
   // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread.
   void decode(int64_t tile, int64_t head, float* planar) const;
+  int64_t block_bytes() const;  // blocks and pages, shared ones, too
   // What it holds beside blocks and pages: tables of them, key parameters.
   int64_t table_bytes() const;
 

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 
 #include "cache/kv_cache.h"
 #include "cache/kv_cache_test_feed.h"
@@ -55,6 +56,27 @@ TEST(PeakBytes, StayWhenSequencesGoUntilTheyAreReset) {
   EXPECT_GT(fed.cache.peak_bytes(), peak * 9 / 10);
   fed.cache.reset_peak();
   EXPECT_EQ(fed.cache.peak_bytes(), bytes_of(fed.cache));
+}
+
+TEST(MemoryBytes, OfASequenceAreWhatItHoldsAlone) {
+  const auto rows = stream(600);
+  for (const char* spec : {"fp16", "nuq3-1%,block=64", "k=nuq4,v=fp16"}) {
+    SCOPED_TRACE(spec);
+    FedCache forked(spec, CacheMode::kAsServed), alone(spec, CacheMode::kAsServed);
+    const auto id = alone.cache.add_sequence(), parent = forked.cache.add_sequence();
+    forked.append(parent, rows, 0, 300);
+    const auto fork = forked.cache.fork(parent);
+    for (const int64_t num_new : {1, 60, 150}) {
+      forked.append(fork, rows, 300, num_new);
+      forked.cache.settle(fork);
+    }
+    alone.append(id, rows, 0, 300);
+    for (const int64_t num_new : {1, 60, 150}) alone.append(id, rows, 300, num_new);
+    alone.cache.settle(id);
+    EXPECT_EQ(forked.cache.memory_bytes(std::array{fork}), alone.cache.memory_bytes());
+    EXPECT_LT(forked.cache.memory_bytes(), forked.cache.memory_bytes(std::array{fork}) +
+                                               forked.cache.memory_bytes(std::array{parent}));
+  }
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ namespace kvquant {
 class SharedRows {
  public:
   int64_t size() const { return block_ == nullptr ? 0 : block_->numbers.size(); }
+  int64_t num_bytes() const { return size() * static_cast<int64_t>(sizeof(Half)); }
   const Half* data() const { return block_ == nullptr ? nullptr : block_->numbers.data(); }
 
   // Makes room for `size` numbers that nobody else sees, those of [first, first + num_kept) first;
