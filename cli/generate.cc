@@ -1,10 +1,12 @@
 // kvquant generate: continues a prompt, streaming, with timings at the end.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
 #include "base/check.h"
+#include "base/file.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/sampling.h"
@@ -17,6 +19,7 @@ struct Options {
   CommonOptions common;
   SamplingOptions sampling;
   std::string prompt, file, system;
+  std::string save_cache, load_cache;
   bool chat = false;
   bool ignore_eos = false;
 };
@@ -24,6 +27,7 @@ struct Options {
 std::string prompt_text(const Options& options, const Model& model) {
   check_arg(options.prompt.empty() || options.file.empty(), "-p and -f exclude each other");
   const std::string text = options.file.empty() ? options.prompt : read_utf8(options.file);
+  if (text.empty() && !options.load_cache.empty()) return text;  // go on where it stopped
   check_arg(!text.empty(), "the prompt is empty: give -p TEXT or -f FILE");
   if (!options.chat) {
     check_arg(options.system.empty(), "--system needs --chat");
@@ -34,6 +38,48 @@ std::string prompt_text(const Options& options, const Model& model) {
   messages.push_back({"user", text});
   return render_chat(recognise_chat_template(model.checkpoint().tokenizer().chat_template),
                      messages);
+}
+
+// What has to be computed: the prompt, or what of it isn't in the file of --load-cache. A prompt
+// that doesn't begin with the file's tokens comes behind them.
+std::vector<int32_t> tokens_to_feed(const Options& options, Session& session) {
+  const Model& model = session.model();
+  const std::string text = prompt_text(options, model);
+  auto prompt = model.tokenizer().encode(text);
+  if (options.load_cache.empty()) return prompt;
+  session.load(options.load_cache);
+  const auto loaded = session.tokens();
+  const bool begins_alike =
+      prompt.size() >= loaded.size() && std::equal(loaded.begin(), loaded.end(), prompt.begin());
+  if (begins_alike) {
+    prompt.erase(prompt.begin(), prompt.begin() + static_cast<int64_t>(loaded.size()));
+  } else {
+    prompt = model.tokenizer().encode(text, Tokenizer::Special::kParse, Tokenizer::Bos::kNever);
+  }
+  if (!options.common.quiet) {
+    fmt::print(stderr, "kvquant: {} tokens from {}, {} of the prompt are new\n", loaded.size(),
+               options.load_cache, prompt.size());
+  }
+  if (!prompt.empty() || loaded.empty()) return prompt;
+  const int32_t last = loaded.back();  // once more: what follows it isn't in the file
+  check_arg(session.can_truncate(session.length() - 1),
+            options.load_cache +
+                ": its last token is compressed (recent=0), so a prompt must "
+                "follow: give -p TEXT");
+  session.truncate(session.length() - 1);
+  return {last};
+}
+
+// With the last generated token, which nothing has read yet; without it when the context is full.
+void save(const Options& options, Session& session, const std::vector<int32_t>& generated,
+          int64_t num_tokens) {
+  if (options.save_cache.empty()) return;
+  if (session.length() < num_tokens && session.length() < session.context()) {
+    session.feed({&generated.back(), 1});
+  }
+  session.save(options.save_cache, version());
+  if (options.common.quiet) return;
+  fmt::print(stderr, "kvquant: {} tokens saved in {}\n", session.length(), options.save_cache);
 }
 
 const char* stop_name(StopReason stop) {
@@ -52,11 +98,12 @@ int run(const Options& options) {
   check_sampler_options(options.sampling.sampler);
   Model model = load_model(options.common);
   tell_expanded_layers(options.common, specs, model);
-  const auto prompt = model.tokenizer().encode(prompt_text(options, model));
   Session session(model, {.spec = specs[0],
                           .mode = CacheMode::kAsServed,
                           .context = options.common.context,
                           .ubatch = options.common.ubatch});
+  const auto prompt = tokens_to_feed(options, session);
+  const int64_t num_before = session.length();
   GenerateOptions generation{.max_tokens = options.sampling.max_tokens,
                              .sampler = options.sampling.sampler,
                              .stop_tokens = {}};
@@ -87,6 +134,7 @@ int run(const Options& options) {
   result.update({{"text", model.tokenizer().decode(out.tokens)},
                  {"tokens", out.tokens},
                  {"stop", stop_name(out.stop)},
+                 {"n_loaded", num_before},
                  {"n_prompt", out.num_prompt_tokens},
                  {"prompt_s", out.prompt_s},
                  {"generation_s", out.generation_s},
@@ -94,6 +142,8 @@ int run(const Options& options) {
                  {"compressed_tokens", session.num_compressed_tokens()},
                  {"peak_rss_bytes", peak_rss_bytes()}});
   document["results"].push_back(result);
+  save(options, session, out.tokens,
+       num_before + out.num_prompt_tokens + static_cast<int64_t>(out.tokens.size()));
   write_json(options.common, document);
   return out.stop == StopReason::kCaller ? kInterrupted : kDone;
 }
@@ -110,6 +160,14 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_flag("--chat", options->chat, "wrap the prompt in the model's chat template");
   command->add_option("--system", options->system, "system message (with --chat)");
   command->add_flag("--ignore-eos", options->ignore_eos, "go on after a stop token");
+  command
+      ->add_option("--save-cache", options->save_cache,
+                   "write the compressed cache of the prompt and of what was generated to this "
+                   "file (-n 0: of the prompt)")
+      ->each([](const std::string& path) { check_writable(path); });  // now, not after the work
+  command->add_option("--load-cache", options->load_cache,
+                      "start from a file of --save-cache: of a prompt that begins with its text "
+                      "only the rest is computed, another one continues it");
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }
 

@@ -112,6 +112,32 @@ TEST_F(CacheFileTest, ALoadedSequenceSavesTheSameBytes) {
   }
 }
 
+TEST_F(CacheFileTest, ForksSplicesAndTruncatedSequencesComeBackToo) {
+  for (const CacheMode mode : kModes) {
+    for (const char* spec : {"nuq4-1%,block=64,sink=4,recent=0", "nuq3,sink=4,recent=0"}) {
+      FedCache from(spec, mode), to(spec, mode);
+      const auto rows = stream(900);
+      const auto a = from.cache.add_sequence();
+      from.append(a, rows, 0, 260);  // 4 sinks and 4 tiles
+      const auto b = from.cache.fork(a);
+      from.cache.splice(b, a, 68, 128);
+      const auto c = from.cache.fork(b);
+      from.append(c, rows, 388, 40);
+      if (mode == CacheMode::kAsServed) from.cache.truncate(c, 410);
+      for (const auto id : {b, c}) {
+        const int64_t length = from.cache.length(id);
+        save_cache(from.cache, id, ids(length), kInfo, path());
+        const LoadedSequence loaded = load_cache(to.cache, kInfo.model_fingerprint, path());
+        for (const int64_t first : {length, length + 100}) {
+          from.append(id, rows, first, 100);
+          to.append(loaded.id, rows, first, 100);
+          ASSERT_EQ(from.contents(id), to.contents(loaded.id)) << spec << " " << first;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(CacheFileTest, AnEmptySequenceComesBackEmpty) {
   saved("nuq4-1%", CacheMode::kAsServed, 0);
   FedCache fed("nuq4-1%", CacheMode::kAsServed);

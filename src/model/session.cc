@@ -1,10 +1,14 @@
 #include "model/session.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
 #include "base/timer.h"
+#include "cache/cache_file.h"
+#include "kvquant/error.h"
 
 namespace kvquant {
 namespace {
@@ -69,6 +73,31 @@ void Session::truncate(int64_t length) {
   check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   cache_.truncate(sequence_, length);
   tokens_.resize(static_cast<size_t>(length));
+}
+
+void Session::save(const std::string& path, const std::string& kvquant_version) {
+  check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
+  save_cache(
+      cache_, sequence_, tokens_,
+      {.kvquant_version = kvquant_version, .model_fingerprint = model_.checkpoint().fingerprint()},
+      path);
+}
+
+void Session::load(const std::string& path) {
+  LoadedSequence loaded = load_cache(cache_, model_.checkpoint().fingerprint(), path);
+  try {
+    check_vocabulary(model_, loaded.tokens);
+    const auto count = static_cast<int64_t>(loaded.tokens.size());
+    check_arg(count <= context_, "it has " + std::to_string(count) + " tokens, the context has " +
+                                     std::to_string(context_));
+  } catch (const std::invalid_argument& error) {
+    cache_.drop(loaded.id);
+    throw FormatError(path + ": " + error.what());
+  }
+  cache_.drop(sequence_);
+  sequence_ = loaded.id;
+  tokens_ = std::move(loaded.tokens);
+  is_broken_ = false;
 }
 
 Generation generate(Session& session, std::span<const int32_t> prompt,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/progress.h"
@@ -37,6 +38,14 @@ class Session {
   // Forgets the last tokens until `length` are left. See KvCache::truncate.
   void truncate(int64_t length);
   bool can_truncate(int64_t length) const { return cache_.can_truncate(sequence_, length); }
+
+  // Writes the cache and its tokens to a file (cache/cache_file.h). `kvquant_version` says who
+  // wrote it. Throws what save_cache does.
+  void save(const std::string& path, const std::string& kvquant_version);
+  // Takes the place of what is in the session: the file's tokens, as if they had been fed. The
+  // file must be of this model, spec, mode and calibration. Throws what load_cache does, and
+  // FormatError when the tokens don't fit into the context; then nothing has changed.
+  void load(const std::string& path);
 
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t context() const { return context_; }

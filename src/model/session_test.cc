@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <string>
+
+#include "kvquant/error.h"
 
 namespace kvquant {
 namespace {
@@ -126,6 +129,56 @@ TEST(Generate, StopsWhereItIsTold) {
   const auto full = run({.max_tokens = 100}, 12);
   EXPECT_EQ(full.stop, StopReason::kContextFull);
   EXPECT_EQ(full.tokens.size(), 3u);  // positions 10 and 11, and one more that is not read
+}
+
+std::vector<float> fed(Session& session, std::span<const int32_t> tokens) {
+  const auto logits = session.feed(tokens);
+  return {logits.begin(), logits.end()};
+}
+
+TEST(Session, WhatIsLoadedGoesOnWithTheSameLogits) {
+  const std::string path = testing::TempDir() + "kvquant_session_cache";
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 400);
+  for (const CacheMode mode : {CacheMode::kStrict, CacheMode::kAsServed}) {
+    for (const char* spec : {"fp16", "nuq4-1%", "k=nuq4-1%,v=had+nuq4,sink=4,recent=64"}) {
+      SCOPED_TRACE(spec);
+      const SessionOptions options{.spec = parse_spec(spec), .mode = mode};
+      Session session(model, options), later(model, options);
+      session.feed(std::span(tokens).first(300));
+      session.save(path, "test");
+      later.feed(std::span(tokens).first(7));  // is replaced
+      later.load(path);
+      ASSERT_EQ(later.length(), 300);
+      EXPECT_TRUE(std::equal(tokens.begin(), tokens.begin() + 300, later.tokens().begin()));
+      const auto rest = std::span(tokens).subspan(300);
+      EXPECT_EQ(fed(session, rest), fed(later, rest));
+      GenerateOptions generation{.max_tokens = 20};
+      generation.sampler.temperature = 1;
+      const auto one = rest.first(1);
+      EXPECT_EQ(generate(session, one, generation).tokens, generate(later, one, generation).tokens);
+      EXPECT_EQ(fed(session, one), fed(later, one));
+    }
+  }
+  std::filesystem::remove(path);
+}
+
+TEST(Session, ACacheThatDoesNotFitLeavesTheSessionAsItWas) {
+  const std::string path = testing::TempDir() + "kvquant_session_refused";
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 200);
+  Session session(model, {.spec = parse_spec("nuq4")});
+  session.feed(tokens);
+  session.save(path, "test");
+  Session small(model, {.spec = parse_spec("nuq4"), .context = 100});
+  Session other(model, {.spec = parse_spec("nuq3")});
+  for (Session* refused : {&small, &other}) {
+    refused->feed(std::span(tokens).first(3));
+    EXPECT_THROW(refused->load(path), FormatError);
+    EXPECT_EQ(refused->length(), 3);
+    EXPECT_NO_THROW(refused->feed(std::span(tokens).first(1)));
+  }
+  std::filesystem::remove(path);
 }
 
 }  // namespace

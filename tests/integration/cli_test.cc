@@ -107,6 +107,46 @@ TEST_F(Cli, GenerateStreamsAndIsDeterministic) {
   EXPECT_NE(first.err.find("tokens/s"), std::string::npos);
 }
 
+TEST_F(Cli, ASavedCacheGoesOnAsIfThePromptHadBeenReadAgain) {
+  std::string text;
+  for (int i = 0; i < 30; ++i) text += " The old man went down to the harbour and saw the sea.";
+  write_file_atomic(path("begin.txt"), text);
+  write_file_atomic(path("whole.txt"), text + " And then");
+  const std::string generate = "generate -m embedded --temp 0 -n 12 --kv nuq4-1% -f ";
+  const std::string file = path("cache.kvq"), load = " --load-cache " + file;
+  const std::string read = "generate -m embedded -n 0 --kv nuq4-1% -f " + path("begin.txt");
+  ASSERT_EQ(run(read + " --save-cache " + file).code, 0);
+
+  // The rest as the end of the whole prompt, and by itself.
+  const Outcome prefix = run(generate + path("whole.txt") + load + " --json " + path("a.json"));
+  EXPECT_EQ(prefix.code, 0) << prefix.err;
+  write_file_atomic(path("rest.txt"), " And then");
+  const Outcome behind = run(generate + path("rest.txt") + load + " --save-cache " + file);
+  EXPECT_EQ(behind.out, prefix.out) << behind.err;
+  const auto json = nlohmann::json::parse(read_text(path("a.json")))["results"][0];
+  EXPECT_GT(json["n_loaded"], 200);
+  EXPECT_LT(json["n_prompt"], 5);
+  EXPECT_NE(behind.err.find("tokens saved in " + file), std::string::npos) << behind.err;
+  const Outcome more = run("generate -m embedded -n 3 --kv nuq4-1%" + load);  // without a prompt
+  EXPECT_EQ(more.code, 0) << more.err;
+  EXPECT_GT(more.out.size(), 1u);
+}
+
+TEST_F(Cli, ACacheFileOfSomethingElseIsRefused) {
+  const std::string file = path("cache.kvq");
+  const std::string generate = "generate -m embedded -p 'The old man' -n 2 --kv ";
+  ASSERT_EQ(run(generate + "nuq4 --save-cache " + file).code, 0);
+  expect_refused(generate + "nuq3 --load-cache " + file, "spec");
+  expect_refused(generate + "nuq4 -c 4 --load-cache " + file, "context");
+  expect_refused(generate + "nuq4 --load-cache " + path("none"), "none");
+  expect_refused(generate + "nuq4 --save-cache no/such/folder/x", "no/such/folder");
+  expect_refused("generate -m embedded -n 2 --kv nuq4", "empty");
+  fs::resize_file(file, 5000);
+  expect_refused(generate + "nuq4 --load-cache " + file, "truncated");
+  write_file_atomic(file, "{}");
+  expect_refused(generate + "nuq4 --load-cache " + file, "not a cache file");
+}
+
 TEST_F(Cli, ASpecWithoutAFastKernelIsToldUnlessQuiet) {
   const std::string generate = "generate -m embedded -p 'The old man' -n 1 --kv ";
   const auto is_told = [&](const std::string& arguments) {
