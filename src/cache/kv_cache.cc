@@ -4,15 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <tuple>
 
 #include "base/backend.h"
 #include "base/check.h"
-#include "cache/cache_view.h"
-#include "cache/layer_store.h"
+#include "cache/kv_cache_impl.h"
 #include "cache/out_of_memory.h"
-#include "cache/side_parameters.h"
 #include "formats/codec_table.h"
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
@@ -114,49 +111,6 @@ int64_t num_expanded_layers(const CacheSpec& spec, int64_t num_layers) {
   }
   return count;
 }
-
-struct KvCache::Impl {
-  struct Sequence {
-    std::vector<std::unique_ptr<LayerStore>> layers;
-    Staging staging;
-    LayerStore* unsettled = nullptr;  // the layer whose rows are in staging
-    int64_t length = 0;               // in all layers
-    bool is_broken = false;           // memory ran out amid a change
-  };
-
-  Impl(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
-       ThreadPool& threads, std::shared_ptr<const Calibration> calibration);
-  SidePlan plan_side(KvSide side, const Codec& codec, int64_t num_tiles, int layer);
-  BlockPool* pool_of(int64_t block_bytes);
-  Sequence& find(SequenceId id);
-  Sequence& find_whole(SequenceId id);  // one that isn't broken
-  void check_append(int64_t layer, const Sequence& sequence, TensorView<const float, 3> keys,
-                    TensorView<const float, 3> values) const;
-  void check_splice(const Sequence& sequence, const Sequence& from, int64_t first_token,
-                    int64_t num_tokens) const;
-  void settle(Sequence& sequence);
-  template <class Fn>
-  void change(Sequence& sequence, Fn&& fn);
-  int64_t parameter_bytes() const;  // codebooks and what comes from a calibration
-
-  KvShape shape;
-  CacheSpec spec;  // with windows
-  CacheMode mode;
-  const RopeTable& rope;
-  ThreadPool& threads;
-  std::shared_ptr<const Calibration> calibration;  // null: none
-  // By layer, side and codec; without a calibration all layers and both sides share them.
-  std::map<std::tuple<int, KvSide, std::string>, SideParameters> parameters;
-  MemoryAccount account;
-  std::map<int64_t, BlockPool> pools;  // by bytes of a block
-  std::vector<LayerPlan> plans;        // per layer; stores point into it
-  std::map<SequenceId, Sequence> sequences;
-  SequenceId next_id = 0;
-
-  SequenceId view_sequence = -1;  // none is prepared
-  int64_t view_layer = -1;
-  CacheView view;
-};
 
 KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, CacheMode cache_mode,
                     const RopeTable& rope_table, ThreadPool& thread_pool,
@@ -474,41 +428,6 @@ bool KvCache::reads_codes(int64_t layer) const {
             fmt::format("cache: layer {} of {}", layer, impl_->shape.num_layers));
   return impl_->plans[layer].is_coded();
 }
-
-int64_t KvCache::memory_bytes() const {
-  int64_t bytes = impl_->account.held_bytes() + impl_->parameter_bytes();
-  for (const auto& [id, sequence] : impl_->sequences) {
-    if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
-    for (const auto& layer : sequence.layers) bytes += layer->table_bytes();
-  }
-  return bytes;
-}
-
-int64_t KvCache::memory_bytes(std::span<const SequenceId> ids) const {
-  int64_t bytes = impl_->parameter_bytes();
-  for (const SequenceId id : ids) {
-    const Impl::Sequence& sequence = impl_->find(id);
-    if (sequence.unsettled != nullptr) bytes += sequence.staging.memory_bytes();
-    for (const auto& layer : sequence.layers)
-      bytes += layer->counted_bytes() + layer->table_bytes();
-  }
-  return bytes;
-}
-
-int64_t KvCache::scratch_bytes() const {
-  int64_t bytes = impl_->view.scratch_bytes();
-  for (const auto& [id, sequence] : impl_->sequences) {
-    if (sequence.unsettled == nullptr) bytes += sequence.staging.memory_bytes();
-  }
-  return bytes;
-}
-
-int64_t KvCache::peak_bytes() const {
-  const int64_t elsewhere = memory_bytes() + scratch_bytes() - impl_->account.held_bytes();
-  return impl_->account.peak_bytes() + elsewhere;
-}
-
-void KvCache::reset_peak() { impl_->account.reset_peak(); }
 
 int64_t KvCache::num_compressed_tokens(SequenceId id) const {
   int64_t most = 0;

@@ -9,7 +9,7 @@
 // channel, of a sum likewise.
 #include "ops/attend_coded_avx512bf16.h"
 
-#include "ops/coded_rows_avx512bf16_inl.h"
+#include "ops/coded_weights_avx512bf16_inl.h"
 
 namespace kvquant::avx512bf16 {
 namespace {
@@ -211,96 +211,6 @@ void correct_scores(const AttendBlock& block, const CodedTile& tile, const Coded
     }
     _mm512_store_ps(scores + 16 * v, sum);
   }
-}
-
-// Weights of R rows and a tile of values.
-template <int R>
-struct Weights {
-  alignas(64) uint16_t scaled[R][kTileTokens];  // times the tokens' scales, bf16
-  alignas(64) float plain[R][kTileTokens];      // for outliers
-  alignas(64) float dropped[R][kTileTokens];    // what the dense codes add under an outlier
-  float zero[R];                                // of all channels: sum of weights times zero points
-};
-
-// Weights of one row and tile from p [64].
-template <int R>
-void weigh(const CodedPart& values, const __m512 (&p)[kTileVectors], int r, Weights<R>& weights) {
-  __m512 scaled[kTileVectors], of_zero[kTileVectors];
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    of_zero[v] = _mm512_mul_ps(p[v], load_halves(values.zeros + 16 * v));
-    scaled[v] = _mm512_mul_ps(p[v], load_halves(values.scales + 16 * v));
-  }
-  weights.zero[r] = _mm512_reduce_add_ps(
-      _mm512_add_ps(_mm512_add_ps(of_zero[0], of_zero[1]), _mm512_add_ps(of_zero[2], of_zero[3])));
-  store_weights(scaled, weights.scaled[r]);
-  if (values.num_outliers == 0) return;
-  const NuqCodebook& book = *values.codebook;
-  const __m512 base = _mm512_set1_ps(round_to_bf16(book.bits == 8 ? -1.0f : book.levels[0]));
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    const __m512i words = _mm512_cvtepu16_epi32(
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(weights.scaled[r] + 16 * v)));
-    const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-    _mm512_store_ps(weights.plain[r] + 16 * v, p[v]);
-    _mm512_store_ps(weights.dropped[r] + 16 * v, _mm512_fmadd_ps(rounded, base, of_zero[v]));
-  }
-}
-
-// Some tiles, and what R rows make of them.
-template <int R>
-struct Group {
-  const TileWork* tiles;
-  int64_t num_tiles;
-  TokenRange seen[kGroupTiles][R];
-  alignas(64) float scores[kGroupTiles][R * kTileTokens];
-  Weights<R> weights[kGroupTiles];
-};
-
-// Scores of row r in units of log2, -infinity for tokens not seen; returns the largest, lane by
-// lane.
-template <int R>
-__m512 mask_scores(const AttendBlock& block, int r, Group<R>& group) {
-  const __m512 none = _mm512_set1_ps(-__builtin_inff()), scale = _mm512_set1_ps(block.log2_scale);
-  __m512 largest = none;
-  for (int64_t i = 0; i < group.num_tiles; ++i) {
-    const TokenRange seen = group.seen[i][r];
-    const bool sees_none = seen.begin >= seen.end;
-    float* scores = group.scores[i] + r * kTileTokens;
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      const __mmask16 mask = sees_none ? 0 : token_mask(seen, v);
-      const __m512 s = _mm512_mask_mul_ps(none, mask, _mm512_load_ps(scores + 16 * v), scale);
-      _mm512_store_ps(scores + 16 * v, s);
-      largest = _mm512_max_ps(largest, s);
-    }
-  }
-  return largest;
-}
-
-// Scores of one row become weights relative to its running max, see soften().
-template <int R>
-void weigh_row(const AttendBlock& block, int64_t row, int r, Group<R>& group) {
-  SoftmaxState& state = block.states[row];
-  float* sums = block.workspace.sums + row * 16;
-  const __m512 largest = mask_scores(block, r, group);
-  if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(state.max), _CMP_GT_OQ) != 0) {
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
-    state.max = new_max;
-    scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
-    scale_row(sums, 16, factor);
-  }
-  // A row that has seen nothing yet has only scores of -infinity: any number serves as its max.
-  const __m512 max = _mm512_set1_ps(state.max == -__builtin_inff() ? 0 : state.max);
-  __m512 sum = _mm512_loadu_ps(sums);
-  for (int64_t i = 0; i < group.num_tiles; ++i) {
-    __m512 p[kTileVectors];
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      const __m512 s = _mm512_load_ps(group.scores[i] + r * kTileTokens + 16 * v);
-      p[v] = exp2_nonpositive(_mm512_sub_ps(s, max));
-    }
-    sum = _mm512_add_ps(sum, _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3])));
-    weigh(group.tiles[i].coded.values, p, r, group.weights[i]);
-  }
-  _mm512_storeu_ps(sums, sum);
 }
 
 // Levels of one slot of a row as bf16 pairs of tokens.
