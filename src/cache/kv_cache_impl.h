@@ -1,4 +1,5 @@
-// What a KvCache consists of: plans and pools that sequences share, the sequences, the prepared view.
+// What a KvCache consists of: plans and pools that sequences share, the sequences, the prepared
+// view.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// From scores of a group of coded tiles to the weights of their values. Included by the AVX-512 BF16
-// kernels alone.
+// From scores of a group of coded tiles to the weights of their values. Included by the AVX-512
+// BF16 kernels alone.
 #pragma once
 
 #include "ops/attend_coded_avx512bf16.h"
