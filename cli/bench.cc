@@ -79,7 +79,7 @@ void add_rows(const std::string& model, const std::vector<ModelBenchRow>& rows, 
 }
 
 // One entry of -t: the model is packed anew for its threads.
-void run_threads(CommonOptions common, const ModelBenchOptions& bench,
+void run_threads(const CommonOptions& common, const ModelBenchOptions& bench,
                  const std::vector<CacheSpec>& specs, Results& results) {
   Model model = load_model(common);
   for (const CacheSpec& spec : specs) {

@@ -23,7 +23,7 @@
 namespace kvquant::avx512bf16 {
 namespace {
 
-constexpr int kTileVectors = 4;  // registers of 16 tokens in a tile
+inline constexpr int kTileVectors = 4;  // registers of 16 tokens in a tile
 
 inline __m512bh broadcast_pair(const uint16_t* p) {
   int pair;

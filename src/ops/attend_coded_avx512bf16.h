@@ -7,11 +7,11 @@
 namespace kvquant::avx512bf16 {
 
 // Up to this many rows codes are read directly.
-constexpr int64_t kFusedRows = 8;
-constexpr int64_t kRegisterRows = 4;  // of them in registers at a time
+inline constexpr int64_t kFusedRows = 8;
+inline constexpr int64_t kRegisterRows = 4;  // of them in registers at a time
 // Tiles whose scores are turned into weights together: the latency of a softmax, about 150 cycles,
 // is paid once for all.
-constexpr int64_t kGroupTiles = kAheadTiles;
+inline constexpr int64_t kGroupTiles = kAheadTiles;
 
 // What a block keeps from one coded tile to the next, in its workspace.
 struct CodedState {
