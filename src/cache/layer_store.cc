@@ -212,9 +212,16 @@ const Half* LayerStore::exact_row(const Side& side, const Buffer<Half>& staging,
 void LayerStore::fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first,
                             int64_t num_tokens, int64_t head, float* planar) const {
   std::fill(planar, planar + kTileTokens * plan_->head_dim, 0.0f);
-  for (int64_t t = 0; t < num_tokens; ++t) {
-    const Half* row = exact_row(side, staging, first + t) + head * plan_->head_dim;
-    rows_to_planar(row, plan_->row_size(), plan_->head_dim, t, /*num_tokens=*/1, planar);
+  const int64_t size = plan_->row_size();
+  for (int64_t t = 0; t < num_tokens;) {  // rows that follow each other in memory at once
+    const Half* row = exact_row(side, staging, first + t);
+    int64_t count = 1;
+    while (t + count < num_tokens &&
+           exact_row(side, staging, first + t + count) == row + count * size) {
+      ++count;
+    }
+    rows_to_planar(row + head * plan_->head_dim, size, plan_->head_dim, t, count, planar);
+    t += count;
   }
 }
 

@@ -60,11 +60,7 @@ void planar_to_value_tile(const float* planar, int64_t head_dim, float* tile) {
 
 void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t first_token,
                     int64_t num_tokens, float* planar) {
-  for (int64_t t = 0; t < num_tokens; ++t) {
-    for (int64_t c = 0; c < head_dim; ++c) {
-      planar[c * kTileTokens + first_token + t] = to_float(rows[t * stride + c]);
-    }
-  }
+  simd::rows_to_planar(rows, stride, head_dim, first_token, num_tokens, planar);
 }
 
 }  // namespace kvquant

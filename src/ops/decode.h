@@ -68,6 +68,8 @@ namespace simd {
 void unpack_tile(const DecodeJob& job, float* planar);  // without outliers
 void rotate_to_key_tile(const float* planar, const float* cos, const float* sin, int64_t head_dim,
                         float* tile);
+void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t first_token,
+                    int64_t num_tokens, float* planar);
 }  // namespace simd
 
 }  // namespace kvquant

@@ -160,6 +160,37 @@ void rotate_to_key_tile(const float* HWY_RESTRICT planar, const float* HWY_RESTR
   }
 }
 
+// Rows of 16 tokens at a time become floats, then columns.
+void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t first_token,
+                    int64_t num_tokens, float* HWY_RESTRICT planar) {
+  constexpr int64_t kRows = 16;
+  const FloatTag d;
+  const hn::Rebind<hwy::float16_t, FloatTag> half;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  HWY_ALIGN float block[kRows * kMaxNuqHeadDim];
+  for (int64_t first = 0; first < num_tokens; first += kRows) {
+    const int64_t count = HWY_MIN(kRows, num_tokens - first);
+    for (int64_t from = 0; from < head_dim; from += kMaxNuqHeadDim) {
+      const int64_t size = HWY_MIN(int64_t{kMaxNuqHeadDim}, head_dim - from);
+      for (int64_t t = 0; t < count; ++t) {
+        const auto* row =
+            reinterpret_cast<const hwy::float16_t*>(rows + (first + t) * stride + from);
+        int64_t c = 0;
+        for (; c + lanes <= size; c += lanes) {
+          hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, row + c)), d, block + t * kMaxNuqHeadDim + c);
+        }
+        for (; c < size; ++c) {
+          block[t * kMaxNuqHeadDim + c] = to_float(rows[(first + t) * stride + from + c]);
+        }
+      }
+      for (int64_t c = 0; c < size; ++c) {
+        float* out = planar + (from + c) * kTileTokens + first_token + first;
+        for (int64_t t = 0; t < count; ++t) out[t] = block[t * kMaxNuqHeadDim + c];
+      }
+    }
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace kvquant
 HWY_AFTER_NAMESPACE();
@@ -169,6 +200,7 @@ namespace kvquant::simd {
 
 HWY_EXPORT(unpack_tile);
 HWY_EXPORT(rotate_to_key_tile);
+HWY_EXPORT(rows_to_planar);
 
 void unpack_tile(const DecodeJob& job, float* planar) {
   HWY_DYNAMIC_DISPATCH(unpack_tile)(job, planar);
@@ -177,6 +209,11 @@ void unpack_tile(const DecodeJob& job, float* planar) {
 void rotate_to_key_tile(const float* planar, const float* cos, const float* sin, int64_t head_dim,
                         float* tile) {
   HWY_DYNAMIC_DISPATCH(rotate_to_key_tile)(planar, cos, sin, head_dim, tile);
+}
+
+void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t first_token,
+                    int64_t num_tokens, float* planar) {
+  HWY_DYNAMIC_DISPATCH(rows_to_planar)(rows, stride, head_dim, first_token, num_tokens, planar);
 }
 
 }  // namespace kvquant::simd
