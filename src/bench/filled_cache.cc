@@ -5,24 +5,6 @@
 #include "cache/kv_cache.h"
 
 namespace kvquant {
-namespace {
-
-// Shows what a model computes to an observer until the end of its life.
-class Observation {
- public:
-  Observation(Transformer& transformer, LayerObserver observer) : transformer_(transformer) {
-    transformer_.set_observer(std::move(observer));
-  }
-  ~Observation() { transformer_.set_observer({}); }
-  Observation(const Observation&) = delete;
-  Observation& operator=(const Observation&) = delete;
-
- private:
-  Transformer& transformer_;
-};
-
-}  // namespace
-
 FilledCache::FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch)
     : model_(model),
       ubatch_(ubatch),

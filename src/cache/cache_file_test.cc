@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -344,8 +345,24 @@ TEST_F(HostileSections, OutliersOutOfPlaceAreRefused) {
   expect_refused<uint16_t>(blocks, counts + 5, 0xFFFF, "expected");
   expect_refused<uint16_t>(entries, 0, 0xFFFF, "out of range");   // channel 1023
   expect_refused<uint16_t>(entries, 0, 16 * 64, "out of range");  // channel 16
-  expect_refused<uint16_t>(entries, 0, 63, "out of");             // a token too late
+  expect_refused<uint16_t>(entries, 2, 0, "out of");              // entry 1 before entry 0
   expect_refused<uint16_t>(entries, 1, 0x7C00, "not finite");     // infinity
+}
+
+TEST_F(HostileSections, CodesUnderOutliersMustBeZero) {
+  feed("nuq4-5%,block=128,recent=10", 70);
+  const StoredSequence stored = fed->cache.store(id);
+  const auto entries = std::find_if(
+      stored.sections.begin(), stored.sections.end(),
+      [](const StoredSection& section) { return section.name == "layers.1.key.outliers"; });
+  ASSERT_NE(entries, stored.sections.end());
+  uint16_t place = 0;  // of the first outlier, which is one of the first tile of the first head
+  std::memcpy(&place, entries->pieces.at(0).data(), sizeof place);
+  std::vector<uint8_t> tile(code_tile_bytes(4, 16));
+  add_code(tile.data(), 4, 16, code_place(KvSide::kKey, 16, place % 64, place / 64), 15);
+  const auto byte = std::find_if(tile.begin(), tile.end(), [](uint8_t b) { return b != 0; });
+  expect_refused<uint8_t>("layers.1.key.blocks", static_cast<size_t>(byte - tile.begin()), 0xFF,
+                          "is not 0");
 }
 
 TEST_F(HostileSections, UnusedTilesMustBeEmpty) {

@@ -32,20 +32,6 @@ void check_samples(Model& model, std::span<const std::vector<int32_t>> samples, 
   }
 }
 
-// Shows the model to an observer as long as it lives.
-class Observation {
- public:
-  Observation(Transformer& transformer, LayerObserver observer) : transformer_(transformer) {
-    transformer_.set_observer(std::move(observer));
-  }
-  ~Observation() { transformer_.set_observer({}); }
-  Observation(const Observation&) = delete;
-  Observation& operator=(const Observation&) = delete;
-
- private:
-  Transformer& transformer_;
-};
-
 // Row-major [num_tokens, num_heads, head_dim].
 class Activations {
  public:

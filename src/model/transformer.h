@@ -107,4 +107,18 @@ class Transformer {
   LayerObserver observer_;
 };
 
+// Shows what a transformer computes to an observer as long as it lives.
+class Observation {
+ public:
+  Observation(Transformer& transformer, LayerObserver observer) : transformer_(transformer) {
+    transformer_.set_observer(std::move(observer));
+  }
+  ~Observation() { transformer_.set_observer({}); }
+  Observation(const Observation&) = delete;
+  Observation& operator=(const Observation&) = delete;
+
+ private:
+  Transformer& transformer_;
+};
+
 }  // namespace kvquant

@@ -1,6 +1,7 @@
 #include "ops/attend.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "base/buffer.h"
@@ -18,6 +19,10 @@ void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape
             "attend: a coded side must have the codebook of its bits");
   check_arg(side.shape.side == expected && side.shape.head_dim == shape.head_dim,
             "attend: a coded side must have the queries' head_dim and its own kind of block");
+  check_arg(is_code_width(side.shape.bits) && shape.head_dim <= kMaxNuqHeadDim,
+            "attend: codes have 2, 3, 4 or 8 bits, and head_dim is at most 256");
+  check_arg(!side.hadamard || std::has_single_bit(static_cast<uint64_t>(shape.head_dim)),
+            "attend: values can be rotated only when head_dim is a power of two");
   check_arg(0 <= side.head && side.head < side.shape.num_kv_heads && side.shape.num_tiles > 0,
             "attend: a coded side's head is out of range");
   check_arg(static_cast<int64_t>(side.blocks.size()) * side.shape.num_tiles >= num_tiles,

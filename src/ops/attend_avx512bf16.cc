@@ -193,7 +193,7 @@ void add_all_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, 
   if constexpr (V > 1) add_all_values<kType, R, V / 2>(in, first, ahead, acc);
 }
 
-// Weights of one row as bf16.
+// Turns the scores of one row into weights relative to its running max, as bf16.
 void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, const float* scores,
                 uint16_t* p) {
   if (seen.begin >= seen.end) {
@@ -202,7 +202,24 @@ void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, const fl
     return;
   }
   __m512 s[kTileVectors];
-  soften(block, row, seen, scores, s);
+  const __m512 scale = _mm512_set1_ps(block.log2_scale);
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    s[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), scale);
+  }
+  if (seen.begin > 0 || seen.end < kTileTokens) {
+    const __m512 none = _mm512_set1_ps(-__builtin_inff());
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+      s[v] = _mm512_mask_mov_ps(none, token_mask(seen, v), s[v]);
+    }
+  }
+  raise_max(block, row, _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3])));
+  const __m512 max = _mm512_set1_ps(block.states[row].max);
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    s[v] = exp2_nonpositive(_mm512_sub_ps(s[v], max));
+  }
+  const __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
+  float* sums = block.workspace.sums + row * 16;
+  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), sum));
   store_weights(s, p);
 }
 
@@ -269,33 +286,43 @@ void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork*
   attend_all_rows<DenseType::kBF16>(block, work, tile, ahead);
 }
 
-void attend_decoded_tile(const AttendBlock& block, CodedState& state, const TileWork& work) {
+// Few rows read the codes themselves, more a decoded copy. Tiles behind these, up to num_ahead, are
+// asked for ahead.
+void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles,
+                      int64_t num_ahead) {
+  CodedState state;
+  prepare_coded(block, tiles[0].coded, state);
+  if (block.num_rows <= kFusedRows) {
+    return attend_coded_tiles(block, state, tiles, num_tiles, num_ahead);
+  }
   auto* keys = static_cast<uint16_t*>(block.workspace.keys);
   auto* values = static_cast<uint16_t*>(block.workspace.values);
-  decode_coded_tile(block, state, work, keys, values);
-  Prefetcher none;
-  attend_all_rows<DenseType::kBF16>(block, work, {state.queries, keys, values}, none);
+  for (int64_t i = 0; i < num_tiles; ++i) {
+    decode_to_bf16(block, state, tiles[i].coded, keys, values);
+    Prefetcher none;
+    attend_all_rows<DenseType::kBF16>(block, tiles[i], {state.queries, keys, values}, none);
+  }
 }
 
-// Few rows read the codes themselves, more a decoded copy.
-void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
-  CodedState state;
-  if (block.num_rows <= kFusedRows) {
-    const TileWork* end = block.tiles + block.num_tiles + block.num_ahead;
-    const TileWork* ahead = tiles + num_tiles;
-    while (ahead < end && ahead->keys == nullptr) ++ahead;
-    return attend_coded_tiles(block, state, tiles, num_tiles, ahead - tiles - num_tiles);
-  }
-  for (int64_t i = 0; i < num_tiles; ++i) attend_decoded_tile(block, state, tiles[i]);
+bool have_same_tables(const CodedTile& a, const CodedTile& b) {
+  return a.keys.scales == b.keys.scales && a.keys.zeros == b.keys.zeros &&
+         a.keys.codebook == b.keys.codebook && a.values.codebook == b.values.codebook &&
+         a.hadamard == b.hadamard && a.rope == b.rope;
 }
 
 // Tiles from `first` on that are coded with the same tables.
 int64_t coded_run_size(const AttendBlock& block, int64_t first) {
   int64_t end = first;
   while (end < block.num_tiles && block.tiles[end].keys == nullptr &&
-         block.tiles[end].coded.keys.scales == block.tiles[first].coded.keys.scales) {
+         have_same_tables(block.tiles[end].coded, block.tiles[first].coded)) {
     ++end;
   }
+  return end - first;
+}
+
+int64_t num_coded_ahead(const AttendBlock& block, int64_t first) {
+  int64_t end = first;
+  while (end < block.num_tiles + block.num_ahead && block.tiles[end].keys == nullptr) ++end;
   return end - first;
 }
 
@@ -320,7 +347,7 @@ void attend_block(const AttendBlock& block) noexcept {
     if (tile.keys == nullptr) {
       const int64_t count = coded_run_size(block, i);
       if (tile.coded.hadamard) rotate_sums(block);
-      attend_coded_run(block, &tile, count);
+      attend_coded_run(block, &tile, count, num_coded_ahead(block, i + count));
       if (tile.coded.hadamard) rotate_sums(block);
       i += count;
       continue;

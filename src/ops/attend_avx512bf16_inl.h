@@ -59,38 +59,16 @@ inline __mmask16 token_mask(TokenRange seen, int v) {
   return static_cast<__mmask16>((upto_end & ~upto_begin) >> (16 * v));
 }
 
-// Scores of one row in units of log2, -infinity for tokens not seen, become weights relative to the
-// row's running max, which are added to its sum; what it has summed so far is rescaled if the max
-// has grown. Requires: seen is not empty.
-inline void soften(const AttendBlock& block, int64_t row, TokenRange seen, const float* scores,
-                   __m512 (&s)[kTileVectors]) {
-  const __m512 scale = _mm512_set1_ps(block.log2_scale);
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), scale);
-  }
-  if (seen.begin > 0 || seen.end < kTileTokens) {
-    const __m512 none = _mm512_set1_ps(-__builtin_inff());
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      s[v] = _mm512_mask_mov_ps(none, token_mask(seen, v), s[v]);
-    }
-  }
+// Takes the largest of a row's next scores, lane by lane, into account: if the row's running max
+// grows, what it has summed so far is rescaled.
+inline void raise_max(const AttendBlock& block, int64_t row, __m512 largest) {
   SoftmaxState& state = block.states[row];
-  float* sums = block.workspace.sums + row * 16;
-  const __m512 largest = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
-  __m512 max = _mm512_set1_ps(state.max);
-  if (_mm512_cmp_ps_mask(largest, max, _CMP_GT_OQ) != 0) {
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
-    max = _mm512_set1_ps(new_max);
-    state.max = new_max;
-    scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
-    scale_row(sums, 16, factor);
-  }
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = exp2_nonpositive(_mm512_sub_ps(s[v], max));
-  }
-  const __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
-  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), sum));
+  if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(state.max), _CMP_GT_OQ) == 0) return;
+  const float new_max = _mm512_reduce_max_ps(largest);
+  const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
+  state.max = new_max;
+  scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
+  scale_row(block.workspace.sums + row * 16, 16, factor);
 }
 
 inline void store_weights(const __m512 (&s)[kTileVectors], uint16_t* p) {

@@ -39,14 +39,7 @@ void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_toke
   float* planar = scratch;
   float* cos = planar + kTileTokens * head_dim;
   float* sin = cos + kTileTokens * head_dim;
-  const RopeTiles& rope = *tile.rope;
-  for (int64_t c = 0; c < head_dim / 2; ++c) {  // R_n of all tokens
-    const float middle_cos = tile.middle_cos[c], middle_sin = tile.middle_sin[c];
-    for (int64_t t = c * kTileTokens; t < (c + 1) * kTileTokens; ++t) {
-      cos[t] = middle_cos * rope.tile_cos[t] - middle_sin * rope.tile_sin[t];
-      sin[t] = middle_sin * rope.tile_cos[t] + middle_cos * rope.tile_sin[t];
-    }
-  }
+  turn_tile(*tile.rope, tile.middle_cos, tile.middle_sin, head_dim / 2, cos, sin);
   decode_tile(decode_job(tile.keys, KvSide::kKey, head_dim, num_tokens, params), planar);
   rotate_to_key_tile(planar, cos, sin, head_dim, keys);
   decode_tile(decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params), planar);

@@ -389,7 +389,6 @@ void attend_rows(const AttendBlock& block, CodedState& state, const TileWork* ti
 
 void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileWork* tiles,
                         int64_t num_tiles, int64_t num_ahead) {
-  prepare_coded(block, tiles[0].coded, state);
   for (int64_t first = 0; first < num_tiles; first += kGroupTiles) {
     const TileWork* group = tiles + first;
     const int64_t left = num_tiles - first, count = left < kGroupTiles ? left : kGroupTiles;

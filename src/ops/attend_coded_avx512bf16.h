@@ -13,14 +13,13 @@ inline constexpr int64_t kRegisterRows = 4;  // of them in registers at a time
 // is paid once for all.
 inline constexpr int64_t kGroupTiles = kAheadTiles;
 
-// What a block keeps from one coded tile to the next, in its workspace.
+// What tiles of one run share, in the workspace of their block.
 struct CodedState {
-  const void* scales = nullptr;  // of the keys that the tables below were made for
-  int64_t half_padded = 0;       // head_dim / 2 rounded up to 16: the stride of pairs
-  int64_t num_turned = 0;        // rows of codes whose rotation within 16 tokens is done in full,
-  int64_t num_bent = 0;          // and those after them that take a square term, see score_one_row
-  uint16_t* key_tables;          // [head_dim / 2][2][16] bf16: keys of all codes of both channels
-  float* float_tables;           // the same as f32
+  int64_t half_padded = 0;  // head_dim / 2 rounded up to 16: the stride of pairs
+  int64_t num_turned = 0;   // rows of codes whose rotation within 16 tokens is done in full,
+  int64_t num_bent = 0;     // and those after them that take a square term, see score_one_row
+  uint16_t* key_tables;     // [head_dim / 2][2][16] bf16: keys of all codes of both channels
+  float* float_tables;      // the same as f32
   float* key_steps;         // [head_dim / 2][4], of 8 bits: step and key of code 0, each of both
   float* key_bases;         // [head_dim]: keys of code 0
   uint16_t* value_table;    // [32] bf16 levels
@@ -30,7 +29,7 @@ struct CodedState {
   const uint16_t* queries;  // [rows][padded_dim] bf16, channels in pairs that rotate together
 };
 
-// Makes the tables unless they are those of this tile's sequence already.
+// Makes the tables, for all tiles of the run that `tile` is one of.
 void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state);
 
 // Rows [first_row, first_row + num_rows) of queries relative to the middles of the tile's four
@@ -46,7 +45,7 @@ void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileW
                         int64_t num_tiles, int64_t num_ahead);
 
 // keys [head_dim / 2][64][2] in the order of state.queries, values [32][padded_dim][2].
-void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,
-                       uint16_t* keys, uint16_t* values);
+void decode_to_bf16(const AttendBlock& block, const CodedState& state, const CodedTile& tile,
+                    uint16_t* keys, uint16_t* values);
 
 }  // namespace kvquant::avx512bf16

@@ -30,15 +30,6 @@ using testing::TestRandom;
 using testing::TestTiles;
 using testing::Variant;
 
-// Whether the kernel of bf16 dot products reads codes.
-constexpr bool kBf16ReadsCodes = true;
-
-std::vector<Variant> coded_variants() {
-  std::vector<Variant> variants = fast_variants();
-  if (!kBf16ReadsCodes) std::erase_if(variants, [](const Variant& v) { return v.rounds(); });
-  return variants;
-}
-
 constexpr TestCodec kCodecs[] = {
     {2, 2},
     {2, 2, 1, 1},
@@ -101,8 +92,8 @@ TEST_P(AttendCodedSweep, IsAsAccurateAsThePlainLoop) {
   const bool many_outliers = std::max(codec.key_outliers, codec.value_outliers) > 1;
   const int64_t sparsity = head_dim / (many_outliers ? 30 : 40) + 1;  // time
   int64_t turn = 0;
-  ErrorCheck one_token(shape_of(head_dim, 1), coded_variants());
-  ErrorCheck more_tokens(shape_of(head_dim, 1), coded_variants());
+  ErrorCheck one_token(shape_of(head_dim, 1), fast_variants());
+  ErrorCheck more_tokens(shape_of(head_dim, 1), fast_variants());
   for (int64_t length : {1, 1, 1, 1, 1, 1, 1, 1, 63, 64, 65, 200, 200}) {
     const TestCodedRun run(codec, rope, length, length % 2 == 0 ? 4 : 0, random);
     ErrorCheck& check = length == 1 ? one_token : more_tokens;
@@ -125,7 +116,7 @@ TEST_P(AttendCodedSweep, IsAsAccurateAsThePlainLoopInPrefill) {
   const RopeTable rope(head_dim, 1200, 500000);
   const int64_t group = head_dim == 16 ? 8 : head_dim == 24 ? 3 : 1;
   const TestCodedRun run(codec, rope, 70, 1000, random);
-  ErrorCheck check(shape_of(head_dim, group), coded_variants());
+  ErrorCheck check(shape_of(head_dim, group), fast_variants());
   check.add(only(run).test(shape_of(head_dim, group), 40, 1030, random));
   check.expect_within_twice_naive("40 queries");
 }
@@ -155,7 +146,7 @@ TEST(AttendCoded, LongContextsInSeveralSpansMatchTheReference) {
     const TestCodedRun run(codec, rope, 1100, 1000, random);
     for (int64_t group : {1, 4}) {
       for (int64_t queries : {1, 2}) {
-        ErrorCheck check(shape_of(64, group), coded_variants());
+        ErrorCheck check(shape_of(64, group), fast_variants());
         for (int repeat = 0; repeat < 3; ++repeat) {
           check.add(only(run).test(shape_of(64, group), queries, 2100 - queries, random));
         }
@@ -180,7 +171,7 @@ TEST(AttendCoded, SinksBeforeAndATailBehindAreMixedIn) {
     job.limit_last(32, INT64_MAX);  // the tail has the last 32 exactly
     job.add(tail.run(170));
     job.limit_last(0, 32);
-    ErrorCheck check(shape_of(64, 2), coded_variants());
+    ErrorCheck check(shape_of(64, 2), fast_variants());
     for (int64_t queries : {1, 2, 20}) {
       check.add(job.test(shape_of(64, 2), queries, 202 - queries, random));
     }
@@ -196,7 +187,7 @@ TEST(AttendCoded, RandomRunsWithWindowsMatchTheReference) {
     const RopeTable rope(head_dim, 700, 10000);
     TestCodec codec = kCodecs[repeat % std::size(kCodecs)];
     if (!fits(codec, head_dim)) codec.hadamard = false;
-    ErrorCheck check(shape, coded_variants());
+    ErrorCheck check(shape, fast_variants());
     for (int i = 0; i < 2; ++i) {
       std::vector<TestCodedRun> coded;
       TestTiles dense(i == 0 ? DenseType::kF16 : DenseType::kF32, random.below(100), head_dim);
@@ -232,7 +223,7 @@ TEST(AttendCoded, ResultsAreTheSameToTheBitAtOneAndThreeThreadsAndGapsAreUntouch
   const TestCodedRun run({4, 3, 1, 1}, rope, 1100, 4, random);
   for (int64_t queries : {1, 2, 60}) {
     const TestJob test = only(run).test(shape, queries, 1104 - queries, random);
-    for (const Variant& variant : coded_variants()) {
+    for (const Variant& variant : fast_variants()) {
       const auto one = run_job(shape, test, variant, 1);
       const auto three = run_job(shape, test, variant, 3);
       const auto row = static_cast<size_t>(test.row_size + kGap);
@@ -263,7 +254,7 @@ TEST(AttendCoded, ShiftingAllPositionsChangesNextToNothing) {
     }
     return run_job(shape, test, variant);
   };
-  for (const Variant& variant : coded_variants()) {
+  for (const Variant& variant : fast_variants()) {
     if (variant.rounds()) continue;
     const auto here = shifted(0, variant);
     for (int64_t shift : {1, 37, 64, 1000}) {
@@ -278,7 +269,7 @@ TEST(AttendCoded, AQueryThatSeesNothingGetsZeros) {
   const AttendShape shape = shape_of(16, 2);
   const RopeTable rope(16, 300, 10000);
   const TestCodedRun run({4, 4, 1, 1}, rope, 70, 100, random);
-  for (const Variant& variant : coded_variants()) {
+  for (const Variant& variant : fast_variants()) {
     for (int64_t queries : {1, 2, 40}) {
       const auto out = run_job(shape, only(run).test(shape, queries, 50, random), variant);
       for (float x : out) EXPECT_TRUE(x == 0 || x == kGuard) << variant.name();
@@ -331,7 +322,7 @@ TEST(AttendCoded, EveryPairOfChannelsIsTurnedByItsAngle) {
       std::vector<float> expected, out;
       const AttendJob reference = test.job(expected);
       attend(shape, {&reference, 1}, Precision::kF32, pool, Backend::kReference);
-      for (const Variant& variant : coded_variants()) {
+      for (const Variant& variant : fast_variants()) {
         const AttendJob job = test.job(out);
         attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
         const double bound = variant.rounds() ? 0.08 : 1e-4;

@@ -111,8 +111,6 @@ inline Pair turn_back(Pair x, __m512 cos, __m512 sin) {
 }  // namespace
 
 void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state) {
-  if (state.scales == tile.keys.scales) return;
-  state.scales = tile.keys.scales;
   const int64_t half = block.head_dim / 2;
   place_state(block, state);
   make_key_tables(block, tile.keys, state);

@@ -70,21 +70,14 @@ __m512 mask_scores(const AttendBlock& block, int r, Group<R>& group) {
   return largest;
 }
 
-// Scores of one row become weights relative to its running max, see soften().
+// Scores of one row become weights relative to its running max.
 template <int R>
 void weigh_row(const AttendBlock& block, int64_t row, int r, Group<R>& group) {
-  SoftmaxState& state = block.states[row];
+  raise_max(block, row, mask_scores(block, r, group));
+  const float largest = block.states[row].max;
   float* sums = block.workspace.sums + row * 16;
-  const __m512 largest = mask_scores(block, r, group);
-  if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(state.max), _CMP_GT_OQ) != 0) {
-    const float new_max = _mm512_reduce_max_ps(largest);
-    const __m512 factor = exp2_nonpositive(_mm512_set1_ps(state.max - new_max));
-    state.max = new_max;
-    scale_row(block.acc + row * block.padded_dim, block.padded_dim, factor);
-    scale_row(sums, 16, factor);
-  }
   // A row that has seen nothing yet has only scores of -infinity: any number serves as its max.
-  const __m512 max = _mm512_set1_ps(state.max == -__builtin_inff() ? 0 : state.max);
+  const __m512 max = _mm512_set1_ps(largest == -__builtin_inff() ? 0 : largest);
   __m512 sum = _mm512_loadu_ps(sums);
   for (int64_t i = 0; i < group.num_tiles; ++i) {
     __m512 p[kTileVectors];

@@ -30,15 +30,8 @@ void decode_tile(const DecodeJob& job, float* planar, Backend backend) {
 }
 
 void fill_rope_tile(const RopeTable& table, int64_t first_position, float* cos, float* sin) {
-  const int64_t half = table.head_dim() / 2;
-  for (int64_t t = 0; t < kTileTokens; ++t) {
-    const int64_t position = first_position + t;
-    const bool inside = position < table.num_positions();
-    for (int64_t c = 0; c < half; ++c) {
-      cos[c * kTileTokens + t] = inside ? table.cos(position)[c] : 1.0f;
-      sin[c * kTileTokens + t] = inside ? table.sin(position)[c] : 0.0f;
-    }
-  }
+  const int64_t middle = first_position + RopeTiles::kMiddle;
+  turn_tile(table.tiles(), table.cos(middle), table.sin(middle), table.head_dim() / 2, cos, sin);
 }
 
 void rotate_to_key_tile(const float* planar, const float* cos, const float* sin, int64_t head_dim,

@@ -42,7 +42,7 @@ struct DecodeJob {
 // planar [head_dim][64]. All backends write the same bits.
 void decode_tile(const DecodeJob& job, float* planar, Backend backend = best_backend());
 
-// cos and sin of a tile's positions, [head_dim / 2][64] each; 1 and 0 past the table's end.
+// cos and sin of a tile's positions, [head_dim / 2][64] each. Requires: the table has the first.
 void fill_rope_tile(const RopeTable& table, int64_t first_position, float* cos, float* sin);
 
 // Rotates a planar tile into a key tile: token t with column t of cos and sin.

@@ -163,10 +163,8 @@ void for_bits(int bits, Fn&& fn) {
 
 }  // namespace
 
-void decode_coded_tile(const AttendBlock& block, CodedState& state, const TileWork& work,
-                       uint16_t* keys, uint16_t* values) {
-  const CodedTile& tile = work.coded;
-  prepare_coded(block, tile, state);
+void decode_to_bf16(const AttendBlock& block, const CodedState& state, const CodedTile& tile,
+                    uint16_t* keys, uint16_t* values) {
   const int64_t half = block.head_dim / 2, third_plane = third_plane_offset(block.head_dim);
   constexpr int64_t kMostPairs = kMaxNuqHeadDim / 2;
   alignas(64) float cos[kRowSlots * kMostPairs], sin[kRowSlots * kMostPairs];

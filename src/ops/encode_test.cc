@@ -397,13 +397,19 @@ TEST(Decode, ValueTilesHoldTokenPairs) {
   }
 }
 
-TEST(Decode, PositionsPastTheTableDoNotRotate) {
-  const RopeTable table(8, 3, 10000);
+TEST(Decode, ATileTurnsAsItsPositionsDo) {
+  const RopeTable table(8, 300, 10000);
   std::vector<float> cos(4 * 64), sin(4 * 64);
-  fill_rope_tile(table, 0, cos.data(), sin.data());
-  EXPECT_EQ(cos[3], 1.0f);
-  EXPECT_EQ(sin[64 + 63], 0.0f);
-  EXPECT_EQ(sin[2], table.sin(2)[0]);
+  for (const int64_t first : {0, 5, 236, 299}) {  // the last reaches past the table
+    fill_rope_tile(table, first, cos.data(), sin.data());
+    for (int64_t t = 0; t < 64; ++t) {
+      for (int64_t c = 0; c < 4; ++c) {
+        const double angle = static_cast<double>(first + t) * std::pow(10000.0, -c / 4.0);
+        EXPECT_NEAR(cos[64 * c + t], std::cos(angle), 2e-7) << first + t;
+        EXPECT_NEAR(sin[64 * c + t], std::sin(angle), 2e-7) << first + t;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -97,6 +97,17 @@ RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
             .near_sin = {sin(8), sin(24)}};
 }
 
+void turn_tile(const RopeTiles& tiles, const float* middle_cos, const float* middle_sin,
+               int64_t half, float* cos, float* sin) noexcept {
+  for (int64_t c = 0; c < half; ++c) {
+    const float c0 = middle_cos[c], s0 = middle_sin[c];
+    for (int64_t i = c * kTileTokens; i < (c + 1) * kTileTokens; ++i) {
+      cos[i] = c0 * tiles.tile_cos[i] - s0 * tiles.tile_sin[i];
+      sin[i] = s0 * tiles.tile_cos[i] + c0 * tiles.tile_sin[i];
+    }
+  }
+}
+
 void rope(TensorView<float, 3> x, int64_t first_position, const RopeTable& table) {
   const int64_t num_tokens = x.shape[0];
   if (x.shape[2] != table.head_dim()) {

@@ -44,6 +44,11 @@ class RopeTable {
   RopeTiles tiles_;
 };
 
+// cos and sin of all positions of a tile, [head_dim / 2][64] each, from those of its token
+// RopeTiles::kMiddle, [half].
+void turn_tile(const RopeTiles& tiles, const float* middle_cos, const float* middle_sin,
+               int64_t half, float* cos, float* sin) noexcept;
+
 // Rotates x [num_tokens, num_heads, head_dim] in place; token i is at first_position + i.
 // Throws std::invalid_argument when a position is outside the table.
 void rope(TensorView<float, 3> x, int64_t first_position, const RopeTable& table);
