@@ -15,7 +15,7 @@
 
 namespace kvquant {
 
-inline constexpr uint32_t kCacheFileVersion = 1;
+inline constexpr uint32_t kCacheFileVersion = 2;
 
 // What the cache itself doesn't know.
 struct CacheFileInfo {

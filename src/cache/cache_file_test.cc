@@ -275,7 +275,7 @@ TEST_F(CacheFileTest, OtherVersionsAndByteOrdersAreToldApart) {
     return refusal(fed, out);
   };
   EXPECT_NE(with_byte(0, 'k').find("not a cache file"), std::string::npos);
-  EXPECT_NE(with_byte(8, 2).find("version 2"), std::string::npos);
+  EXPECT_NE(with_byte(8, 3).find("version 3"), std::string::npos);
   std::string swapped = bytes;
   std::swap(swapped[12], swapped[15]);
   std::swap(swapped[13], swapped[14]);
@@ -388,6 +388,30 @@ TEST_F(HostileSections, NumbersThatCannotBeAreRefused) {
   for (const char* spec : {"fp16", "bf16", "fp32"}) {
     feed(spec, 70);
     expect_refused<uint32_t>("layers.1.key.blocks", 77, 0x7F80FF80, "not finite");
+  }
+}
+
+TEST_F(HostileSections, SegmentsOfKeysMustAscendWithinTheTiles) {
+  feed("nuq4,block=128", 300);  // 5 tiles
+  const StoredSequence stored = fed->cache.store(id);
+  const auto with = [&](const std::vector<int32_t>& starts) {
+    Spoilt spoilt(stored);
+    for (StoredSection& section : spoilt.stored.sections) {
+      if (section.name != "layers.1.key.segments" && section.name != "layers.1.key.ranges")
+        continue;
+      if (section.name.ends_with("segments")) {
+        section.pieces = {std::as_bytes(std::span(starts))};
+      } else {
+        for (size_t i = 0; i < starts.size(); ++i) section.pieces.push_back(section.pieces.front());
+      }
+    }
+    fed->cache.drop(fed->cache.restore(spoilt.stored));
+  };
+  EXPECT_NO_THROW(with({}));
+  EXPECT_NO_THROW(with({1, 4}));
+  for (const std::vector<int32_t>& starts : std::vector<std::vector<int32_t>>{
+           {0}, {-1}, {5}, {2, 2}, {3, 1}, {1, 2, 3, 4, 5}, {INT32_MAX}, {1, INT32_MIN}}) {
+    EXPECT_THROW(with(starts), FormatError) << starts.front();
   }
 }
 

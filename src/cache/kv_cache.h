@@ -11,7 +11,8 @@
 // As served, a chunk stays exact in a staging buffer of its sequence until the next append to any
 // layer of that sequence; then whole tiles are encoded while at least recent + 64 tokens are exact,
 // so between two layers the exact tail holds at most recent + 63 tokens. Channel parameters of keys
-// are fitted to what is exact when the first tile is encoded (strict: to the first chunk).
+// are fitted to what is exact when the first tile is encoded (strict: to the first chunk), and anew
+// to a later chunk that leaves them (cache/key_segments.h).
 //
 // Not thread-safe: one thread calls, the pool does the work.
 #pragma once
@@ -86,10 +87,8 @@ class KvCache {
   // there; they move to the positions at the end of `id`, as keys are stored before RoPE. Whole
   // blocks without outliers are shared, others are copied; nothing is encoded again. Ends a chunk
   // of both. Throws std::invalid_argument, changing nothing, unless every layer compresses both
-  // sides, the tokens are whole encoded tiles (first_token is sink + a multiple of 64), `id` ends
-  // with its sinks or such a tile, without exact tokens behind it, and the codes mean the same in
-  // `id`: with a calibration always, without one where its key ranges came from `from` or are not
-  // fitted yet.
+  // sides, the tokens are whole encoded tiles (first_token is sink + a multiple of 64) and `id`
+  // ends with its sinks or such a tile, without exact tokens behind it.
   void splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens);
   // All that is held of a sequence, as views that are valid until the next call on the cache. Ends
   // a chunk. Throws std::invalid_argument between the layers of a chunk.

@@ -37,10 +37,11 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
   const int64_t count = is_key ? shape.head_dim : kTileTokens;
   const auto* scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * count;
   const auto* zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * count;
+  const int64_t first = is_key ? side.segment_offset(tile) : 0;
   std::vector<float> scale, zero;
   for (int64_t i = 0; i < count; ++i) {
-    scale.push_back(to_float(is_key ? side.scales[i] : scales[i]));
-    zero.push_back(to_float(is_key ? side.zeros[i] : zeros[i]));
+    scale.push_back(to_float(is_key ? side.scales[first + i] : scales[i]));
+    zero.push_back(to_float(is_key ? side.zeros[first + i] : zeros[i]));
   }
   DecodeJob job{.codebook = side.codebook,
                 .codes = reinterpret_cast<const uint8_t*>(block) + at * side.layout.code_tile,

@@ -104,11 +104,7 @@ class LayerStore {
     return pending_ == 0 && window_rows_ == 0 && length_ == plan_->sink + num_encoded() &&
            num_encoded() % kTileTokens == 0;
   }
-  bool can_take(const LayerStore& from) const {
-    return key_.nuq->can_take(*from.key_.nuq) && value_.nuq->can_take(*from.value_.nuq);
-  }
-  // Appends full encoded tiles of another store. Requires: a plan that is_coded, ends_with_tile(),
-  // can_take(from).
+  // Appends full encoded tiles of another store. Requires: a plan that is_coded, ends_with_tile().
   void append_tiles(const LayerStore& from, int64_t first_tile, int64_t num_tiles);
 
   // Tokens from this one on can be forgotten.

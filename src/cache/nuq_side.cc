@@ -11,7 +11,8 @@
 
 namespace kvquant {
 
-NuqSide::NuqSide(const NuqPlan& plan) : plan_(&plan), blocks_(*plan.pool) {
+NuqSide::NuqSide(const NuqPlan& plan)
+    : plan_(&plan), blocks_(*plan.pool), segments_(plan.row_size(), plan.outlier_percent) {
   if (!plan.shape.has_outliers) return;
   for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
     chains_.push_back({.pages = BlockList<OutlierPage>(*plan.pages)});
@@ -22,7 +23,7 @@ NuqSide NuqSide::fork() const {
   NuqSide out(*plan_);
   out.num_tokens_ = num_tokens_;
   out.blocks_ = blocks_.fork();
-  out.ranges_ = ranges_;
+  out.segments_ = segments_;
   for (size_t head = 0; head < chains_.size(); ++head) {
     out.chains_[head].num_entries = chains_[head].num_entries;
     out.chains_[head].pages = chains_[head].pages.fork();
@@ -59,32 +60,14 @@ uint8_t* NuqSide::codes(int64_t tile, int64_t head) const {
 
 void NuqSide::fit(std::span<const float> rows, ThreadPool& pool) {
   assert(!is_fitted());
-  const int64_t size = plan_->row_size();
-  const auto num_rows = static_cast<int64_t>(rows.size()) / size;
-  assert(num_rows > 0);
-  ranges_.resize(size * (plan_->shape.has_outliers ? 4 : 2));
-  std::vector<float> columns(rows.size());
-  pool.parallel_for(plan_->shape.num_kv_heads, [&](int64_t head, int) {
-    const int64_t head_dim = plan_->shape.head_dim;
-    for (int64_t c = head * head_dim; c < (head + 1) * head_dim; ++c) {
-      const std::span column = std::span(columns).subspan(c * num_rows, num_rows);
-      for (int64_t t = 0; t < num_rows; ++t) column[t] = rows[t * size + c];
-      const ChannelRange range = fit_channel(column, plan_->outlier_percent);
-      ranges_[c] = range.scale;
-      ranges_[size + c] = range.zero;
-      if (plan_->shape.has_outliers) {
-        ranges_[2 * size + c] = range.low;
-        ranges_[3 * size + c] = range.high;
-      }
-    }
-  });
+  segments_.begin(0, rows, pool);
 }
 
 ScaleAxis NuqSide::load_params(int64_t tile, int64_t head, float* scales, float* zeros) const {
   const bool is_key = plan_->side == KvSide::kKey;
   const int64_t count = is_key ? plan_->shape.head_dim : kTileTokens;
   const Half* scale =
-      is_key ? key_ranges().data() + head * count : token_params(tile, plan_->layout.scales);
+      is_key ? key_ranges(tile).data() + head * count : token_params(tile, plan_->layout.scales);
   const Half* zero = is_key ? scale + plan_->row_size() : token_params(tile, plan_->layout.zeros);
   for (int64_t i = 0; i < count; ++i) scales[i] = to_float(scale[i]);
   for (int64_t i = 0; i < count; ++i) zeros[i] = to_float(zero[i]);
@@ -169,7 +152,7 @@ void NuqSide::encode_piece(Chunk& chunk, int64_t index) const {
                 .codes = codes(piece.tile, piece.head)};
   if (!plan_->feedback.empty()) job.feedback = &plan_->feedback[piece.head];
   if (!chunk.masks.empty()) {
-    const Half* thresholds = key_ranges().data() + 2 * size + piece.head * head_dim;
+    const Half* thresholds = key_ranges(piece.tile).data() + 2 * size + piece.head * head_dim;
     for (int64_t c = 0; c < head_dim; ++c) low[c] = to_float(thresholds[c]);
     for (int64_t c = 0; c < head_dim; ++c) high[c] = to_float(thresholds[size + c]);
     job.low = low;
@@ -249,6 +232,21 @@ void NuqSide::add_outliers(const Chunk& chunk, ThreadPool& pool) {
 }
 
 void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
+  if (fits_keys()) {  // what fills up the last tile has its ranges
+    const int64_t size = plan_->row_size(), num_rows = static_cast<int64_t>(rows.size()) / size;
+    const int64_t tile = (num_tokens_ + kTileTokens - 1) / kTileTokens;
+    const int64_t num_old = std::min(num_rows, tile * kTileTokens - num_tokens_);
+    const auto fresh = rows.subspan(static_cast<size_t>(num_old * size));
+    if (segments_.have_drifted(tile, fresh, pool)) {
+      append_rows(rows.first(static_cast<size_t>(num_old * size)), pool);
+      segments_.begin(tile, fresh, pool);
+      rows = fresh;
+    }
+  }
+  append_rows(rows, pool);
+}
+
+void NuqSide::append_rows(std::span<const float> rows, ThreadPool& pool) {
   Chunk chunk{.rows = rows, .num_rows = static_cast<int64_t>(rows.size()) / plan_->row_size()};
   if (chunk.num_rows == 0) return;
   assert(is_fitted());
@@ -267,10 +265,6 @@ void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
   });
   if (sparse) add_outliers(chunk, pool);
   num_tokens_ += chunk.num_rows;
-}
-
-bool NuqSide::can_take(const NuqSide& from) const {
-  return plan_ == from.plan_ && (ranges_.empty() || ranges_ == from.ranges_);
 }
 
 // Behind what is there.
@@ -302,9 +296,9 @@ void NuqSide::copy_tile(const NuqSide& from, int64_t tile) {
 }
 
 void NuqSide::append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_tiles) {
-  assert(can_take(from) && num_tokens_ % kTileTokens == 0);
-  ranges_ = from.ranges_;
+  assert(plan_ == from.plan_ && num_tokens_ % kTileTokens == 0);
   const int64_t per_block = plan_->shape.num_tiles, here = num_tokens_ / kTileTokens;
+  if (fits_keys()) segments_.append(from.segments_, first_tile, num_tiles, here);
   int64_t num_shared = 0;
   if (chains_.empty() && first_tile % per_block == 0 && here % per_block == 0) {
     num_shared = num_tiles / per_block * per_block;
@@ -323,8 +317,10 @@ CodedSide NuqSide::coded_side(int64_t head) const {
                  .blocks = blocks_.all(),
                  .hadamard = plan_->hadamard};
   if (plan_->side == KvSide::kKey) {
-    side.scales = key_ranges().data() + head * plan_->shape.head_dim;
+    side.scales = key_ranges(0).data() + head * plan_->shape.head_dim;
     side.zeros = side.scales + plan_->row_size();
+    side.segment_starts = segments_.starts();
+    side.segment_stride = segments_.stride();
   }
   if (plan_->shape.has_outliers) side.pages = chains_[head].pages.all();
   return side;
@@ -356,7 +352,7 @@ int64_t NuqSide::block_bytes() const {
 }
 
 int64_t NuqSide::table_bytes() const {
-  int64_t bytes = blocks_.table_bytes() + static_cast<int64_t>(ranges_.size() * sizeof(Half));
+  int64_t bytes = blocks_.table_bytes() + segments_.memory_bytes();
   for (const Chain& chain : chains_) bytes += chain.pages.table_bytes();
   return bytes;
 }

@@ -1,6 +1,6 @@
 // The encoded tokens of one side of one layer of one sequence: codebook indices in blocks
-// (formats/kv_block.h), outliers in pages, and for keys without calibration the channel parameters,
-// fitted once per sequence. Token i here is position sink + i of the sequence. Appended tokens
+// (formats/kv_block.h), outliers in pages, and for keys without calibration the ranges of channels,
+// fitted to the sequence. Token i here is position sink + i of the sequence. Appended tokens
 // never change earlier codes.
 #pragma once
 
@@ -10,6 +10,7 @@
 
 #include "base/threads.h"
 #include "cache/block_list.h"
+#include "cache/key_segments.h"
 #include "cache/stored_sequence.h"
 #include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
@@ -47,19 +48,18 @@ class NuqSide {
   // Shares all blocks and pages; whoever writes one first copies it.
   NuqSide fork() const;
 
-  // Fixes the channel parameters of keys from rows [num_rows > 0, row_size] of fp16 numbers; only
-  // while not fitted. Values need none, and calibrated keys have theirs in the plan.
-  bool is_fitted() const { return plan_->side == KvSide::kValue || !key_ranges().empty(); }
+  // Fits the ranges of key channels to rows [num_rows > 0, row_size] of fp16 numbers; only while
+  // not fitted. Values need none, and calibrated keys have theirs in the plan.
+  bool is_fitted() const { return !fits_keys() || !segments_.is_empty(); }
   void fit(std::span<const float> rows, ThreadPool& pool);
-  // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there.
+  // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there. Fits keys anew when
+  // they have left their ranges, see KeySegments.
   void append(std::span<const float> rows, ThreadPool& pool);
 
-  // Appends full tiles of another side of the same plan, whose key parameters it takes over when it
-  // has none. Whole blocks without outliers are shared; others are copied, as blocks say where in
-  // its list a tile's outliers are. Requires: full tiles here; can_take(from).
+  // Appends full tiles of another side of the same plan with their ranges. Whole blocks without
+  // outliers are shared; others are copied, as blocks say where in its list a tile's outliers are.
+  // Requires: full tiles here.
   void append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_tiles);
-  // Codes of the other side mean the same here.
-  bool can_take(const NuqSide& from) const;
 
   int64_t num_tokens() const { return num_tokens_; }
   // One head of what is there, for attention to read as it lies; valid until the next append.
@@ -88,9 +88,11 @@ class NuqSide {
   uint16_t* outlier_count(int64_t tile, int64_t head) const;
   uint8_t* codes(int64_t tile, int64_t head) const;
 
-  std::span<const Half> key_ranges() const {
-    return plan_->ranges.empty() ? std::span<const Half>(ranges_) : plan_->ranges;
+  bool fits_keys() const { return plan_->side == KvSide::kKey && plan_->ranges.empty(); }
+  std::span<const Half> key_ranges(int64_t tile) const {
+    return fits_keys() ? segments_.ranges(tile) : plan_->ranges;
   }
+  void append_rows(std::span<const float> rows, ThreadPool& pool);
   // Scales and zero points of a tile as f32: [head_dim] of keys, [64] of values.
   ScaleAxis load_params(int64_t tile, int64_t head, float* scales, float* zeros) const;
 
@@ -111,7 +113,7 @@ class NuqSide {
   template <class Fn>
   void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
   void copy_tile(const NuqSide& from, int64_t tile);
-  void restore_ranges(const std::string& name, SectionReader& in);
+  void restore_ranges(const std::string& prefix, SectionReader& in);
   void restore_outliers(const std::string& name, SectionReader& in);
   void check_entries(int64_t head, int64_t tile, const SectionReader& in) const;
   void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
@@ -119,7 +121,7 @@ class NuqSide {
   const NuqPlan* plan_;
   int64_t num_tokens_ = 0;
   BlockList<std::byte> blocks_;
-  std::vector<Half> ranges_;  // keys: scale, zero and, with outliers, low, high; [row_size] each
+  KeySegments segments_;
   struct Chain {
     int64_t num_entries = 0;
     BlockList<OutlierPage> pages;

@@ -71,8 +71,11 @@ void NuqSide::add_sections(const std::string& prefix, std::vector<StoredSection>
   sections.push_back(blocks_section(prefix, blocks_,
                                     divide_up(num_tokens_, plan_->shape.num_tiles * kTileTokens),
                                     plan_->layout.num_bytes));
-  if (plan_->side == KvSide::kKey && plan_->ranges.empty()) {
-    add_section(sections, prefix + ".ranges", ranges_.data(), static_cast<int64_t>(ranges_.size()));
+  if (fits_keys()) {
+    const auto starts = segments_.starts();
+    const auto ranges = segments_.ranges();
+    add_section(sections, prefix + ".segments", starts.data(), static_cast<int64_t>(starts.size()));
+    add_section(sections, prefix + ".ranges", ranges.data(), static_cast<int64_t>(ranges.size()));
   }
   if (!plan_->shape.has_outliers) return;
   StoredSection entries{prefix + ".outliers"};
@@ -107,19 +110,38 @@ void NuqSide::restore(const std::string& prefix, int64_t num_tokens, SectionRead
       in.fail(fmt::format("tile {} has a scale or a zero point that can't be", tile));
     }
   }
-  if (plan_->side == KvSide::kKey && plan_->ranges.empty()) restore_ranges(prefix + ".ranges", in);
+  if (fits_keys()) restore_ranges(prefix, in);
   if (plan_->shape.has_outliers) restore_outliers(prefix + ".outliers", in);
 }
 
-void NuqSide::restore_ranges(const std::string& name, SectionReader& in) {
-  const int64_t size = plan_->row_size();
-  const int64_t count = num_tokens_ == 0 ? 0 : size * (plan_->shape.has_outliers ? 4 : 2);
-  in.open(name, count * static_cast<int64_t>(sizeof(Half)));
-  ranges_.resize(static_cast<size_t>(count));
-  in.read_halves(ranges_.data(), count);
-  if (count > 0 && !std::all_of(ranges_.begin(), ranges_.begin() + size, is_scale)) {
-    in.fail("a scale is negative");
+void NuqSide::restore_ranges(const std::string& prefix, SectionReader& in) {
+  const int64_t num_tiles = divide_up(num_tokens_, kTileTokens);
+  constexpr auto kStartBytes = static_cast<int64_t>(sizeof(int32_t));
+  const int64_t num_bytes = in.open(prefix + ".segments"), num_starts = num_bytes / kStartBytes;
+  if (num_bytes % kStartBytes != 0 || num_starts >= std::max<int64_t>(1, num_tiles)) {
+    in.fail(fmt::format("{} bytes of segments, but {} tiles", num_bytes, num_tiles));
   }
+  std::vector<int32_t> starts(static_cast<size_t>(num_starts));
+  in.read(starts.data(), num_bytes);
+  int64_t before = 0;
+  for (const int32_t start : starts) {
+    if (start <= before || start >= num_tiles) {
+      in.fail(fmt::format("a segment begins at tile {} of {}, after tile {}", start, num_tiles,
+                          before));
+    }
+    before = start;
+  }
+  const int64_t size = plan_->row_size(), stride = segments_.stride();
+  const int64_t count = num_tokens_ == 0 ? 0 : (num_starts + 1) * stride;
+  in.open(prefix + ".ranges", count * static_cast<int64_t>(sizeof(Half)));
+  std::vector<Half> ranges(static_cast<size_t>(count));
+  in.read_halves(ranges.data(), count);
+  for (int64_t first = 0; first < count; first += stride) {
+    if (!std::all_of(ranges.begin() + first, ranges.begin() + first + size, is_scale)) {
+      in.fail("a scale is negative");
+    }
+  }
+  segments_.restore(std::move(ranges), std::move(starts));
 }
 
 // Lists without gaps: a tile's entries begin where those of the tile before it end.

@@ -34,8 +34,19 @@ struct CodedSide {
   std::span<std::byte* const> blocks{};
   const Half* scales = nullptr;  // keys: [head_dim]; values have theirs in the blocks
   const Half* zeros = nullptr;
+  // Keys: tiles where further segments begin, ascending; segment i has its scales and zeros
+  // i * segment_stride behind the first's.
+  std::span<const int32_t> segment_starts{};
+  int64_t segment_stride = 0;
   std::span<const OutlierPage* const> pages{};  // with outliers: of this head
   bool hadamard = false;                        // values: decoded rows are rotated, see hadamard.h
+
+  // Of keys: from the first segment's scales and zeros to those of a tile.
+  int64_t segment_offset(int64_t tile) const {
+    int64_t segment = 0;
+    for (const int32_t start : segment_starts) segment += tile >= start ? 1 : 0;
+    return segment * segment_stride;
+  }
 };
 
 // A run of consecutive tokens of one (sequence, KV head), dense or coded. Query i sees key j of the

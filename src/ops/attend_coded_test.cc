@@ -147,7 +147,7 @@ TEST(AttendCoded, LongContextsInSeveralSpansMatchTheReference) {
     for (int64_t group : {1, 4}) {
       for (int64_t queries : {1, 2}) {
         ErrorCheck check(shape_of(64, group), fast_variants());
-        for (int repeat = 0; repeat < 3; ++repeat) {
+        for (int repeat = 0; repeat < 10; ++repeat) {
           check.add(only(run).test(shape_of(64, group), queries, 2100 - queries, random));
         }
         check.expect_within_twice_naive(codec.name() + ", group " + std::to_string(group));

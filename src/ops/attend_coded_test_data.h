@@ -43,14 +43,16 @@ inline NuqCodebook test_codebook(int bits, TestRandom& random) {
 }
 
 // One side of one layer in blocks of two tiles with three KV heads, of which the middle one is
-// read. What no kernel may use is there to be noticed: codes and outliers of other heads, entries
-// before the first, parameters of tokens that are not there yet.
+// read; keys get other scales and zero points every few tiles. What no kernel may use is there to
+// be noticed: codes and outliers of other heads, entries before the first, parameters of tokens
+// that are not there yet.
 class TestCodedSide {
  public:
   static constexpr int64_t kKvHeads = 3;
   static constexpr int64_t kHead = 1;
   static constexpr int64_t kBlockTiles = 2;
   static constexpr int64_t kFirstEntry = 100;  // not the beginning of a page
+  static constexpr int64_t kSegmentTiles = 3;
 
   TestCodedSide(KvSide kind, const TestCodec& codec, int64_t head_dim, int64_t num_tokens,
                 TestRandom& random)
@@ -71,6 +73,9 @@ class TestCodedSide {
     if (side.shape.has_outliers) {
       for (int64_t i = 0; i < kFirstEntry; ++i) entries_.push_back({place_of_any(random), kWrong});
     }
+    for (int64_t tile = kSegmentTiles; tile < num_tiles; tile += kSegmentTiles) {
+      segment_starts_.push_back(static_cast<int32_t>(tile));
+    }
     draw_params(random);
     for (int64_t tile = 0; tile < num_tiles; ++tile) fill_tile(tile, random);
     make_pages();
@@ -79,6 +84,8 @@ class TestCodedSide {
     if (kind == KvSide::kKey) {
       side.scales = scales_.data();
       side.zeros = zeros_.data();
+      side.segment_starts = segment_starts_;
+      side.segment_stride = head_dim;
     }
   }
   TestCodedSide(const TestCodedSide&) = delete;
@@ -101,7 +108,9 @@ class TestCodedSide {
   // A power of ten with an exponent between -2 and 0, and a zero point of up to three times
   // that: keys have it per channel, values per token.
   void draw_params(TestRandom& random) {
-    const int64_t count = side.shape.side == KvSide::kKey ? head_dim_ : num_tokens_;
+    const auto num_segments = static_cast<int64_t>(segment_starts_.size()) + 1;
+    const bool is_key = side.shape.side == KvSide::kKey;
+    const int64_t count = is_key ? num_segments * head_dim_ : num_tokens_;
     for (int64_t i = 0; i < count; ++i) {
       const double scale = std::pow(10.0, 2 * random.uniform() - 2);
       scales_.push_back(to_half(static_cast<float>(scale)));
@@ -142,7 +151,9 @@ class TestCodedSide {
 
   void fill_element(int64_t tile, int64_t t, int64_t channel, TestRandom& random) {
     const int64_t token = tile * kTileTokens + t;
-    const auto axis = static_cast<size_t>(side.shape.side == KvSide::kKey ? channel : token);
+    const bool is_key = side.shape.side == KvSide::kKey;
+    const auto axis =
+        static_cast<size_t>(is_key ? tile / kSegmentTiles * head_dim_ + channel : token);
     const double scale = to_float(scales_[axis]), zero = to_float(zeros_[axis]);
     double& stored = stored_[static_cast<size_t>(token * head_dim_ + channel)];
     const float y = random.heavy_tailed();
@@ -181,6 +192,7 @@ class TestCodedSide {
   int64_t head_dim_;
   int64_t num_tokens_;
   std::vector<Half> scales_, zeros_;
+  std::vector<int32_t> segment_starts_;
   std::vector<double> stored_;
   std::vector<Buffer<std::byte>> memory_;
   std::vector<std::byte*> blocks_;

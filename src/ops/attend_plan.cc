@@ -54,9 +54,10 @@ CodedPart coded_part(const CodedSide& side, int64_t tile) {
   CodedPart part{};
   part.codebook = side.codebook;
   part.codes = reinterpret_cast<const uint8_t*>(block) + of_head * side.layout.code_tile;
-  part.scales = side.scales;
-  part.zeros = side.zeros;
-  if (side.shape.side == KvSide::kValue) {
+  if (side.shape.side == KvSide::kKey) {
+    part.scales = side.scales + side.segment_offset(tile);
+    part.zeros = side.zeros + side.segment_offset(tile);
+  } else {
     part.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * kTileTokens;
     part.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * kTileTokens;
   }

@@ -60,9 +60,10 @@ double coded_element(const CodedSide& side, int64_t token, int64_t channel) {
   const CodePlace place = code_place(side.shape.side, side.shape.head_dim, in_tile, channel);
   const int code = code_at(codes, side.shape.bits, side.shape.head_dim, place);
   const int64_t of_token = index * kTileTokens + in_tile;
-  const Half scale = is_key ? side.scales[channel]
+  const int64_t of_segment = is_key ? side.segment_offset(tile) + channel : 0;
+  const Half scale = is_key ? side.scales[of_segment]
                             : reinterpret_cast<const Half*>(block + side.layout.scales)[of_token];
-  const Half zero = is_key ? side.zeros[channel]
+  const Half zero = is_key ? side.zeros[of_segment]
                            : reinterpret_cast<const Half*>(block + side.layout.zeros)[of_token];
   return double{level_of(*side.codebook, code)} * to_float(scale) + to_float(zero);
 }

@@ -3,8 +3,8 @@
 // is half the range, a zero point its middle, so that normalised values lie in [-1, 1]; both are
 // rounded to fp16. A constant has scale 0 and decodes to its zero point.
 //
-// Ranges from a few tokens are poor, and they are frozen: what lies outside later is clamped to the
-// last levels, or kept exactly where the codec has outliers.
+// Ranges from a few tokens are poor: what lies outside later is clamped to the last levels, or kept
+// exactly where the codec has outliers.
 #pragma once
 
 #include <cstdint>
