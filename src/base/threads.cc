@@ -53,18 +53,19 @@ void pin_to(pthread_t thread, int core) {
 
 int num_available_cores() { return static_cast<int>(available_cores().size()); }
 
+// What threads spin on has a cache line of its own, so that taking a task never waits for it.
 struct ThreadPool::State {
   // One parallel loop. `generation` is bumped (release) after the rest is set.
+  alignas(64) std::atomic<uint64_t> generation{0};
   Task task = nullptr;
   void* context = nullptr;
   int64_t num_tasks = 0;
-  std::atomic<int64_t> next{0};
-  std::atomic<int> running{0};  // workers that have not finished this loop
-  std::atomic<uint64_t> generation{0};
   std::atomic<bool> stop{false};
-  std::mutex mutex;
+  alignas(64) std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<int> running{0};  // workers that have not finished this loop
+  alignas(64) std::mutex mutex;
   std::condition_variable wake;
-  int sleeping = 0;  // guarded by mutex
+  std::atomic<int> sleeping{0};  // changed under mutex
   std::vector<std::thread> threads;
 
   void work(int worker) {
@@ -79,9 +80,9 @@ struct ThreadPool::State {
       pause_cpu();
     }
     std::unique_lock lock(mutex);
-    ++sleeping;
-    wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
-    --sleeping;
+    sleeping.fetch_add(1);
+    wake.wait(lock, [&] { return generation.load() != seen; });
+    sleeping.fetch_sub(1);
     return generation.load();
   }
 
@@ -96,14 +97,13 @@ struct ThreadPool::State {
     }
   }
 
+  // Without the mutex as long as nobody sleeps. Both sides write before they read, in one order for
+  // all (seq_cst): either a worker that is about to sleep counts here, or it sees the generation.
   void start_generation() {
-    bool any_asleep = false;
-    {
-      const std::lock_guard lock(mutex);
-      generation.fetch_add(1, std::memory_order_acq_rel);
-      any_asleep = sleeping > 0;
-    }
-    if (any_asleep) wake.notify_all();
+    generation.fetch_add(1);
+    if (sleeping.load() == 0) return;
+    { const std::lock_guard lock(mutex); }  // a worker that counts waits, or looks again
+    wake.notify_all();
   }
 };
 

@@ -1,19 +1,8 @@
 #include "cache/cache_view.h"
 
 namespace kvquant {
-namespace {
-
-bool reads_codes(const LayerPlan& plan, const RunPlan& run) {
-  return plan.is_coded() && run.kind == RunKind::kEncoded;
-}
-
-}  // namespace
-
 CacheView::CacheView(int64_t num_kv_heads, int64_t head_dim, ThreadPool& pool)
-    : num_kv_heads_(num_kv_heads),
-      head_dim_(head_dim),
-      pool_(pool),
-      workers_(pool.num_threads() * 2 * kTileTokens * head_dim) {}
+    : num_kv_heads_(num_kv_heads), head_dim_(head_dim), pool_(pool) {}
 
 void CacheView::prepare(const LayerStore& store, const Staging& staging) {
   const LayerPlan& plan = store.plan();
@@ -23,11 +12,12 @@ void CacheView::prepare(const LayerStore& store, const Staging& staging) {
   coded_.clear();
   if (plan.is_direct()) {
     point_at_tiles(store);
-  } else {
+  } else if (!plan.is_coded()) {
     fill_tiles(store, staging);
+  } else if (store.num_encoded() > 0) {
+    point_at_codes(store);
   }
-  if (plan.is_coded() && store.num_encoded() > 0) point_at_codes(store);
-  make_runs(plan);
+  make_runs(store, staging);
 }
 
 void CacheView::point_at_tiles(const LayerStore& store) {
@@ -54,7 +44,6 @@ void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
   };
   std::vector<Task> tasks;
   for (const RunPlan& run : plans_) {
-    if (reads_codes(store.plan(), run)) continue;
     for (int64_t tile = 0; tile < run.num_tiles(); ++tile) tasks.push_back({&run, tile});
   }
   const int64_t task_size = num_kv_heads_ * 2 * tile_size();
@@ -62,6 +51,7 @@ void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
   if (num_tasks * task_size > tiles_.size()) {  // by half more, so that decode steps rarely grow it
     tiles_.reserve_discarding((num_tasks + num_tasks / 2) * task_size);
   }
+  workers_.reserve_discarding(pool_.num_threads() * 2 * tile_size());
   pool_.parallel_for(num_tasks, [&](int64_t task, int worker) {
     float* planar = workers_.data() + worker * 2 * tile_size();
     const TileScratch scratch{planar, planar + tile_size(), planar + tile_size() + tile_size() / 2};
@@ -77,23 +67,36 @@ void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
   }
 }
 
-void CacheView::make_runs(const LayerPlan& plan) {
+// Where the tokens of a run of a plan that is_coded are.
+void CacheView::point_at_tokens(const LayerStore& store, const Staging& staging,
+                                const RunPlan& run_plan, int64_t head, AttendRun& run) const {
+  run.rope = store.plan().rope;
+  if (run_plan.kind == RunKind::kEncoded) {
+    run.coded_keys = &coded_[2 * head];
+    run.coded_values = &coded_[2 * head + 1];
+    return;
+  }
+  run.key_rows = store.key_rows(run_plan, staging) + head * head_dim_;
+  run.value_rows = store.value_rows(run_plan, staging) + head * head_dim_;
+  run.row_stride = store.plan().row_size();
+}
+
+void CacheView::make_runs(const LayerStore& store, const Staging& staging) {
+  const LayerPlan& plan = store.plan();
   num_runs_ = static_cast<int64_t>(plans_.size());
   runs_.clear();
   size_t first = 0;
   for (int64_t head = 0; head < num_kv_heads_; ++head) {
     for (const RunPlan& run_plan : plans_) {
       AttendRun run;
-      run.type = plan.is_direct() ? plan.key.dense->type : DenseType::kF32;
       run.num_tokens = run_plan.num_tokens;
       run.first_position = run_plan.first_position;
       run.min_lag = run_plan.min_lag;
       run.max_lag = run_plan.max_lag;
-      if (reads_codes(plan, run_plan)) {
-        run.coded_keys = &coded_[2 * head];
-        run.coded_values = &coded_[2 * head + 1];
-        run.rope = plan.rope;
+      if (plan.is_coded()) {
+        point_at_tokens(store, staging, run_plan, head, run);
       } else {
+        run.type = plan.is_direct() ? plan.key.dense->type : DenseType::kF32;
         const auto count = static_cast<size_t>(run_plan.num_tiles());
         run.key_tiles = std::span(key_tiles_).subspan(first, count);
         run.value_tiles = std::span(value_tiles_).subspan(first, count);

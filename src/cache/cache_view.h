@@ -1,11 +1,11 @@
 // What attention reads of one layer of one sequence, as runs per KV head:
 //
 //   both sides dense, of one type   the stored tiles themselves
-//   both sides compressed           the codes themselves; exact tokens around them as f32 tiles
+//   both sides compressed           the codes themselves, and the rows of exact tokens around them
 //   one of each                     everything as f32 tiles
 //
-// f32 tiles are made in scratch at every call of prepare. Where codes are read as they lie, that
-// scratch and the work of prepare don't grow with the history.
+// f32 tiles are made in scratch at every call of prepare; other views need none, and prepare only
+// lists pointers.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,9 @@ class CacheView {
   void point_at_tiles(const LayerStore& store);
   void point_at_codes(const LayerStore& store);
   void fill_tiles(const LayerStore& store, const Staging& staging);
-  void make_runs(const LayerPlan& plan);
+  void make_runs(const LayerStore& store, const Staging& staging);
+  void point_at_tokens(const LayerStore& store, const Staging& staging, const RunPlan& run_plan,
+                       int64_t head, AttendRun& run) const;
 
   int64_t num_kv_heads_, head_dim_;
   ThreadPool& pool_;

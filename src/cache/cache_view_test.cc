@@ -1,4 +1,4 @@
-// What the views of a KvCache hand to attention: codes as they lie, and scratch that does not grow.
+// What the views of a KvCache hand to attention: codes and exact rows as they lie, without scratch.
 #include "cache/cache_view.h"
 
 #include <gtest/gtest.h>
@@ -93,14 +93,31 @@ TEST_P(CodedView, GivesTheAttentionOfItsDecodedTiles) {
   }
 }
 
-TEST_P(CodedView, NeedsNoMoreScratchForALongerHistory) {
+TEST_P(CodedView, NeedsNoScratch) {
   for (const char* spec : {"nuq4-1%", "int8,recent=100"}) {
     Fixture f(spec, GetParam());
-    for (int i = 0; i < 5; ++i) f.append(64);
-    const int64_t scratch = f.cache.scratch_bytes();
-    EXPECT_LT(scratch, 20 * kHeads * 2 * 64 * 16 * 4);
-    for (int i = 0; i < 50; ++i) f.append(64);
-    EXPECT_EQ(f.cache.scratch_bytes(), scratch) << spec;
+    for (int i = 0; i < 8; ++i) {
+      f.append(64);
+      EXPECT_EQ(f.cache.scratch_bytes(), 0) << spec;
+    }
+  }
+}
+
+TEST_P(CodedView, ShowsExactTokensAsRowsThatFollowEachOther) {
+  Fixture f("nuq4-1%,sink=4,recent=70", GetParam());
+  f.append(300);
+  for (const int64_t num_new : {1, 20, 1}) {
+    f.append(num_new);
+    const auto runs = f.cache.view(1, f.id, 1);
+    EXPECT_TRUE(runs[0].is_rows());  // sinks
+    EXPECT_TRUE(runs[1].is_coded());
+    ASSERT_EQ(runs.size(), 4u);
+    EXPECT_TRUE(runs[2].is_rows());
+    EXPECT_TRUE(runs[3].is_rows());
+    EXPECT_EQ(runs[3].num_tokens, num_new);  // not in the window yet
+    EXPECT_EQ(runs[2].first_position + runs[2].num_tokens, runs[3].first_position);
+    EXPECT_EQ(runs[3].first_position + num_new, f.cache.length(f.id));
+    EXPECT_EQ(f.cache.view(1, f.id, 0)[2].key_rows + f.head_dim, runs[2].key_rows);
   }
 }
 

@@ -152,7 +152,8 @@ class Pair {
     std::vector<int64_t> seen(model.length() * model.last_chunk, 0);
     for (const AttendRun& run : runs) {
       ASSERT_EQ(run.is_coded(), run.coded_values != nullptr);
-      const int64_t num_tiles = run.is_coded() ? 0 : (run.num_tokens + 63) / 64;
+      const bool has_tiles = !run.is_coded() && !run.is_rows();
+      const int64_t num_tiles = has_tiles ? (run.num_tokens + 63) / 64 : 0;
       ASSERT_EQ(static_cast<int64_t>(run.key_tiles.size()), num_tiles);
       ASSERT_EQ(run.key_tiles.size(), run.value_tiles.size());
       for (int64_t t = 0; t < run.num_tokens; ++t) {

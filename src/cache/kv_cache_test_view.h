@@ -1,4 +1,4 @@
-// For tests: the numbers that a run of a view stands for, dense or coded.
+// For tests: the numbers that a run of a view stands for: dense, coded or rows.
 #pragma once
 
 #include <algorithm>
@@ -60,18 +60,33 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
   return planar;
 }
 
+// One tile of one side of a run of codes or rows, planar, keys not rotated.
+inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t tile,
+                                    int64_t head_dim) {
+  const bool is_key = side == KvSide::kKey;
+  const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
+  if (run.is_coded()) {
+    return decode_planar(is_key ? *run.coded_keys : *run.coded_values, tile, num_tokens);
+  }
+  std::vector<float> planar(static_cast<size_t>(kTileTokens * head_dim));
+  const Half* rows = is_key ? run.key_rows : run.value_rows;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const Half* row = rows + (tile * kTileTokens + t) * run.row_stride;
+    for (int64_t c = 0; c < head_dim; ++c) planar[c * kTileTokens + t] = to_float(row[c]);
+  }
+  return planar;
+}
+
 // Tile `tile` of a run as an f32 tile, keys rotated.
 inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, int64_t head_dim) {
   const int64_t size = kTileTokens * head_dim;
   Buffer<float> out(size);
-  if (!run.is_coded()) {
+  if (!run.is_coded() && !run.is_rows()) {
     const void* stored = side == KvSide::kKey ? run.key_tiles[tile] : run.value_tiles[tile];
     for (int64_t i = 0; i < size; ++i) out[i] = element(run.type, stored, i);
     return out;
   }
-  const CodedSide& coded = side == KvSide::kKey ? *run.coded_keys : *run.coded_values;
-  const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
-  const auto planar = decode_planar(coded, tile, num_tokens);
+  const auto planar = planar_of(run, side, tile, head_dim);
   if (side == KvSide::kValue) {
     planar_to_value_tile(planar.data(), head_dim, out.data());
     return out;
@@ -115,6 +130,7 @@ class DecodedRuns {
       AttendRun run = runs[i];
       run.type = DenseType::kF32;
       run.coded_keys = run.coded_values = nullptr;
+      run.key_rows = run.value_rows = nullptr;
       run.rope = nullptr;
       run.key_tiles = tiles_[i][0];
       run.value_tiles = tiles_[i][1];

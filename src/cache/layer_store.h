@@ -54,7 +54,7 @@ struct Staging {
   int64_t memory_bytes() const { return key.num_bytes() + value.num_bytes(); }
 };
 
-enum class RunKind { kExact, kEncoded };
+enum class RunKind { kExact, kEncoded };  // exact: rows one behind the other in memory
 
 struct RunPlan {
   RunKind kind = RunKind::kExact;
@@ -118,6 +118,13 @@ class LayerStore {
   // False when exact tokens that the last chunk's queries need are gone.
   bool can_view() const;
   std::vector<RunPlan> runs() const;  // none is empty
+  // The first rows of an exact run, row_size() numbers apart. Requires: a plan that is_coded.
+  const Half* key_rows(const RunPlan& run, const Staging& staging) const {
+    return exact_row(key_, staging.key, run.first_position);
+  }
+  const Half* value_rows(const RunPlan& run, const Staging& staging) const {
+    return exact_row(value_, staging.value, run.first_position);
+  }
   // Tile `tile` of a run, all heads, as f32 tiles: head h's keys at out + 2 h * 64 * head_dim, its
   // values behind them. From any thread.
   void fill_tile(const RunPlan& run, int64_t tile, const Staging& staging,
@@ -147,8 +154,6 @@ class LayerStore {
                                  int64_t num_rows) const;
   Half* own_window(Side& side, int64_t first, int64_t num_kept, int64_t num_rows);
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
-  void fill_exact(const Side& side, const Buffer<Half>& staging, int64_t first, int64_t num_tokens,
-                  int64_t head, float* planar) const;
   bool may_have_encoded(int64_t num_encoded) const;
   void restore_rows(SharedRows& rows, int64_t num_rows, int64_t capacity, const std::string& name,
                     SectionReader& in);

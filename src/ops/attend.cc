@@ -34,19 +34,26 @@ void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape
 void check_run(const AttendRun& run, const AttendShape& shape) {
   check_arg(run.num_tokens >= 0, "attend: a run's num_tokens must not be negative");
   const int64_t num_tiles = (run.num_tokens + kTileTokens - 1) / kTileTokens;
+  check_arg(!run.is_coded() || !run.is_rows(), "attend: a run is coded or rows, not both");
   check_arg(run.first_position >= 0 && run.first_position <= kMaxPosition - run.num_tokens,
             "attend: a run's positions must be in [0, 2^60]");
-  if (!run.is_coded()) {
+  if (run.is_coded()) {
+    check_arg(run.coded_values != nullptr, "attend: both sides of a run must be coded");
+    check_side(*run.coded_keys, KvSide::kKey, shape, num_tiles);
+    check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
+  } else if (run.is_rows()) {
+    check_arg(run.value_rows != nullptr && run.row_stride >= shape.head_dim &&
+                  shape.head_dim <= kMaxNuqHeadDim,
+              "attend: rows must have keys and values of at most 256 channels, at least head_dim "
+              "apart");
+  } else {
     const auto expected = static_cast<size_t>(num_tiles);
     return check_arg(run.key_tiles.size() == expected && run.value_tiles.size() == expected,
                      "attend: a run must have a key tile and a value tile for each 64 tokens");
   }
-  check_arg(run.coded_values != nullptr, "attend: both sides of a run must be coded");
-  check_side(*run.coded_keys, KvSide::kKey, shape, num_tiles);
-  check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
   check_arg(run.rope != nullptr && run.rope->head_dim() == shape.head_dim &&
                 run.first_position + run.num_tokens <= run.rope->num_positions(),
-            "attend: a coded run's positions must be in its RoPE table");
+            "attend: positions of codes and rows must be in the run's RoPE table");
 }
 
 void check_job(const AttendShape& shape, const AttendJob& job) {
@@ -120,15 +127,17 @@ struct Call {
 };
 
 // A single row waits for memory anyway: dense tiles that are not bf16 are then read exactly, by the
-// f32 kernel (Zen 4, one core: 29.6 GB/s of f16 tiles against 31.3 with bf16 products).
+// f32 kernel (Zen 4, one core: 29.6 GB/s of f16 tiles against 31.3 with bf16 products), unless
+// there are codes or rows.
 AttendKernel choose_kernel(const Call& call, const AttendJob& job, int64_t num_rows) {
   if (!call.has_bf16_dots) return simd::attend_block;
-  const bool has_coded = std::any_of(job.runs.begin(), job.runs.end(),
-                                     [](const AttendRun& run) { return run.is_coded(); });
+  const bool has_raw = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
+    return run.is_coded() || run.is_rows();
+  });
   const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.type == DenseType::kBF16;
   });
-  return num_rows > 1 || has_coded || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
+  return num_rows > 1 || has_raw || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
 }
 
 void write_row(const float* acc, const SoftmaxState& state, int64_t head_dim, float* out) {
@@ -194,6 +203,19 @@ void run_merge(const Call& call, const AttendMerge& merged) {
   }
 }
 
+// With fewer products than this, merging takes less time than waking workers (Zen 4: about 1 us).
+constexpr int64_t kMergeAlone = 1 << 14;
+
+void run_merges(const Call& call, ThreadPool& pool) {
+  const auto& merges = call.scratch.plan.merges;
+  const auto run = [&](int64_t i, int) { run_merge(call, merges[static_cast<size_t>(i)]); };
+  const auto count = static_cast<int64_t>(merges.size());
+  if (call.scratch.plan.num_partial_rows * call.shape.head_dim > kMergeAlone) {
+    return pool.parallel_for(count, run);
+  }
+  for (int64_t i = 0; i < count; ++i) run(i, 0);
+}
+
 void attend_reference(const AttendShape& shape, std::span<const AttendJob> jobs, ThreadPool& pool) {
   for (const AttendJob& job : jobs) {
     pool.parallel_for(job.num_queries, [&](int64_t query, int) {
@@ -226,8 +248,7 @@ void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision
     run_task(call, plan.tasks[static_cast<size_t>(i)],
              next < plan.tasks.size() ? &plan.tasks[next] : nullptr, worker);
   });
-  pool.parallel_for(static_cast<int64_t>(plan.merges.size()),
-                    [&](int64_t i, int) { run_merge(call, plan.merges[static_cast<size_t>(i)]); });
+  run_merges(call, pool);
 }
 
 }  // namespace kvquant

@@ -1,6 +1,6 @@
-// Attention of new queries over cached keys and values: prefill and decode step. Tiles are dense,
-// or coded and read as they lie, never expanded beyond one tile. Softmax is streamed over tiles
-// (arXiv 1805.02867, 2205.14135).
+// Attention of new queries over cached keys and values: prefill and decode step. Tokens are in
+// dense tiles, or in rows or codes that are read as they lie, never expanded beyond one tile.
+// Softmax is streamed over tiles (arXiv 1805.02867, 2205.14135).
 //
 //   attend.cc               checks, running the plan, merging of partial results
 //   attend_plan.cc          cutting into tasks, a pure function of the shapes
@@ -49,9 +49,9 @@ struct CodedSide {
   }
 };
 
-// A run of consecutive tokens of one (sequence, KV head), dense or coded. Query i sees key j of the
-// run if min_lag <= i - j < max_lag, i and j being absolute positions: causal is min_lag 0; a
-// sliding window of W is max_lag W; "all but the last R tokens" is min_lag R.
+// A run of consecutive tokens of one (sequence, KV head): dense, coded, or rows of fp16. Query i
+// sees key j of the run if min_lag <= i - j < max_lag, i and j being absolute positions: causal is
+// min_lag 0; a sliding window of W is max_lag W; "all but the last R tokens" is min_lag R.
 struct AttendRun {
   DenseType type = DenseType::kF16;
   std::span<const void* const> key_tiles;    // [ceil(num_tokens / 64)], keys already rotated
@@ -59,13 +59,18 @@ struct AttendRun {
   // Instead of tiles: both sides coded, keys before RoPE, token 0 at first_position.
   const CodedSide* coded_keys = nullptr;
   const CodedSide* coded_values = nullptr;
-  const RopeTable* rope = nullptr;
+  // Instead of tiles: rows of head_dim fp16 numbers, row_stride apart, keys before RoPE.
+  const Half* key_rows = nullptr;
+  const Half* value_rows = nullptr;
+  int64_t row_stride = 0;
+  const RopeTable* rope = nullptr;  // of keys before RoPE
   int64_t num_tokens = 0;
   int64_t first_position = 0;  // of token 0 of tile 0
   int64_t min_lag = 0;
   int64_t max_lag = std::numeric_limits<int64_t>::max();
 
   bool is_coded() const { return coded_keys != nullptr; }
+  bool is_rows() const { return key_rows != nullptr; }
 };
 
 // The new queries of one sequence that read one KV head: `group` query heads.
@@ -87,7 +92,7 @@ struct AttendShape {
 // out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
 // the same at any number of threads. With kBF16 the factors of products are rounded to bf16 where
 // the CPU has bf16 dot products and that is faster, else they are f32.
-// Requires: tiles and blocks are 64-byte aligned; the table of a coded run covers its positions;
+// Requires: tiles and blocks are 64-byte aligned; RoPE tables cover the positions of their runs;
 // scale > 0; positions are in [0, 2^60]; queries are finite. Scratch is kept by the calling thread
 // from call to call and grows to the largest need. Throws std::invalid_argument on bad shapes.
 void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision,

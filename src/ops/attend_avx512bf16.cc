@@ -3,6 +3,7 @@
 // fill the register file; the tile, converted once per block, stays in L2 and mostly in L1.
 #include "ops/attend_avx512bf16_inl.h"
 #include "ops/attend_coded_avx512bf16.h"
+#include "ops/attend_rows_avx512bf16.h"
 #include "ops/hadamard.h"
 
 namespace kvquant::avx512bf16 {
@@ -286,6 +287,15 @@ void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork*
   attend_all_rows<DenseType::kBF16>(block, work, tile, ahead);
 }
 
+void attend_row_tile(const AttendBlock& block, const TileWork& work) {
+  auto* keys = static_cast<uint16_t*>(block.workspace.keys);
+  auto* values = static_cast<uint16_t*>(block.workspace.values);
+  rows_to_bf16(block, work, keys, values);
+  Prefetcher none;
+  const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
+  attend_all_rows<DenseType::kBF16>(block, work, {queries, keys, values}, none);
+}
+
 // Few rows read the codes themselves, more a decoded copy. Tiles behind these, up to num_ahead, are
 // asked for ahead.
 void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles,
@@ -352,9 +362,13 @@ void attend_block(const AttendBlock& block) noexcept {
       i += count;
       continue;
     }
-    const TileWork* next = ++i < block.num_tiles ? &block.tiles[i] : nullptr;
-    attend_tile(block, tile,
-                prefetches && next != nullptr && next->keys != nullptr ? next : nullptr);
+    ++i;
+    if (!is_dense(tile)) {
+      attend_row_tile(block, tile);
+      continue;
+    }
+    const bool asks_ahead = prefetches && i < block.num_tiles && is_dense(block.tiles[i]);
+    attend_tile(block, tile, asks_ahead ? &block.tiles[i] : nullptr);
   }
   for (int64_t row = 0; row < block.num_rows; ++row) {
     block.states[row].sum = _mm512_reduce_add_ps(_mm512_loadu_ps(block.workspace.sums + row * 16));

@@ -33,22 +33,38 @@ struct CodedTile {
   const RopeTiles* rope;
 };
 
+// Up to 64 rows of fp16, keys before RoPE.
+struct TileRows {
+  int64_t stride = 0;          // numbers between rows; 0: not rows
+  const float* cos = nullptr;  // of token 0's position, those of the others behind it, each
+  const float* sin = nullptr;  // [head_dim / 2]
+  const RopeTiles* rope = nullptr;
+};
+
 // One tile and who sees it: query q of the block (not row) sees tokens
 // [max(0, first_token + q), min(num_tokens, end_token + q)) of the tile.
 struct TileWork {
-  const void* keys;  // null: coded
+  const void* keys;  // a dense tile or the first row; null: coded
   const void* values;
   DenseType type;
   int32_t num_tokens;
   int32_t first_token;  // may be negative
   int32_t end_token;    // may be negative, or beyond the tile
   CodedTile coded;
+  TileRows rows;
 };
+
+static inline bool is_dense(const TileWork& tile) {
+  return tile.keys != nullptr && tile.rows.stride == 0;
+}
 
 // Decodes a coded tile to f32 in the layout of dense_tile.h: what dense kernels read instead.
 // scratch [3 * 64 * head_dim].
 void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
                        float* keys, float* values) noexcept;
+// The same of rows.
+void widen_rows(const TileWork& tile, int64_t head_dim, float* scratch, float* keys,
+                float* values) noexcept;
 
 struct TokenRange {
   int32_t begin;

@@ -90,6 +90,28 @@ CodedTile coded_tile(const AttendRun& run, int64_t tile) {
           .rope = &run.rope->tiles()};
 }
 
+// Keys and values of a tile, how many of its tokens there are, and who sees them.
+TileWork tile_work(const AttendRun& run, int64_t tile, int64_t position) {
+  const int64_t first = tile * kTileTokens, offset = position - run.first_position - first;
+  TileWork work{};
+  work.type = run.type;
+  work.num_tokens = static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - first));
+  work.first_token = clamp_token(offset - clamp_lag(run.max_lag) + 1);
+  work.end_token = clamp_token(offset - clamp_lag(run.min_lag) + 1);
+  if (run.is_coded()) {
+    work.coded = coded_tile(run, tile);
+  } else if (run.is_rows()) {
+    work.keys = run.key_rows + first * run.row_stride;
+    work.values = run.value_rows + first * run.row_stride;
+    work.rows = {run.row_stride, run.rope->cos(run.first_position + first),
+                 run.rope->sin(run.first_position + first), &run.rope->tiles()};
+  } else {
+    work.keys = run.key_tiles[tile];
+    work.values = run.value_tiles[tile];
+  }
+  return work;
+}
+
 }  // namespace
 
 TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t num_queries) {
@@ -138,17 +160,7 @@ void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noe
       prefetch_lists(*run.coded_keys, first, last);
       prefetch_lists(*run.coded_values, first, last);
     }
-    for (int64_t tile = first; tile < last; ++tile) {
-      const int64_t offset = position - run.first_position - tile * kTileTokens;
-      *out++ = {
-          run.is_coded() ? nullptr : run.key_tiles[tile],
-          run.is_coded() ? nullptr : run.value_tiles[tile],
-          run.type,
-          static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens)),
-          clamp_token(offset - clamp_lag(run.max_lag) + 1),
-          clamp_token(offset - clamp_lag(run.min_lag) + 1),
-          run.is_coded() ? coded_tile(run, tile) : CodedTile{}};
-    }
+    for (int64_t tile = first; tile < last; ++tile) *out++ = tile_work(run, tile, position);
   }
 }
 

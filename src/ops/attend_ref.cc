@@ -68,14 +68,20 @@ double coded_element(const CodedSide& side, int64_t token, int64_t channel) {
   return double{level_of(*side.codebook, code)} * to_float(scale) + to_float(zero);
 }
 
-double coded_score(const AttendRun& run, int64_t token, const float* q) {
+// Of a key before RoPE.
+double raw_key_element(const AttendRun& run, int64_t token, int64_t channel) {
+  if (run.is_rows()) return to_float(run.key_rows[token * run.row_stride + channel]);
+  return coded_element(*run.coded_keys, token, channel);
+}
+
+double raw_score(const AttendRun& run, int64_t token, const float* q) {
   const int64_t half = run.rope->head_dim() / 2;
   const float* cos = run.rope->cos(run.first_position + token);
   const float* sin = run.rope->sin(run.first_position + token);
   double dot = 0;
   for (int64_t c = 0; c < half; ++c) {
-    const double a = coded_element(*run.coded_keys, token, c);
-    const double b = coded_element(*run.coded_keys, token, c + half);
+    const double a = raw_key_element(run, token, c);
+    const double b = raw_key_element(run, token, c + half);
     dot += q[c] * (a * cos[c] - b * sin[c]) + q[c + half] * (b * cos[c] + a * sin[c]);
   }
   return dot;
@@ -91,17 +97,21 @@ double dense_score(const AttendRun& run, int64_t token, std::span<const float> q
   return dot;
 }
 
+double dense_value(const AttendRun& run, int64_t token, int64_t channel, int64_t head_dim) {
+  if (run.is_rows()) return to_float(run.value_rows[token * run.row_stride + channel]);
+  const void* tile = run.value_tiles[static_cast<size_t>(token / kTileTokens)];
+  return element(tile, run.type, value_index(token % kTileTokens, channel, head_dim));
+}
+
 void add_value(const SeenKey& key, double p, std::span<double> mix) {
   const AttendRun& run = *key.run;
   const auto head_dim = static_cast<int64_t>(mix.size());
-  for (int64_t c = 0; !run.is_coded() && c < head_dim; ++c) {
-    const void* tile = run.value_tiles[static_cast<size_t>(key.token / kTileTokens)];
-    mix[c] += p * element(tile, run.type, value_index(key.token % kTileTokens, c, head_dim));
-  }
-  if (!run.is_coded()) return;
   std::vector<double> value(mix.size());
-  for (int64_t c = 0; c < head_dim; ++c) value[c] = coded_element(*run.coded_values, key.token, c);
-  if (run.coded_values->hadamard) walsh_hadamard(value.data(), 1, head_dim);
+  for (int64_t c = 0; c < head_dim; ++c) {
+    value[c] = run.is_coded() ? coded_element(*run.coded_values, key.token, c)
+                              : dense_value(run, key.token, c, head_dim);
+  }
+  if (run.is_coded() && run.coded_values->hadamard) walsh_hadamard(value.data(), 1, head_dim);
   for (int64_t c = 0; c < head_dim; ++c) mix[c] += p * value[c];
 }
 
@@ -109,8 +119,9 @@ void attend_row(const AttendShape& shape, const float* q, std::vector<SeenKey>& 
   const auto head_dim = static_cast<size_t>(shape.head_dim);
   double max = -std::numeric_limits<double>::infinity();
   for (SeenKey& key : seen) {
-    const double dot = key.run->is_coded() ? coded_score(*key.run, key.token, q)
-                                           : dense_score(*key.run, key.token, {q, head_dim});
+    const bool is_raw = key.run->is_coded() || key.run->is_rows();
+    const double dot = is_raw ? raw_score(*key.run, key.token, q)
+                              : dense_score(*key.run, key.token, {q, head_dim});
     key.score = shape.scale * dot;
     max = std::max(max, key.score);
   }

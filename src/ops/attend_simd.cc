@@ -298,11 +298,16 @@ void attend_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahe
   attend_all_rows<float>(block, work, {keys, values}, ahead);
 }
 
-void attend_coded_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahead) {
+// Codes or rows.
+void attend_raw_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahead) {
   auto* keys = static_cast<float*>(block.workspace.keys);
   auto* values = static_cast<float*>(block.workspace.values);
-  decode_coded_tile(work.coded, block.head_dim, work.num_tokens, block.workspace.planar, keys,
-                    values);
+  if (work.keys == nullptr) {
+    decode_coded_tile(work.coded, block.head_dim, work.num_tokens, block.workspace.planar, keys,
+                      values);
+  } else {
+    widen_rows(work, block.head_dim, block.workspace.planar, keys, values);
+  }
   attend_all_rows<float>(block, work, {keys, values}, ahead);
 }
 
@@ -331,11 +336,11 @@ void attend_block(const AttendBlock& block) {
   for (int64_t i = 0; i < block.num_tiles; ++i) {
     const TileWork& tile = block.tiles[i];
     Prefetcher ahead;
-    if (prefetches && i + 1 < block.num_tiles && block.tiles[i + 1].keys != nullptr) {
+    if (prefetches && i + 1 < block.num_tiles && is_dense(block.tiles[i + 1])) {
       ahead.start(block.tiles[i + 1], block.head_dim, num_steps);
     }
-    if (tile.keys == nullptr) {
-      attend_coded_tile(block, tile, ahead);
+    if (!is_dense(tile)) {
+      attend_raw_tile(block, tile, ahead);
       continue;
     }
     switch (tile.type) {
