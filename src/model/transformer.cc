@@ -198,7 +198,9 @@ void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int6
   }
   const AttendShape shape{config_.head_dim, config_.group(),
                           1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
-  attend(shape, jobs, precision_, pool_);  // before the next sequence's view replaces this one
+  // Before the next sequence's view replaces this one.
+  if (attention_function_) return attention_function_(layer.model, chunk.sequence, shape, jobs);
+  attend(shape, jobs, precision_, pool_);
 }
 
 void Transformer::mlp_block(int64_t layer, TensorView<float, 2> residual) {

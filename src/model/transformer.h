@@ -14,6 +14,7 @@
 #include "formats/precision.h"
 #include "model/checkpoint.h"
 #include "model/weights.h"
+#include "ops/attend.h"
 #include "ops/rope.h"
 
 namespace kvquant {
@@ -38,6 +39,12 @@ struct ObservedChunk {
 // Called from the thread that runs the model, layer by layer, chunk by chunk. What it throws passes
 // through forward, as an error amid the layers.
 using LayerObserver = std::function<void(const ObservedChunk& chunk)>;
+
+// Computes the attention of one layer for one sequence: what attend() does with these jobs, one per
+// KV head. Called as an observer is.
+using LayerAttention =
+    std::function<void(int64_t layer, KvCache::SequenceId sequence, const AttendShape& shape,
+                       std::span<const AttendJob> jobs)>;
 
 class Transformer {
  public:
@@ -70,6 +77,9 @@ class Transformer {
   // Shows every chunk of every layer to `observer` until it is set again; empty: to nobody.
   void set_observer(LayerObserver observer) { observer_ = std::move(observer); }
   bool is_observed() const { return static_cast<bool>(observer_); }
+
+  // Instead of attend() until it is set again; empty: attend(). For comparisons.
+  void set_attention(LayerAttention attention) { attention_function_ = std::move(attention); }
 
   // Logits of some hidden states: hidden [num_rows, hidden] -> out [num_rows, vocab_size].
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out);
@@ -105,6 +115,7 @@ class Transformer {
   Buffer<float> observed_;   // [n, num_q_heads * head_dim], queries before RoPE of a chunk
   LinearScratch linear_scratch_;
   LayerObserver observer_;
+  LayerAttention attention_function_;
 };
 
 // Shows what a transformer computes to an observer as long as it lives.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "eval/perplexity.h"
+#include "fused_path.h"
 #include "golden.h"
 #include "kvquant/error.h"
 
@@ -86,6 +87,22 @@ TEST_F(RealModel, CompressedCachesAreAsGoodAsTheirBits) {
     EXPECT_GT(results[i].kl_mean, lower[i]) << specs[i].text;
     EXPECT_LT(results[i].kl_mean, upper[i]) << specs[i].text;
     EXPECT_GT(results[i].compressed_tokens, 900) << specs[i].text;
+  }
+}
+
+TEST_F(RealModel, AttentionOnCodesHasTheDistributionsOfThePlainPath) {
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    Model model = Model::load(path_, {.precision = precision});
+    auto text =
+        model.tokenizer().encode(read_text(find_asset("sample.txt")), Tokenizer::Special::kAsText);
+    text.resize(140);
+    for (const char* spec : {"nuq4-1%,sink=1", "k=nuq3-1%,v=had+nuq3,sink=4,recent=64"}) {
+      const auto difference = test::compare_paths(model, text, parse_spec(spec));
+      EXPECT_GT(difference.compressed_tokens, 64);
+      EXPECT_LT(difference.mean_kl, precision == Precision::kF32 ? 1e-5 : 1e-2) << spec;
+      std::printf("%s %s: mean KL %.2g\n", precision == Precision::kF32 ? "f32" : "bf16", spec,
+                  difference.mean_kl);
+    }
   }
 }
 
