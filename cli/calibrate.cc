@@ -29,10 +29,9 @@ struct Options {
   int64_t rank = 0;
   std::string recipe = "error-saved";
   std::string outliers, feedback, codebook, codebook_weights;  // empty: as the recipe says
-  std::string codebook_per = "layer";
-  std::string fisher;     // file; for the weights of that name
-  std::string per_layer;  // folder; empty: none
-  std::string per_layer_codec = "nuq4-1%";
+  std::string fisher;                                          // file; for the weights of that name
+  std::string per_layer;                                       // folder; empty: none
+  std::string codebook_per = "layer", per_layer_codec = "nuq4-1%";
   std::string output;
 };
 
