@@ -228,8 +228,7 @@ TEST(FitValueCodebooks, ChannelWeightsDrawLevelsToTheirChannels) {
             fit_value_codebooks(a, {ValueRotation::kHadamard}, {}, fitted.pool));
 }
 
-// Keys and values whose heads differ: uniform in [-4, 4], and Student's t with 3 degrees of
-// freedom.
+// Keys and values whose heads differ: near -3 and 3, and Student's t with 3 degrees of freedom.
 void make_heads_differ(TestLayer& layer) {
   const CounterRng random(5);
   for (auto* x : {&layer.keys, &layer.values}) {
