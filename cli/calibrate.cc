@@ -31,7 +31,7 @@ struct Options {
   std::string outliers, feedback, codebook, codebook_weights;  // empty: as the recipe says
   std::string fisher;                                          // file; for the weights of that name
   std::string per_layer;                                       // folder; empty: none
-  std::string per_layer_codec = "nuq4-1%";
+  std::string codebook_per = "layer", per_layer_codec = "nuq4-1%";
   std::string output;
 };
 
@@ -43,6 +43,7 @@ FitChoices choices_of(const Options& options) {
   if (!options.codebook_weights.empty()) {
     choices.weights = parse_codebook_weighting(options.codebook_weights);
   }
+  choices.codebooks = parse_codebook_scope(options.codebook_per);
   return choices;
 }
 
@@ -185,6 +186,9 @@ void add_ablation_options(CLI::App& command, Options& options) {
       "what an error costs in their fit: nothing more, its scale squared (default), or that times "
       "what queries make of it, or with squared gradients of a file",
       {"none", "scale", "query", "fisher"});
+  add("--codebook-per", options.codebook_per,
+      "whose keys or values share one: all of a layer, or those of each KV head", {"layer", "head"})
+      ->capture_default_str();
   command
       .add_option("--fisher", options.fisher,
                   "squared gradients (.safetensors: fisher.key.<layer>, fisher.value.<layer>) for "

@@ -148,7 +148,10 @@ TEST_F(CacheFileTest, AnEmptySequenceComesBackEmpty) {
 }
 
 TEST_F(CacheFileTest, WithACalibrationOnlyTheSameOneFits) {
-  const auto calibration = std::make_shared<const Calibration>(test_calibration({2, 6, 3, 16}));
+  const CalibrationShape shape{2, 6, 3, 16};
+  const auto calibration = std::make_shared<const Calibration>(test_calibration(shape));
+  const auto per_head = std::make_shared<const Calibration>(
+      test_calibration(shape, {.codebooks = CodebookScope::kHead}));
   auto other = std::make_shared<Calibration>(*calibration);
   other->layers[1].value.codebooks[2][3] += 1e-3f;
   ThreadPool pool(1);
@@ -156,22 +159,26 @@ TEST_F(CacheFileTest, WithACalibrationOnlyTheSameOneFits) {
   const auto make = [&](std::shared_ptr<const Calibration> with) {
     return KvCache({2, 3, 16}, parse_spec("nuq4-1%"), CacheMode::kAsServed, rope, pool, with);
   };
-  KvCache from = make(calibration), to = make(calibration), wrong = make(other), none = make({});
   std::vector<float> flat;
   const auto x = test::as_chunk(stream(200), 3, flat);
-  const auto id = from.add_sequence();
-  for (int64_t layer = 0; layer < 2; ++layer) from.append(layer, id, x, x);
-  save_cache(from, id, ids(200), kInfo, path());
-  const std::string bytes = read_text(path());
-  const LoadedSequence loaded = load_cache(to, kInfo.model_fingerprint, path());
-  save_cache(to, loaded.id, loaded.tokens, kInfo, path());
-  EXPECT_EQ(read_text(path()), bytes);
-  for (KvCache* cache : {&wrong, &none}) {
-    try {
-      load_cache(*cache, kInfo.model_fingerprint, path());
-      ADD_FAILURE() << "accepted";
-    } catch (const FormatError& error) {
-      EXPECT_NE(std::string(error.what()).find("calibration"), std::string::npos) << error.what();
+  for (const auto& [used, codebooks_differ] :
+       {std::pair(calibration, per_head), {per_head, calibration}}) {
+    KvCache from = make(used), to = make(used);
+    const auto id = from.add_sequence();
+    for (int64_t layer = 0; layer < 2; ++layer) from.append(layer, id, x, x);
+    save_cache(from, id, ids(200), kInfo, path());
+    const std::string bytes = read_text(path());
+    const LoadedSequence loaded = load_cache(to, kInfo.model_fingerprint, path());
+    save_cache(to, loaded.id, loaded.tokens, kInfo, path());
+    EXPECT_EQ(read_text(path()), bytes);
+    for (const auto& wrong : {std::shared_ptr<const Calibration>(other), codebooks_differ, {}}) {
+      KvCache cache = make(wrong);
+      try {
+        load_cache(cache, kInfo.model_fingerprint, path());
+        ADD_FAILURE() << "accepted";
+      } catch (const FormatError& error) {
+        EXPECT_NE(std::string(error.what()).find("calibration"), std::string::npos) << error.what();
+      }
     }
   }
 }

@@ -172,7 +172,7 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
   NuqPlan nuq{.side = side,
               .outlier_percent = codec.outlier_percent,
               .hadamard = !codec.transforms.empty(),
-              .codebooks = {&found.codebook, 1},
+              .codebooks = found.codebooks,
               .ranges = found.ranges,
               .feedback = found.feedback,
               .shape = {side, bits, codec.outlier_percent > 0, shape.num_kv_heads, shape.head_dim,

@@ -11,21 +11,29 @@
 namespace kvquant {
 namespace {
 
-NuqCodebook choose_codebook(KvSide side, const Codec& codec, const LayerCalibration* calibration) {
+std::vector<NuqCodebook> choose_codebooks(KvSide side, const Codec& codec,
+                                          const LayerCalibration* calibration) {
   const int bits = code_bits(codec.quantizer);
-  if (nuq_bits(codec.quantizer) == 0) return make_uniform_codebook(bits);
-  if (calibration == nullptr) return make_codebook(get_cached_codebook(fmt::format("nuq{}", bits)));
+  if (nuq_bits(codec.quantizer) == 0) return {make_uniform_codebook(bits)};
+  if (calibration == nullptr) {
+    return {make_codebook(get_cached_codebook(fmt::format("nuq{}", bits)))};
+  }
   const auto& value_books = codec.transforms.empty() ? calibration->value.codebooks
                                                      : calibration->value.hadamard_codebooks;
   const auto& books = side == KvSide::kKey ? calibration->key.codebooks : value_books;
-  return make_codebook(
-      calibrated_levels(books[static_cast<size_t>(bits - 2)], bits, codec.outlier_percent));
+  const std::vector<float> levels =
+      calibrated_levels(books[static_cast<size_t>(bits - 2)], codec.outlier_percent);
+  std::vector<NuqCodebook> out;
+  for (size_t first = 0; first < levels.size(); first += size_t{1} << bits) {
+    out.push_back(make_codebook(std::span(levels).subspan(first, size_t{1} << bits)));
+  }
+  return out;
 }
 
 }  // namespace
 
 SideParameters::SideParameters(KvSide side, const Codec& codec, const LayerCalibration* calibration)
-    : codebook(choose_codebook(side, codec, calibration)) {
+    : codebooks(choose_codebooks(side, codec, calibration)) {
   if (calibration == nullptr || side == KvSide::kValue) return;
   const KeyCalibration& key = calibration->key;
   const int bits = code_bits(codec.quantizer);
@@ -44,8 +52,11 @@ SideParameters::SideParameters(KvSide side, const Codec& codec, const LayerCalib
 }
 
 int64_t SideParameters::memory_bytes() const {
-  const int64_t num_stored = codebook.bits == 8 ? 0 : codebook.num_levels;  // 256 by formula
-  return num_stored * static_cast<int64_t>(sizeof(float)) +
+  int64_t num_levels = 0;
+  for (const NuqCodebook& book : codebooks) {
+    if (book.bits != 8) num_levels += book.num_levels;  // those of 8 bits come by formula
+  }
+  return num_levels * static_cast<int64_t>(sizeof(float)) +
          static_cast<int64_t>(ranges.size() * sizeof(Half));
 }
 

@@ -1,4 +1,4 @@
-// What all sequences share of one side of a layer: its codebook and, where there is a calibration,
+// What all sequences share of one side of a layer: its codebooks and, where there is a calibration,
 // the ranges of its key channels and how their rounding errors are made up for.
 #pragma once
 
@@ -14,8 +14,8 @@
 namespace kvquant {
 
 struct SideParameters {
-  NuqCodebook codebook;
-  std::vector<Half> ranges;  // [4, row_size] of keys: scale, zero, low, high; or empty
+  std::vector<NuqCodebook> codebooks;  // one, or one per KV head; never changes
+  std::vector<Half> ranges;            // [4, row_size] of keys: scale, zero, low, high; or empty
   std::vector<RoundingFeedback> feedback;  // one per KV head, or empty; points into the calibration
 
   // Without a calibration (null) the codebook is the heuristic one, ranges and feedback are empty.

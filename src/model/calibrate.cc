@@ -95,6 +95,7 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
               .num_samples = static_cast<int64_t>(windows.size()),
               .seq_len = options.seq_len,
               .rank = options.rank == 0 ? model.config().head_dim : options.rank,
+              .codebooks = options.choices.codebooks,
               .recipe = to_string(options.choices)};
   std::vector<std::vector<int32_t>> samples;
   for (const TextWindow& window : windows) {

@@ -33,9 +33,13 @@ template <class Layer, class Visit>
 void visit_fields(Layer& layer, const CalibrationInfo& info, const Visit& visit) {
   const int64_t h = info.shape.num_kv_heads, q = info.shape.num_q_heads, d = info.shape.head_dim;
   const int64_t r = info.rank, p = kNumOutlierPercents;
+  const bool has_head_books = info.codebooks == CodebookScope::kHead;
   const auto visit_codebooks = [&](const std::string& name, auto& books) {
     for (int64_t i = 0; i < kNumCodebooks; ++i) {
-      visit(name + std::to_string(2 + i), Shape{p, int64_t{4} << i}, books[static_cast<size_t>(i)]);
+      const int64_t num_levels = int64_t{4} << i;
+      visit(name + std::to_string(2 + i),
+            has_head_books ? Shape{p, h, num_levels} : Shape{p, num_levels},
+            books[static_cast<size_t>(i)]);
     }
   };
   const auto visit_side = [&](const std::string& side, auto& fields) {
@@ -105,22 +109,26 @@ std::string texts_json(const std::vector<CalibrationText>& texts) {
 }
 
 std::map<std::string, std::string> metadata_of(const CalibrationInfo& info) {
-  return {{"format", kFormat},
-          {"format_version", std::to_string(kCalibrationVersion)},
-          {"kvquant_version", info.kvquant_version},
-          {"model_fingerprint", info.model_fingerprint},
-          {"num_layers", std::to_string(info.shape.num_layers)},
-          {"num_q_heads", std::to_string(info.shape.num_q_heads)},
-          {"num_kv_heads", std::to_string(info.shape.num_kv_heads)},
-          {"head_dim", std::to_string(info.shape.head_dim)},
-          {"num_samples", std::to_string(info.num_samples)},
-          {"seq_len", std::to_string(info.seq_len)},
-          {"seed", std::to_string(info.seed)},
-          {"rank", std::to_string(info.rank)},
-          {"recipe", info.recipe},
-          {"outlier_percents", percents_text()},
-          {"quantiles", quantiles_text()},
-          {"texts", texts_json(info.texts)}};
+  const int64_t version = info.codebooks == CodebookScope::kLayer ? 1 : kCalibrationVersion;
+  std::map<std::string, std::string> fields = {
+      {"format", kFormat},
+      {"format_version", std::to_string(version)},
+      {"kvquant_version", info.kvquant_version},
+      {"model_fingerprint", info.model_fingerprint},
+      {"num_layers", std::to_string(info.shape.num_layers)},
+      {"num_q_heads", std::to_string(info.shape.num_q_heads)},
+      {"num_kv_heads", std::to_string(info.shape.num_kv_heads)},
+      {"head_dim", std::to_string(info.shape.head_dim)},
+      {"num_samples", std::to_string(info.num_samples)},
+      {"seq_len", std::to_string(info.seq_len)},
+      {"seed", std::to_string(info.seed)},
+      {"rank", std::to_string(info.rank)},
+      {"recipe", info.recipe},
+      {"outlier_percents", percents_text()},
+      {"quantiles", quantiles_text()},
+      {"texts", texts_json(info.texts)}};
+  if (version > 1) fields.emplace("codebooks", to_string(info.codebooks));
+  return fields;
 }
 
 // ---- reading
@@ -185,11 +193,21 @@ std::vector<CalibrationText> read_texts(const std::string& text, const std::stri
   return out;
 }
 
+CodebookScope read_codebook_scope(const Metadata& metadata, const std::string& path) {
+  const auto version = metadata.number<int64_t>("format_version", 1, kCalibrationVersion);
+  if (version == 1) return CodebookScope::kLayer;
+  try {
+    return parse_codebook_scope(metadata.text("codebooks"));
+  } catch (const std::invalid_argument& error) {
+    fail(path, error.what());
+  }
+}
+
 CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
-  metadata.require("format_version", std::to_string(kCalibrationVersion));
+  CalibrationInfo info;
+  info.codebooks = read_codebook_scope(metadata, path);
   metadata.require("outlier_percents", percents_text());
   metadata.require("quantiles", quantiles_text());
-  CalibrationInfo info;
   info.kvquant_version = metadata.text("kvquant_version");
   info.model_fingerprint = metadata.text("model_fingerprint");
   info.shape.num_layers = metadata.number<int64_t>("num_layers", 1, kMaxLayers);
@@ -271,6 +289,18 @@ void check_layer(const LayerCalibration& layer, const CalibrationShape& shape, s
 }
 
 }  // namespace
+
+std::string_view to_string(CodebookScope scope) {
+  return scope == CodebookScope::kLayer ? "layer" : "head";
+}
+
+CodebookScope parse_codebook_scope(std::string_view name) {
+  for (const CodebookScope scope : {CodebookScope::kLayer, CodebookScope::kHead}) {
+    if (to_string(scope) == name) return scope;
+  }
+  throw std::invalid_argument(
+      fmt::format("codebooks {}: expected layer or head", quote(std::string(name))));
+}
 
 void save_calibration(const Calibration& calibration, const std::string& path) {
   const auto& info = calibration.info;

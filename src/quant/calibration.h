@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/half.h"
@@ -15,7 +16,19 @@
 
 namespace kvquant {
 
-inline constexpr int64_t kCalibrationVersion = 1;
+// Version 1 of the file holds codebooks per layer only; what it can hold is written as version 1.
+inline constexpr int64_t kCalibrationVersion = 2;
+
+// Which heads share a codebook.
+enum class CodebookScope {
+  kLayer,  // all of a layer
+  kHead,   // none: every KV head has its own
+};
+
+// "layer", "head".
+std::string_view to_string(CodebookScope scope);
+// Throws std::invalid_argument for other names.
+CodebookScope parse_codebook_scope(std::string_view name);
 
 struct CalibrationShape {
   int64_t num_layers = 0;
@@ -41,7 +54,8 @@ struct CalibrationInfo {
   uint64_t seed = 0;
   int64_t num_samples = 0;
   int64_t seq_len = 0;
-  int64_t rank = 0;    // components of the stored bases, at most head_dim
+  int64_t rank = 0;  // components of the stored bases, at most head_dim
+  CodebookScope codebooks = CodebookScope::kLayer;
   std::string recipe;  // to_string(FitChoices) of fit_choices.h; not read again
 };
 
@@ -52,10 +66,11 @@ inline constexpr int64_t kNumOutlierPercents = std::size(kOutlierPercents);
 // Widths for which codebooks are stored: element i of an array is for 2 + i bits.
 inline constexpr int64_t kNumCodebooks = 3;
 
-// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents.
+// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents, G:
+// codebooks of a layer, 1 or H as info.codebooks says.
 struct KeyCalibration {
   ChannelStatistics channels;                               // before RoPE
-  std::array<std::vector<float>, kNumCodebooks> codebooks;  // [P, 2^bits] each, in [-1, 1]
+  std::array<std::vector<float>, kNumCodebooks> codebooks;  // [P, G, 2^bits], in [-1, 1]
   // By width and outlier percent, see ChannelRange: [P, H, D] each.
   std::array<std::vector<Half>, kNumCodebooks> scale, zero, low, high;
   std::vector<Half> uniform_scale, uniform_zero;  // of int4 and int8: [2, H, D]
@@ -77,8 +92,8 @@ struct QueryCalibration {
 
 struct ValueCalibration {
   ChannelStatistics channels;
-  std::array<std::vector<float>, kNumCodebooks> codebooks;           // [P, 2^bits]
-  std::array<std::vector<float>, kNumCodebooks> hadamard_codebooks;  // of had+nuq, [P, 2^bits]
+  std::array<std::vector<float>, kNumCodebooks> codebooks;           // [P, G, 2^bits]
+  std::array<std::vector<float>, kNumCodebooks> hadamard_codebooks;  // the same of had+nuq
   std::vector<float> gram;               // [H, D, D], centred covariance
   std::vector<float> output_gram;        // [H, D, D], sum of W_o^T W_o over the group
   std::vector<float> basis;              // [H, R, D], of pca

@@ -53,9 +53,11 @@ struct Parts {
   }
 };
 
+const FitChoices kPerHead{.codebooks = CodebookScope::kHead};
+
 // The message with which a file is refused after `edit`.
-std::string refusal(const std::function<void(Parts&)>& edit) {
-  static const std::string bytes = saved_bytes(test_calibration(), "refusal");
+std::string refusal(const std::function<void(Parts&)>& edit, const FitChoices& choices = {}) {
+  const std::string bytes = saved_bytes(test_calibration({2, 4, 2, 8}, choices), "refusal");
   Parts parts(bytes);
   edit(parts);
   try {
@@ -66,8 +68,9 @@ std::string refusal(const std::function<void(Parts&)>& edit) {
   return "accepted";
 }
 
-void expect_refused(const std::string& part, const std::function<void(Parts&)>& edit) {
-  const std::string message = refusal(edit);
+void expect_refused(const std::string& part, const std::function<void(Parts&)>& edit,
+                    const FitChoices& choices = {}) {
+  const std::string message = refusal(edit, choices);
   EXPECT_NE(message.find(part), std::string::npos) << message << "\nexpected: " << part;
   EXPECT_EQ(message.rfind("some.file", 0), 0u) << message;
   EXPECT_EQ(message.find('\n'), std::string::npos) << message;
@@ -99,6 +102,61 @@ TEST(CalibrationFile, ComesBackAsItWasWritten) {
   EXPECT_EQ(saved_bytes(in, "copy"), bytes);  // all the other fields
   EXPECT_EQ(memory_bytes(in), memory_bytes(out));
   EXPECT_GT(memory_bytes(in), static_cast<int64_t>(bytes.size()) / 2);
+}
+
+TEST(CalibrationFile, HoldsACodebookPerHead) {
+  const CalibrationShape shape{2, 6, 3, 8};
+  const Calibration out = test_calibration(shape, kPerHead);
+  const std::string bytes = saved_bytes(out, "per_head");
+  const Parts parts(bytes);
+  EXPECT_EQ(parts.header["__metadata__"]["format_version"], "2");
+  EXPECT_EQ(parts.header["__metadata__"]["codebooks"], "head");
+  EXPECT_EQ(parts.header["layers.1.key.codebook3"]["shape"], Json({8, 3, 8}));
+  const Calibration in = parse(bytes);
+  EXPECT_EQ(in.info.codebooks, CodebookScope::kHead);
+  ASSERT_EQ(in.layers[1].value.hadamard_codebooks[2].size(), 8u * 3 * 16);
+  EXPECT_EQ(in.layers[1].value.hadamard_codebooks, out.layers[1].value.hadamard_codebooks);
+  EXPECT_EQ(in.layers[0].key.codebooks, out.layers[0].key.codebooks);
+  EXPECT_EQ(saved_bytes(in, "per_head"), bytes);
+  EXPECT_EQ(calibration_hash(in), calibration_hash(out));
+  const Calibration layer = test_calibration(shape);
+  EXPECT_NE(calibration_hash(in), calibration_hash(layer));
+  // 9 codebooks of 8 percents in 2 layers, twice more of each: 4 + 8 + 16 levels for 3 bit widths.
+  EXPECT_EQ(memory_bytes(in) - memory_bytes(layer), 2 * 2 * 3 * 8 * (4 + 8 + 16) * 4);
+}
+
+// So that versions before codebooks per head read them, and this one reads theirs.
+TEST(CalibrationFile, WithACodebookPerLayerIsOfVersionOne) {
+  const Parts parts(saved_bytes(test_calibration(), "version"));
+  EXPECT_EQ(parts.header["__metadata__"]["format_version"], "1");
+  EXPECT_FALSE(parts.header["__metadata__"].contains("codebooks"));
+  EXPECT_EQ(refusal([](Parts& p) {
+              p.header["__metadata__"]["format_version"] = "2";
+              p.header["__metadata__"]["codebooks"] = "layer";
+            }),
+            "accepted");
+}
+
+TEST(CalibrationFile, OfCodebooksPerHeadIsRefusedWhenTheyAreOfAnotherShape) {
+  const auto with_shape = [](const std::vector<int64_t>& shape) {
+    return [=](Parts& p) { p.header["layers.1.value.codebook2"]["shape"] = shape; };
+  };
+  const std::string tensor = "tensor \"layers.1.value.codebook2\": F32 ";
+  expect_refused(tensor + "[8, 8], expected F32 [8, 2, 4]", with_shape({8, 8}), kPerHead);
+  expect_refused(tensor + "[8, 4, 2], expected F32 [8, 2, 4]", with_shape({8, 4, 2}), kPerHead);
+  expect_refused(tensor + "[8, 1, 4], expected F32 [8, 4]", with_shape({8, 1, 4}));
+  const auto with = [](const char* key, const char* value) {
+    return [=](Parts& p) { p.header["__metadata__"][key] = value; };
+  };
+  expect_refused("F32 [8, 2, 4], expected F32 [8, 4]", with("codebooks", "layer"), kPerHead);
+  expect_refused("F32 [8, 2, 4], expected F32 [8, 4]", with("format_version", "1"), kPerHead);
+  expect_refused("codebooks \"channel\": expected layer or head", with("codebooks", "channel"),
+                 kPerHead);
+  expect_refused("the metadata have no codebooks", with("format_version", "2"));
+  // Element 13 is the last level of the second head's second percent.
+  expect_refused(
+      "tensor \"layers.0.key.codebook2\": ",
+      [](Parts& p) { p.set("layers.0.key.codebook2", 13, -2.0f); }, kPerHead);
 }
 
 TEST(CalibrationFile, IsRefusedWithTheTensorAndTheRuleItBreaks) {
@@ -140,7 +198,9 @@ TEST(CalibrationFile, IsRefusedWithTheMetadataThatAreWrong) {
   expect_refused("not a calibration file", [](Parts& p) { p.header.erase("__metadata__"); });
   expect_refused("no model_fingerprint",
                  [](Parts& p) { p.header["__metadata__"].erase("model_fingerprint"); });
-  expect_refused("format_version is \"2\", this version reads \"1\"", with("format_version", "2"));
+  for (const char* number : {"3", "0", "-1", "", "1 "}) {
+    expect_refused("format_version", with("format_version", number));
+  }
   expect_refused("not a calibration file", with("format", "pt"));
   expect_refused("outlier_percents", with("outlier_percents", "0 1"));
   expect_refused("layers.2.key.mean", with("num_layers", "3"));
@@ -186,6 +246,13 @@ TEST(CalibrationFile, ArraysOfAnotherSizeAreNotWritten) {
   calibration.layers.pop_back();
   EXPECT_THROW(save_calibration(calibration, temporary("bad")), std::invalid_argument);
   EXPECT_FALSE(std::filesystem::exists(temporary("bad")));
+}
+
+TEST(CodebookScope, IsReadBackFromItsName) {
+  for (const CodebookScope scope : {CodebookScope::kLayer, CodebookScope::kHead}) {
+    EXPECT_EQ(parse_codebook_scope(to_string(scope)), scope);
+  }
+  EXPECT_THROW(parse_codebook_scope("heads"), std::invalid_argument);
 }
 
 TEST(CalibrationFit, AnotherModelIsRefused) {

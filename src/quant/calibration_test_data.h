@@ -43,7 +43,8 @@ struct TestLayer {
   TestLayer& operator=(const TestLayer&) = delete;
 };
 
-inline Calibration test_calibration(const CalibrationShape& shape = {2, 4, 2, 8}) {
+inline Calibration test_calibration(const CalibrationShape& shape = {2, 4, 2, 8},
+                                    const FitChoices& choices = {}) {
   ThreadPool pool(1);
   Calibration out;
   out.info = {.kvquant_version = "test",
@@ -54,10 +55,11 @@ inline Calibration test_calibration(const CalibrationShape& shape = {2, 4, 2, 8}
               .num_samples = 2,
               .seq_len = 20,
               .rank = 5,
-              .recipe = to_string(FitChoices{})};
+              .codebooks = choices.codebooks,
+              .recipe = to_string(choices)};
   for (int64_t i = 0; i < shape.num_layers; ++i) {
     const TestLayer layer(shape, 2, 20, static_cast<uint64_t>(i));
-    out.layers.push_back(fit_layer(layer.views, {.rank = out.info.rank}, pool));
+    out.layers.push_back(fit_layer(layer.views, {.choices = choices, .rank = out.info.rank}, pool));
   }
   return out;
 }

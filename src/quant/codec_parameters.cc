@@ -55,8 +55,8 @@ std::vector<Half> nuq_key_ranges(const KeyCalibration& key, int bits, double out
   return out;
 }
 
-std::vector<float> calibrated_levels(std::span<const float> set, int bits, double outlier_percent) {
-  const size_t num_levels = size_t{1} << bits;
+std::vector<float> calibrated_levels(std::span<const float> set, double outlier_percent) {
+  const size_t num_levels = set.size() / kNumOutlierPercents;
   const Between place = place_of(outlier_percent);
   std::vector<float> levels(num_levels);
   for (size_t i = 0; i < num_levels; ++i) {

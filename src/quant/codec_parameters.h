@@ -16,7 +16,7 @@ std::vector<Half> nuq_key_ranges(const KeyCalibration& key, int bits, double out
 // The same of uniform codes of 4 or 8 bits; low and high are zero, nothing reads them.
 std::vector<Half> uniform_key_ranges(const KeyCalibration& key, int bits);
 
-// [2^bits] levels of the set [P, 2^bits], `bits` 2-4.
-std::vector<float> calibrated_levels(std::span<const float> set, int bits, double outlier_percent);
+// [G, 2^bits] levels of the set [P, G, 2^bits], 2-4 bits.
+std::vector<float> calibrated_levels(std::span<const float> set, double outlier_percent);
 
 }  // namespace kvquant

@@ -54,9 +54,24 @@ TEST(CodecParameters, LevelsBetweenTwoPercentsAreAscending) {
       set.push_back(x * (1 - 0.05f * static_cast<float>(i)));
     }
   }
-  const std::vector<float> levels = calibrated_levels(set, 2, 0.75);
+  const std::vector<float> levels = calibrated_levels(set, 0.75);
   const std::vector<float> base = create_heuristic_codebook("nuq2");
   for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(levels[i], base[i] * 0.825f, 1e-6);
+}
+
+TEST(CodecParameters, LevelsOfHeadsFollowOneAnother) {
+  std::vector<float> set;  // [P, 2 heads, 4]
+  for (int64_t i = 0; i < kNumOutlierPercents; ++i) {
+    for (const float head : {1.0f, 0.5f}) {
+      for (const float x : {-0.8f, -0.3f, 0.3f, 0.8f}) {
+        set.push_back(x * head * (1 - 0.05f * static_cast<float>(i)));
+      }
+    }
+  }
+  const std::vector<float> levels = calibrated_levels(set, 0.75);
+  ASSERT_EQ(levels.size(), 8u);
+  EXPECT_NEAR(levels[3], 0.8f * 0.825f, 1e-6);
+  EXPECT_NEAR(levels[4], -0.4f * 0.825f, 1e-6);
 }
 
 }  // namespace

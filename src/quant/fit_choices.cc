@@ -26,9 +26,10 @@ FitChoices recipe_choices(std::string_view name) {
 }
 
 std::string to_string(const FitChoices& choices) {
-  return fmt::format("outliers={} feedback={} codebook={} weights={} codebooks=layer",
+  return fmt::format("outliers={} feedback={} codebook={} weights={} codebooks={}",
                      to_string(choices.outliers), choices.has_feedback ? "on" : "off",
-                     to_string(choices.codebook), to_string(choices.weights));
+                     to_string(choices.codebook), to_string(choices.weights),
+                     to_string(choices.codebooks));
 }
 
 }  // namespace kvquant

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "quant/calibration.h"
 #include "quant/codebook_methods.h"
 #include "quant/codebook_weights.h"
 
@@ -27,6 +28,7 @@ struct FitChoices {
   CodebookMethod codebook = CodebookMethod::kExact;
   // Of values, kQuery is kScale: queries never meet them. kFisher needs FitOptions::fisher.
   CodebookWeighting weights = CodebookWeighting::kScale;
+  CodebookScope codebooks = CodebookScope::kLayer;
   friend bool operator==(const FitChoices&, const FitChoices&) = default;
 };
 
@@ -35,7 +37,7 @@ struct FitChoices {
 FitChoices recipe_choices(std::string_view name);
 
 // All that was chosen: "outliers=error-saved feedback=on codebook=exact weights=scale
-// codebooks=layer"; the last item says that all heads of a layer share a codebook.
+// codebooks=layer".
 std::string to_string(const FitChoices& choices);
 
 }  // namespace kvquant

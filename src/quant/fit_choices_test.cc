@@ -14,8 +14,9 @@ TEST(FitChoices, SayEverythingInTheirText) {
   EXPECT_EQ(to_string(FitChoices{.outliers = KeyOutliers::kPercentile,
                                  .has_feedback = false,
                                  .codebook = CodebookMethod::kNormalFloat,
-                                 .weights = CodebookWeighting::kQuery}),
-            "outliers=percentile feedback=off codebook=normal-float weights=query codebooks=layer");
+                                 .weights = CodebookWeighting::kQuery,
+                                 .codebooks = CodebookScope::kHead}),
+            "outliers=percentile feedback=off codebook=normal-float weights=query codebooks=head");
 }
 
 TEST(FitChoices, DifferInTextWhenTheyDiffer) {
@@ -24,13 +25,16 @@ TEST(FitChoices, DifferInTextWhenTheyDiffer) {
     for (const bool has_feedback : {false, true}) {
       for (const char* codebook : {"exact", "lloyd", "normal-float", "uniform", "heuristic"}) {
         for (const char* weights : {"none", "scale", "query"}) {
-          texts.insert(to_string(FitChoices{outliers, has_feedback, parse_codebook_method(codebook),
-                                            parse_codebook_weighting(weights)}));
+          for (const CodebookScope scope : {CodebookScope::kLayer, CodebookScope::kHead}) {
+            texts.insert(
+                to_string(FitChoices{outliers, has_feedback, parse_codebook_method(codebook),
+                                     parse_codebook_weighting(weights), scope}));
+          }
         }
       }
     }
   }
-  EXPECT_EQ(texts.size(), 60u);
+  EXPECT_EQ(texts.size(), 120u);
 }
 
 TEST(FitChoices, OfARecipeAreItsParts) {

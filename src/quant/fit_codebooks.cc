@@ -42,20 +42,30 @@ std::vector<float> levels_of(const WeightedHistogram& histogram, int bits, Codeb
   return fit_codebook(method, {means, weights}, bits);
 }
 
-void place(const std::vector<float>& levels, int64_t percent, CodebookSet& out) {
-  const auto index = static_cast<size_t>(percent) * levels.size();
-  for (auto& books : out) {
-    if (books.size() == kNumOutlierPercents * levels.size()) {
-      std::copy(levels.begin(), levels.end(), books.begin() + static_cast<std::ptrdiff_t>(index));
-    }
-  }
-}
+// The codebooks of a layer for a width and percent: each is of as many neighbouring channels.
+struct Groups {
+  int64_t count = 1;     // 1, or one per KV head
+  int64_t channels = 0;  // of each
 
-CodebookSet empty_set() {
-  CodebookSet set;
-  for (size_t i = 0; i < set.size(); ++i) set[i].resize(kNumOutlierPercents * (size_t{4} << i));
-  return set;
-}
+  Groups(const LayerActivations& a, CodebookScope scope)
+      : count(scope == CodebookScope::kHead ? a.num_kv_heads() : 1),
+        channels(a.num_kv_heads() * a.head_dim() / count) {}
+
+  CodebookSet empty_set() const {
+    CodebookSet set;
+    for (size_t i = 0; i < set.size(); ++i) {
+      set[i].resize(static_cast<size_t>(kNumOutlierPercents * count * (int64_t{4} << i)));
+    }
+    return set;
+  }
+
+  void place(const std::vector<float>& levels, int64_t percent, int64_t group,
+             CodebookSet& out) const {
+    const size_t i = levels.size() / 8;  // 4, 8 or 16 levels
+    const auto first = (percent * count + group) * static_cast<int64_t>(levels.size());
+    std::copy(levels.begin(), levels.end(), out[i].begin() + first);
+  }
+};
 
 struct KeySource {
   const LayerActivations& a;
@@ -108,11 +118,13 @@ struct ValueSource {
     }
   }
 
-  void add_rows(int64_t percent, WeightedHistogram& histogram) const {
+  // A histogram for each of as many neighbouring channels.
+  void add_rows(int64_t percent, std::span<WeightedHistogram> histograms) const {
     const int64_t width = a.num_kv_heads() * a.head_dim();
     const int64_t num_outliers =
         num_value_outliers(width, kOutlierPercents[static_cast<size_t>(percent)]);
     if (width <= 2 * num_outliers) return;
+    const size_t group_size = static_cast<size_t>(width) / histograms.size();
     std::vector<float> row(static_cast<size_t>(width));
     std::vector<uint8_t> marks(row.size());
     for (const int64_t token : tokens) {
@@ -123,7 +135,8 @@ struct ValueSource {
       const float weight = weighting == CodebookWeighting::kNone ? 1 : scale * scale;
       for (size_t i = 0; i < row.size(); ++i) {
         if (marks[i] != 0) continue;
-        histogram.add((row[i] - zero) / scale, factors.empty() ? weight : weight * factors[i]);
+        histograms[i / group_size].add((row[i] - zero) / scale,
+                                       factors.empty() ? weight : weight * factors[i]);
       }
     }
   }
@@ -146,15 +159,17 @@ CodebookSet fit_key_codebooks(const LayerActivations& activations, const KeyFit&
                               const FitChoices& choices, ThreadPool& pool) {
   const std::vector<int64_t> tokens = chosen_tokens(activations);
   const KeySource source{activations, tokens, fit, choices.weights};
-  CodebookSet out = empty_set();
-  parallel_for_throwing(pool, kNumCodebooks * kNumOutlierPercents, [&](int64_t task, int) {
-    const int64_t percent = task % kNumOutlierPercents;
-    const int bits = 2 + static_cast<int>(task / kNumOutlierPercents);
+  const Groups groups(activations, choices.codebooks);
+  CodebookSet out = groups.empty_set();
+  const int64_t num_sets = kNumCodebooks * kNumOutlierPercents;
+  parallel_for_throwing(pool, num_sets * groups.count, [&](int64_t task, int) {
+    const int64_t group = task / num_sets, percent = task % kNumOutlierPercents;
+    const int bits = 2 + static_cast<int>(task % num_sets / kNumOutlierPercents);
     WeightedHistogram histogram;
-    for (int64_t c = 0; c < activations.num_kv_heads() * activations.head_dim(); ++c) {
-      source.add_channel(bits, percent, c, histogram);
+    for (int64_t c = 0; c < groups.channels; ++c) {
+      source.add_channel(bits, percent, group * groups.channels + c, histogram);
     }
-    place(levels_of(histogram, bits, choices.codebook), percent, out);
+    groups.place(levels_of(histogram, bits, choices.codebook), percent, group, out);
   });
   return out;
 }
@@ -166,12 +181,16 @@ CodebookSet fit_value_codebooks(const LayerActivations& activations, const Value
   const std::vector<int64_t> tokens = chosen_tokens(activations);
   const ValueSource source{activations, tokens, fit.rotation,
                            value_factors(fit, choices, activations.head_dim()), choices.weights};
-  CodebookSet out = empty_set();
+  const Groups groups(activations, choices.codebooks);
+  CodebookSet out = groups.empty_set();
   parallel_for_throwing(pool, kNumOutlierPercents, [&](int64_t percent, int) {
-    WeightedHistogram histogram;
-    source.add_rows(percent, histogram);
-    for (int bits = 2; bits < 2 + kNumCodebooks; ++bits) {
-      place(levels_of(histogram, bits, choices.codebook), percent, out);
+    std::vector<WeightedHistogram> histograms(static_cast<size_t>(groups.count));
+    source.add_rows(percent, histograms);
+    for (int64_t group = 0; group < groups.count; ++group) {
+      const WeightedHistogram& histogram = histograms[static_cast<size_t>(group)];
+      for (int bits = 2; bits < 2 + kNumCodebooks; ++bits) {
+        groups.place(levels_of(histogram, bits, choices.codebook), percent, group, out);
+      }
     }
   });
   return out;

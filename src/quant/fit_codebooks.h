@@ -1,7 +1,8 @@
 // Codebooks of a layer from its activations, for every width and every outlier percent of the
 // calibration, fitted to what the encoder will normalise. By default by exact weighted k-means
 // (codebook_fit.h) with weights scale^2, so that what is minimised is the error of keys and values,
-// not of codes; fit_choices.h has the others.
+// not of codes; fit_choices.h has the others. A layer has G codebooks of a width and percent: one,
+// or one per KV head, as choices.codebooks says.
 #pragma once
 
 #include <array>
@@ -15,7 +16,7 @@
 
 namespace kvquant {
 
-using CodebookSet = std::array<std::vector<float>, kNumCodebooks>;  // [P, 2^bits] each
+using CodebookSet = std::array<std::vector<float>, kNumCodebooks>;  // [P, G, 2^bits] each
 
 // What is fitted of keys before their codebooks.
 struct KeyFit {
@@ -23,7 +24,7 @@ struct KeyFit {
   std::span<const float> channel_weights;  // [H * D], times scale^2; for kQuery and kFisher
 };
 
-// Deterministic at any number of threads, as are all here. A set in which every scale is zero gets
+// Deterministic at any number of threads, as are all here. Where every scale is zero a codebook is
 // the middle level alone, filled up.
 CodebookSet fit_key_codebooks(const LayerActivations& activations, const KeyFit& fit,
                               const FitChoices& choices, ThreadPool& pool);

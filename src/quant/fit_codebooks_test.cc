@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
+#include "base/walsh_hadamard.h"
 #include "quant/calibration_test_data.h"
 #include "quant/codebook_fit.h"
 #include "quant/ranges.h"
@@ -20,13 +22,19 @@ struct Gathered {
   std::vector<float> values, weights;
 };
 
+// Channels of all heads, or of one.
+struct Channels {
+  size_t first = 0, end = kWidth;
+};
+constexpr Channels of_head(size_t head) { return {head * 16, head * 16 + 16}; }
+
 // What the codes of keys are found from, one by one.
 Gathered gather_keys(const LayerActivations& a, const KeyFit& fit, CodebookWeighting weighting,
-                     size_t i, size_t place) {
+                     size_t i, size_t place, Channels channels = {}) {
   Gathered out;
   for (int64_t t = 0; t < a.num_tokens(); ++t) {
     if (t % a.seq_len < kCalibrationSinks) continue;
-    for (size_t c = 0; c < kWidth; ++c) {
+    for (size_t c = channels.first; c < channels.end; ++c) {
       const size_t at = place * kWidth + c;
       const float x = round_to_half(a.keys(t, static_cast<int64_t>(c) / 16, c % 16));
       const float scale = to_float(fit.key.scale[i][at]);
@@ -40,6 +48,28 @@ Gathered gather_keys(const LayerActivations& a, const KeyFit& fit, CodebookWeigh
       const float y = (x - to_float(fit.key.zero[i][at])) / scale;
       out.values.push_back(std::clamp(y, -1.0f, 1.0f));
       out.weights.push_back(weight);
+    }
+  }
+  return out;
+}
+
+// The same of values, without outliers.
+Gathered gather_values(const LayerActivations& a, CodebookWeighting weighting,
+                       ValueRotation rotation = ValueRotation::kNone, Channels channels = {}) {
+  Gathered out;
+  for (int64_t t = 0; t < a.num_tokens(); ++t) {
+    if (t % a.seq_len < kCalibrationSinks) continue;
+    std::vector<float> row;
+    for (int64_t c = 0; c < 32; ++c) row.push_back(round_to_half(a.values(t, c / 16, c % 16)));
+    for (size_t head = 0; head < kWidth && rotation == ValueRotation::kHadamard; head += 16) {
+      walsh_hadamard(row.data() + head, 1, 16);
+    }
+    const auto [least, most] = std::minmax_element(row.begin(), row.end());
+    const float scale = round_to_half(0.5f * (*most - *least));
+    const float zero = round_to_half(0.5f * (*most + *least));
+    for (size_t c = channels.first; c < channels.end; ++c) {
+      out.values.push_back((row[c] - zero) / scale);
+      out.weights.push_back(weighting == CodebookWeighting::kNone ? 1 : scale * scale);
     }
   }
   return out;
@@ -144,14 +174,17 @@ TEST(FitCodebooks, AreTheSameAtAnyNumberOfThreads) {
   FittedLayer fitted(60);
   const LayerActivations& a = fitted.layer.views;
   for (const CodebookMethod method : {CodebookMethod::kExact, CodebookMethod::kLloyd}) {
-    const FitChoices choices{.codebook = method, .weights = CodebookWeighting::kQuery};
-    ThreadPool one(1);
-    const CodebookSet keys = fit_key_codebooks(a, fitted.key(), choices, one);
-    const CodebookSet values = fit_value_codebooks(a, {ValueRotation::kHadamard}, choices, one);
-    for (const int num_threads : {2, 3}) {
-      ThreadPool pool(num_threads);
-      EXPECT_EQ(fit_key_codebooks(a, fitted.key(), choices, pool), keys);
-      EXPECT_EQ(fit_value_codebooks(a, {ValueRotation::kHadamard}, choices, pool), values);
+    for (const CodebookScope scope : {CodebookScope::kLayer, CodebookScope::kHead}) {
+      const FitChoices choices{
+          .codebook = method, .weights = CodebookWeighting::kQuery, .codebooks = scope};
+      ThreadPool one(1);
+      const CodebookSet keys = fit_key_codebooks(a, fitted.key(), choices, one);
+      const CodebookSet values = fit_value_codebooks(a, {ValueRotation::kHadamard}, choices, one);
+      for (const int num_threads : {2, 3}) {
+        ThreadPool pool(num_threads);
+        EXPECT_EQ(fit_key_codebooks(a, fitted.key(), choices, pool), keys);
+        EXPECT_EQ(fit_value_codebooks(a, {ValueRotation::kHadamard}, choices, pool), values);
+      }
     }
   }
 }
@@ -161,19 +194,7 @@ TEST(FitValueCodebooks, AreThoseOfTheNormalisedRows) {
   const LayerActivations& a = fitted.layer.views;
   for (const CodebookWeighting weighting : {CodebookWeighting::kNone, CodebookWeighting::kScale}) {
     const CodebookSet books = fit_value_codebooks(a, {}, {.weights = weighting}, fitted.pool);
-    Gathered data;  // without outliers
-    for (int64_t t = 0; t < a.num_tokens(); ++t) {
-      if (t % a.seq_len < kCalibrationSinks) continue;
-      std::vector<float> row;
-      for (int64_t c = 0; c < 32; ++c) row.push_back(round_to_half(a.values(t, c / 16, c % 16)));
-      const auto [least, most] = std::minmax_element(row.begin(), row.end());
-      const float scale = round_to_half(0.5f * (*most - *least));
-      const float zero = round_to_half(0.5f * (*most + *least));
-      for (const float x : row) {
-        data.values.push_back((x - zero) / scale);
-        data.weights.push_back(weighting == CodebookWeighting::kNone ? 1 : scale * scale);
-      }
-    }
+    const Gathered data = gather_values(a, weighting);
     for (size_t i = 0; i < kNumCodebooks; ++i) {
       expect_near(book(books, i, 0),
                   compute_nuq_codebook(data.values, data.weights, 2 + static_cast<int>(i)));
@@ -205,6 +226,96 @@ TEST(FitValueCodebooks, ChannelWeightsDrawLevelsToTheirChannels) {
   // Rotated, a head's channels share its mean, which is the same for all here.
   EXPECT_EQ(fit(ValueRotation::kHadamard, ones),
             fit_value_codebooks(a, {ValueRotation::kHadamard}, {}, fitted.pool));
+}
+
+// Keys and values whose heads differ: near -3 and 3, and Student's t with 3 degrees of freedom.
+void make_heads_differ(TestLayer& layer) {
+  const CounterRng random(5);
+  for (auto* x : {&layer.keys, &layer.values}) {
+    for (size_t i = 0; i < x->size(); ++i) {
+      const auto [a, b] = random.normals(2 * i);
+      const auto [c, d] = random.normals(2 * i + 1);
+      const float student = a / std::sqrt((b * b + c * c + d * d) / 3);
+      const float near_three = (random.uniform(i) < 0.5 ? -3.0f : 3.0f) + 0.1f * b;
+      (*x)[i] = i % kWidth < 16 ? near_three : std::clamp(student, -20.0f, 20.0f);
+    }
+  }
+}
+
+// Costs on the data of both heads: with their own codebooks, and with one for both.
+struct Costs {
+  double own = 0, shared = 0, least = 0;
+};
+
+Costs costs_of(const std::array<Gathered, 2>& heads, std::span<const float> own,
+               std::span<const float> shared) {
+  Costs costs;
+  const size_t num_levels = shared.size();
+  for (size_t head = 0; head < 2; ++head) {
+    const FitData data{heads[head].values, heads[head].weights};
+    const int bits = num_levels == 4 ? 2 : num_levels == 8 ? 3 : 4;
+    costs.own += codebook_cost(data, own.subspan(head * num_levels, num_levels));
+    costs.shared += codebook_cost(data, shared);
+    costs.least += codebook_cost(data, compute_nuq_codebook(data.values, data.weights, bits));
+  }
+  return costs;
+}
+
+// [2 heads, 2^bits] of a percent.
+std::span<const float> head_books(const CodebookSet& set, size_t i, size_t place) {
+  const size_t size = 2 * (size_t{4} << i);
+  return std::span(set[i]).subspan(place * size, size);
+}
+
+constexpr FitChoices kPerHead{.codebooks = CodebookScope::kHead};
+
+TEST(FitKeyCodebooks, OfHeadsAreTheBestOfEachAndBetterThanOneForBoth) {
+  FittedLayer fitted(600);
+  make_heads_differ(fitted.layer);
+  fitted.refit();
+  const LayerActivations& a = fitted.layer.views;
+  const CodebookSet own = fit_key_codebooks(a, fitted.key(), kPerHead, fitted.pool);
+  const CodebookSet shared = fit_key_codebooks(a, fitted.key(), {}, fitted.pool);
+  for (size_t i = 0; i < kNumCodebooks; ++i) {
+    for (const size_t place : kPlaces) {
+      const auto gather = [&](size_t head) {
+        return gather_keys(a, fitted.key(), CodebookWeighting::kScale, i, place, of_head(head));
+      };
+      const Costs costs =
+          costs_of({gather(0), gather(1)}, head_books(own, i, place), book(shared, i, place));
+      EXPECT_LE(costs.own, 1.01 * costs.least) << i << " at " << place;
+      EXPECT_LE(costs.own, 0.95 * costs.shared) << i << " at " << place;
+    }
+  }
+}
+
+TEST(FitValueCodebooks, OfHeadsAreTheBestOfEachAndBetterThanOneForBoth) {
+  FittedLayer fitted(600);
+  make_heads_differ(fitted.layer);
+  const LayerActivations& a = fitted.layer.views;
+  for (const ValueRotation rotation : {ValueRotation::kNone, ValueRotation::kHadamard}) {
+    const CodebookSet own = fit_value_codebooks(a, {rotation}, kPerHead, fitted.pool);
+    const CodebookSet shared = fit_value_codebooks(a, {rotation}, {}, fitted.pool);
+    const auto gather = [&](size_t head) {
+      return gather_values(a, CodebookWeighting::kScale, rotation, of_head(head));
+    };
+    const std::array<Gathered, 2> heads = {gather(0), gather(1)};
+    for (size_t i = 0; i < kNumCodebooks; ++i) {
+      const Costs costs = costs_of(heads, head_books(own, i, 0), book(shared, i, 0));
+      EXPECT_LE(costs.own, 1.01 * costs.least) << i;
+      EXPECT_LE(costs.own, 0.95 * costs.shared) << i;
+    }
+  }
+}
+
+TEST(FitCodebooks, OfTheOnlyHeadAreThoseOfTheLayer) {
+  ThreadPool pool(1);
+  const TestLayer layer({1, 2, 1, 16}, 1, 60, 3);
+  const LayerCalibration a = fit_layer(layer.views, {}, pool);
+  const LayerCalibration b = fit_layer(layer.views, {.choices = kPerHead}, pool);
+  EXPECT_EQ(a.key.codebooks, b.key.codebooks);
+  EXPECT_EQ(a.value.codebooks, b.value.codebooks);
+  EXPECT_EQ(a.value.hadamard_codebooks, b.value.hadamard_codebooks);
 }
 
 }  // namespace

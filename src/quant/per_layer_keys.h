@@ -11,7 +11,7 @@ namespace kvquant {
 
 // Element i belongs to layer i.
 struct PerLayerKeys {
-  std::vector<LayerCodebook> codebooks;     // one for all heads of a layer
+  std::vector<LayerCodebook> codebooks;     // one, or one per KV head, as the calibration has
   std::vector<LayerScalingFactors> scales;  // half the range of each channel
 };
 

@@ -42,15 +42,33 @@ TEST(PerLayerKeys, OfPercentsBetweenAreInterpolated) {
   EXPECT_FLOAT_EQ(level("nuq4-1.5%"), (level("nuq4-1%") + level("nuq4-2%")) / 2);
 }
 
+TEST(PerLayerKeys, HaveACodebookForEachHeadWhereTheCalibrationHas) {
+  const Calibration calibration =
+      test_calibration({2, 4, 2, 8}, {.codebooks = CodebookScope::kHead});
+  const PerLayerKeys keys = per_layer_keys(calibration, "nuq3-1%");
+  for (size_t layer = 0; layer < 2; ++layer) {
+    const LayerCodebook& book = keys.codebooks[layer];
+    EXPECT_EQ(book.num_heads, 2);
+    EXPECT_EQ(book.num_levels, 8);
+    ASSERT_EQ(book.levels.size(), 16u);
+    for (size_t i = 0; i < 16; ++i) {
+      EXPECT_EQ(book.levels[i], calibration.layers[layer].key.codebooks[1][4 * 16 + i]);
+    }
+  }
+}
+
 TEST(PerLayerKeys, AreReadBackFromTheirFiles) {
-  const PerLayerKeys keys = per_layer_keys(test_calibration(), "nuq3");
   const std::string dir =
       (std::filesystem::path(testing::TempDir()) / "kvquant_per_layer_keys_test").string();
-  save_per_layer_codebooks(dir, keys.codebooks);
-  save_per_layer_scaling_factors(dir, keys.scales);
-  EXPECT_EQ(load_per_layer_codebooks(dir), keys.codebooks);
-  EXPECT_EQ(load_per_layer_scaling_factors(dir), keys.scales);
-  std::filesystem::remove_all(dir);
+  for (const CodebookScope scope : {CodebookScope::kLayer, CodebookScope::kHead}) {
+    const Calibration calibration = test_calibration({2, 4, 2, 8}, {.codebooks = scope});
+    const PerLayerKeys keys = per_layer_keys(calibration, "nuq3");
+    save_per_layer_codebooks(dir, keys.codebooks);
+    save_per_layer_scaling_factors(dir, keys.scales);
+    EXPECT_EQ(load_per_layer_codebooks(dir), keys.codebooks);
+    EXPECT_EQ(load_per_layer_scaling_factors(dir), keys.scales);
+    std::filesystem::remove_all(dir);
+  }
 }
 
 TEST(PerLayerKeys, OfOtherCodecsAreRefused) {

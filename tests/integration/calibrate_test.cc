@@ -78,6 +78,8 @@ constexpr Ablation kAblations[] = {
      "outliers=error-saved feedback=on codebook=exact weights=none codebooks=layer"},
     {"--codebook-weights query",
      "outliers=error-saved feedback=on codebook=exact weights=query codebooks=layer"},
+    {"--codebook-per head",
+     "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=head"},
 };
 
 TEST_F(CalibrateProgram, DoesWhatIsChosenAndSaysItInTheFile) {
@@ -101,6 +103,38 @@ TEST_F(CalibrateProgram, DoesWhatIsChosenAndSaysItInTheFile) {
   expect_refused(command + " --codebook best", "--codebook");
   expect_refused(command + " --feedback yes", "--feedback");
   expect_refused(command + " --outliers none", "--outliers");
+  expect_refused(command + " --codebook-per channel", "--codebook-per");
+  EXPECT_NE(run("calibrate --help").out.find("--codebook-per"), std::string::npos);
+}
+
+TEST_F(CalibrateProgram, FitsACodebookPerHeadThatPerplexityUsesAndCounts) {
+  const std::string bytes = calibrated("head", "--codebook-per head --per-layer " + path("books"));
+  EXPECT_EQ(calibrated("again", "--codebook-per head -t 1"), bytes);
+  calibrated("layer");
+  const Calibration head = load_calibration(path("head")), layer = load_calibration(path("layer"));
+  EXPECT_EQ(head.layers[3].key.codebooks[1].size(), 2 * layer.layers[3].key.codebooks[1].size());
+  EXPECT_EQ(head.layers[3].key.scale, layer.layers[3].key.scale);
+  const auto books = load_per_layer_codebooks(path("books"));
+  ASSERT_EQ(books.size(), 6u);
+  EXPECT_EQ(books[3].num_heads, 2);
+  EXPECT_EQ(books[3].levels[16], head.layers[3].key.codebooks[2][(4 * 2 + 1) * 16]);
+
+  const auto result = [&](const std::string& file) {
+    const Outcome outcome =
+        run("perplexity -m embedded -c 128 --windows 1 --kv nuq3 -q --json - --calib " + file);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return nlohmann::json::parse(outcome.out).at("results").at(0);
+  };
+  const auto with_heads = result(path("head")), with_layers = result(path("layer"));
+  const double ratio =
+      with_heads.at("kl_mean").get<double>() / with_layers.at("kl_mean").get<double>();
+  EXPECT_GT(ratio, 0.7);
+  EXPECT_LT(ratio, 1.3);
+  EXPECT_NE(ratio, 1.0);
+  // A codebook of 8 levels more on either side of 6 layers.
+  EXPECT_EQ(
+      with_heads.at("cache_bytes").get<int64_t>() - with_layers.at("cache_bytes").get<int64_t>(),
+      6 * 2 * 8 * 4);
 }
 
 TEST_F(CalibrateProgram, TakesFisherInformationFromAFile) {
