@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "base/finite_half.h"
+
 namespace kvquant {
 namespace {
 
@@ -27,6 +29,19 @@ TEST(Half, TiesGoToTheEvenNeighbour) {
   EXPECT_EQ(to_half(65519.0f).bits, 0x7BFF);
   EXPECT_EQ(to_half(65520.0f).bits, 0x7C00);
   EXPECT_EQ(to_half(-65520.0f).bits, 0xFC00);
+}
+
+TEST(FiniteHalf, ConvertsToTheSameBits) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Half h{static_cast<uint16_t>(bits)};
+    if ((bits & 0x7C00) == 0x7C00) continue;
+    EXPECT_EQ(std::bit_cast<uint32_t>(finite_to_float(h)), std::bit_cast<uint32_t>(to_float(h)));
+  }
+  for (uint32_t bits = 0; bits < 0xFFFFF000u; bits += 997) {  // all exponents, all ways to round
+    const float x = std::bit_cast<float>(bits);
+    if (!(std::abs(x) < 65520)) continue;
+    ASSERT_EQ(finite_to_half(x).bits, to_half(x).bits) << x;
+  }
 }
 
 TEST(BFloat16, EveryBitPatternSurvivesTheRoundTrip) {

@@ -1,6 +1,6 @@
-// Ranges of key channels that are fitted to a sequence as it comes, for lack of a calibration: to its
-// first tokens and, where a later chunk no longer lies within them, anew to that chunk. Encoded tokens
-// keep what they were encoded with.
+// Ranges of key channels that are fitted to a sequence as it comes, for lack of a calibration: to
+// its first tokens and, where a later chunk no longer lies within them, anew to that chunk. Encoded
+// tokens keep what they were encoded with.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,8 @@ class KeySegments {
   // Fits a segment from `tile` on to rows [num_rows > 0, row_size] of fp16 numbers.
   void begin(int64_t tile, std::span<const float> rows, ThreadPool& pool);
   // Rows that would begin at `tile` are enough to fit a segment to and lie outside the last one's
-  // ranges so often that it pays: more than 1.5 times as many as are to be outliers, and one in 200.
+  // ranges so often that it pays: more than 1.5 times as many as are to be outliers, and one in
+  // 200.
   bool have_drifted(int64_t tile, std::span<const float> rows, ThreadPool& pool) const;
   // Tiles [first_tile, first_tile + num_tiles) of another one's, or of this, come here as from
   // `tile` on, the end of what there is.

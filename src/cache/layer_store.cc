@@ -1,27 +1,17 @@
 #include "cache/layer_store.h"
 
 #include <algorithm>
-#include <bit>
 #include <cassert>
 #include <utility>
+
+#include "base/finite_half.h"
 
 namespace kvquant {
 namespace {
 
-// The same bits as to_half for numbers that fp16 holds, without branches, so that loops vectorise.
-Half finite_to_half(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7FFFFFFFu;
-  const uint32_t normal = ((magnitude + 0xFFFu + (magnitude >> 13 & 1)) >> 13) - (112u << 10);
-  const uint32_t subnormal =
-      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3F000000u;
-  const uint32_t is_normal = 0u - static_cast<uint32_t>(magnitude >= 0x38800000u);
-  const uint32_t rounded = (normal & is_normal) | (subnormal & ~is_normal);
-  return {static_cast<uint16_t>(rounded | (bits >> 16 & 0x8000u))};
-}
-
 std::vector<float> to_floats(const Half* rows, int64_t size) {
   std::vector<float> out(size);
-  std::transform(rows, rows + size, out.begin(), [](Half x) { return to_float(x); });
+  std::transform(rows, rows + size, out.begin(), [](Half x) { return finite_to_float(x); });
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "base/test_path.h"
 #include "kvquant/error.h"
 
 namespace kvquant {
@@ -124,7 +125,7 @@ TEST(SafetensorsIndex, FileNamesMustStayInTheFolder) {
 
 class SafetensorsWriter : public testing::Test {
  protected:
-  std::string path_ = testing::TempDir() + "kvquant_safetensors_writer.safetensors";
+  std::string path_ = test::test_path("file.safetensors");
   void TearDown() override { std::filesystem::remove(path_); }
 };
 

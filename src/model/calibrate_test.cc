@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/file.h"
+#include "base/test_path.h"
 
 namespace kvquant {
 namespace {
@@ -55,8 +56,7 @@ TEST(ChooseWindows, OfShortTextsAreAllThereAre) {
 }
 
 std::string bytes_of(const Calibration& calibration) {
-  const std::string path =
-      (std::filesystem::path(testing::TempDir()) / "kvquant_calibrate_test").string();
+  const std::string path = test::test_path("file");
   save_calibration(calibration, path);
   return read_text(path);
 }

@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "base/file.h"
+#include "base/test_path.h"
 #include "formats/json_fields.h"
 #include "kvquant/error.h"
 #include "quant/calibration_test_data.h"
@@ -15,14 +16,12 @@
 namespace kvquant {
 namespace {
 
-std::string temporary(const std::string& name) {
-  return (std::filesystem::path(testing::TempDir()) / ("kvquant_calibration_" + name)).string();
-}
+using test::test_path;
 
 std::string saved_bytes(const Calibration& calibration, const std::string& name) {
-  save_calibration(calibration, temporary(name));
-  std::string bytes = read_text(temporary(name));
-  std::filesystem::remove(temporary(name));
+  save_calibration(calibration, test_path(name));
+  std::string bytes = read_text(test_path(name));
+  std::filesystem::remove(test_path(name));
   return bytes;
 }
 
@@ -241,11 +240,11 @@ TEST(CalibrationFile, ThatIsMissingOrNoFileIsSaid) {
 TEST(CalibrationFile, ArraysOfAnotherSizeAreNotWritten) {
   Calibration calibration = test_calibration();
   calibration.layers[1].value.spectrum.pop_back();
-  EXPECT_THROW(save_calibration(calibration, temporary("bad")), std::invalid_argument);
+  EXPECT_THROW(save_calibration(calibration, test_path("bad")), std::invalid_argument);
   calibration = test_calibration();
   calibration.layers.pop_back();
-  EXPECT_THROW(save_calibration(calibration, temporary("bad")), std::invalid_argument);
-  EXPECT_FALSE(std::filesystem::exists(temporary("bad")));
+  EXPECT_THROW(save_calibration(calibration, test_path("bad")), std::invalid_argument);
+  EXPECT_FALSE(std::filesystem::exists(test_path("bad")));
 }
 
 TEST(CodebookScope, IsReadBackFromItsName) {
