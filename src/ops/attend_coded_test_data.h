@@ -65,6 +65,7 @@ class TestCodedSide {
     side.layout = kv_block_layout(side.shape);
     side.head = kHead;
     side.hadamard = kind == KvSide::kValue && codec.hadamard;
+    if (kind == KvSide::kKey) side.logit_bias = 100;  // else too little to see
     const int64_t num_tiles = (num_tokens + kTileTokens - 1) / kTileTokens;
     for (int64_t i = 0; i < num_tiles; i += kBlockTiles) {
       memory_.emplace_back(side.layout.num_bytes);
@@ -90,6 +91,18 @@ class TestCodedSide {
   }
   TestCodedSide(const TestCodedSide&) = delete;
   TestCodedSide& operator=(const TestCodedSide&) = delete;
+
+  // Values: all channels of tokens of the first segment become 1, of the others 0, so that an
+  // output is the weight of the first.
+  void mark_first_segment() {
+    for (size_t tile = 0; tile < blocks_.size() * kBlockTiles; ++tile) {
+      const auto first = static_cast<int64_t>(tile % kBlockTiles * kTileTokens);
+      auto* scales = reinterpret_cast<Half*>(blocks_[tile / kBlockTiles] + side.layout.scales);
+      auto* zeros = reinterpret_cast<Half*>(blocks_[tile / kBlockTiles] + side.layout.zeros);
+      std::fill_n(scales + first, kTileTokens, to_half(0));
+      std::fill_n(zeros + first, kTileTokens, to_half(tile < kSegmentTiles ? 1 : 0));
+    }
+  }
 
   // What is stored for a token: before RoPE, or before the inverse rotation of values.
   double stored(int64_t token, int64_t channel) const {
