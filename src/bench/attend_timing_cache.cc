@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/rng.h"
+#include "cache/nuq_side.h"
 #include "formats/codec_table.h"
 #include "formats/kv_block.h"
 
@@ -203,6 +204,7 @@ void TimingCache::CodedTokens::make_view(int64_t layer, int64_t head) {
   side.blocks = std::span(blocks).subspan(static_cast<size_t>(layer * num_blocks),
                                           static_cast<size_t>(num_blocks));
   if (shape.side == KvSide::kKey) {
+    side.logit_bias = kLogitBias;
     side.scales = scales.data() + index * size.head_dim;
     side.zeros = zeros.data() + index * size.head_dim;
   }

@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <vector>
 
 #include "cache/kv_cache.h"
 #include "cache/kv_cache_test_model.h"
+#include "cache/nuq_side.h"
 #include "ops/attend.h"
 
 namespace kvquant {
@@ -58,6 +60,27 @@ std::vector<float> attended(std::span<const AttendRun> runs, const std::vector<f
   return out;
 }
 
+// The same runs with scores of coded keys as they are.
+class UnbiasedRuns {
+ public:
+  explicit UnbiasedRuns(std::span<const AttendRun> runs) : runs_(runs.begin(), runs.end()) {
+    keys_.reserve(runs_.size());
+    for (AttendRun& run : runs_) {
+      if (!run.is_coded()) continue;
+      EXPECT_EQ(run.coded_keys->logit_bias, kLogitBias);
+      EXPECT_EQ(run.coded_values->logit_bias, 0);
+      keys_.push_back(*run.coded_keys);
+      keys_.back().logit_bias = 0;
+      run.coded_keys = &keys_.back();
+    }
+  }
+  std::span<const AttendRun> runs() const { return runs_; }
+
+ private:
+  std::vector<AttendRun> runs_;
+  std::vector<CodedSide> keys_;
+};
+
 class CodedView : public testing::TestWithParam<CacheMode> {};
 
 TEST_P(CodedView, GivesTheAttentionOfItsDecodedTiles) {
@@ -78,7 +101,8 @@ TEST_P(CodedView, GivesTheAttentionOfItsDecodedTiles) {
           const auto runs = f.cache.view(kLayers - 1, f.id, head);
           ASSERT_TRUE(std::any_of(runs.begin(), runs.end(),
                                   [](const AttendRun& run) { return run.is_coded(); }));
-          const auto coded = attended(runs, queries, first, head_dim, f.pool);
+          const UnbiasedRuns unbiased(runs);
+          const auto coded = attended(unbiased.runs(), queries, first, head_dim, f.pool);
           const test::DecodedRuns decoded(runs, head_dim);
           const auto expected = attended(decoded.runs(), queries, first, head_dim, f.pool);
           double error = 0, size = 0;

@@ -317,6 +317,7 @@ CodedSide NuqSide::coded_side(int64_t head) const {
                  .blocks = blocks_.all(),
                  .hadamard = plan_->hadamard};
   if (plan_->side == KvSide::kKey) {
+    side.logit_bias = kLogitBias;
     side.scales = key_ranges(0).data() + head * plan_->shape.head_dim;
     side.zeros = side.scales + plan_->row_size();
     side.segment_starts = segments_.starts();

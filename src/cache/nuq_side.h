@@ -22,6 +22,10 @@
 
 namespace kvquant {
 
+// CodedSide::logit_bias of keys: of what independent errors of channels would ask for, the part
+// that serves best, see docs/decisions/012_logit_bias.md.
+inline constexpr float kLogitBias = 0.5f;
+
 // What all sequences share of one side of one layer.
 struct NuqPlan {
   KvSide side = KvSide::kKey;

@@ -4,10 +4,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "base/check.h"
 
 namespace kvquant {
+namespace {
+
+// Of a value that is uniform within its cell, [-1, 1] being cut at the midpoints. Cells are
+// weighted by a normal distribution that ends at 2.5 standard deviations.
+float expected_noise(const NuqCodebook& book) {
+  const auto below = [](double y) { return std::erf(y * (2.5 / std::numbers::sqrt2)); };
+  double sum = 0;
+  for (int i = 0; i < book.num_levels; ++i) {
+    const double low = i == 0 ? -1 : book.midpoints[i - 1];
+    const double high = i == book.num_levels - 1 ? 1 : book.midpoints[i];
+    const double a = low - book.levels[i], b = high - book.levels[i];
+    sum += (below(high) - below(low)) * (a * a + a * b + b * b) / 3;
+  }
+  return static_cast<float>(sum / (below(1) - below(-1)));
+}
+
+}  // namespace
 
 NuqCodebook make_codebook(std::span<const float> levels) {
   NuqCodebook book;
@@ -24,6 +42,7 @@ NuqCodebook make_codebook(std::span<const float> levels) {
     book.levels[i] = levels[i];
     if (i > 0) book.midpoints[i - 1] = 0.5f * (levels[i - 1] + levels[i]);
   }
+  book.noise = expected_noise(book);
   return book;
 }
 
@@ -34,6 +53,7 @@ NuqCodebook make_uniform_codebook(int bits) {
     NuqCodebook book;
     book.bits = bits;
     book.num_levels = 256;
+    book.noise = 1 / (127.5f * 127.5f * 12);
     return book;
   }
   float levels[16];

@@ -17,6 +17,7 @@ namespace kvquant {
 struct NuqCodebook {
   int bits = 0;
   int num_levels = 0;
+  float noise = 0;  // mean squared rounding error of a y in [-1, 1], as expected
   alignas(64) float levels[kMaxLevels] = {};
   alignas(64) float midpoints[kMaxLevels] = {};
 };

@@ -47,6 +47,25 @@ TEST(UniformCodebook, EveryLevelIsItsOwnCodeAndItsNeighboursAreFurther) {
   }
 }
 
+TEST(UniformCodebook, NoiseIsATwelfthOfTheSquaredStep) {
+  EXPECT_NEAR(make_uniform_codebook(4).noise, 4.0 / (15 * 15) / 12, 1e-8);
+  EXPECT_NEAR(make_uniform_codebook(8).noise, 4.0 / (255.0 * 255) / 12, 1e-11);
+}
+
+TEST(Codebook, NoiseIsThatOfANormalDistributionRounded) {
+  const float levels[] = {-0.9f, -0.5f, -0.3f, -0.1f, 0.15f, 0.3f, 0.45f, 1.0f};
+  const NuqCodebook book = make_codebook(levels);
+  double sum = 0, weights = 0;
+  for (int i = -10000; i <= 10000; ++i) {
+    const float y = static_cast<float>(i) / 10000;
+    const double error = y - level_of(book, code_of(book, y));
+    const double weight = std::exp(-0.5 * (2.5 * y) * (2.5 * y));
+    sum += weight * error * error;
+    weights += weight;
+  }
+  EXPECT_NEAR(book.noise, sum / weights, 0.15 * book.noise);  // cells count as uniform
+}
+
 TEST(UniformCodebook, RefusesOtherWidths) {
   EXPECT_THROW(make_uniform_codebook(3), std::invalid_argument);
   EXPECT_THROW(make_uniform_codebook(0), std::invalid_argument);

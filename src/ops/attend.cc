@@ -109,6 +109,7 @@ AttendWorkspace slice_workspace(Slicer& slicer, const AttendPlan& plan, int64_t 
   workspace.keys = slicer.take<float>(kTileTokens * dim);
   workspace.values = slicer.take<float>(kTileTokens * dim);
   workspace.planar = slicer.take<float>(3 * kTileTokens * dim);
+  workspace.biases = slicer.take<float>(plan.max_rows);
   workspace.sums = slicer.take<float>(plan.max_rows * 16);
   workspace.pairs = slicer.take<float>(plan.max_rows * 2 * dim);
   workspace.acc = slicer.take<float>(plan.max_rows * dim);

@@ -40,6 +40,11 @@ struct CodedSide {
   int64_t segment_stride = 0;
   std::span<const OutlierPage* const> pages{};  // with outliers: of this head
   bool hadamard = false;                        // values: decoded rows are rotated, see hadamard.h
+  // Keys: this times half the variance that rounding is expected to put into a score is added to
+  // it. With s[c] the scale of channel c, sums over the pairs of channels a, b that RoPE rotates
+  // together, and `scale` of AttendShape:
+  //   variance = scale^2 * codebook->noise * sum (q[a]^2 + q[b]^2) * (s[a]^2 + s[b]^2) / 2
+  float logit_bias = 0;
 
   // Of keys: from the first segment's scales and zeros to those of a tile.
   int64_t segment_offset(int64_t tile) const {

@@ -195,8 +195,8 @@ void add_all_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, 
 }
 
 // Turns the scores of one row into weights relative to its running max, as bf16.
-void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, const float* scores,
-                uint16_t* p) {
+void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float bias,
+                const float* scores, uint16_t* p) {
   if (seen.begin >= seen.end) {
     _mm512_storeu_si512(p, _mm512_setzero_si512());
     _mm512_storeu_si512(p + 32, _mm512_setzero_si512());
@@ -205,7 +205,7 @@ void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, const fl
   __m512 s[kTileVectors];
   const __m512 scale = _mm512_set1_ps(block.log2_scale);
   KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * v), scale);
+    s[v] = _mm512_fmadd_ps(_mm512_loadu_ps(scores + 16 * v), scale, _mm512_set1_ps(bias));
   }
   if (seen.begin > 0 || seen.end < kTileTokens) {
     const __m512 none = _mm512_set1_ps(-__builtin_inff());
@@ -243,7 +243,8 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile&
   const int64_t dim = block.padded_dim;
   score_rows<kType, R>(tile.keys, tile.queries + row * dim, dim, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) {
-    soften_row(block, row + r, seen[r], scores + r * kTileTokens, p + r * kTileTokens);
+    const float bias = is_coded(work) ? block.workspace.biases[row + r] : 0;
+    soften_row(block, row + r, seen[r], bias, scores + r * kTileTokens, p + r * kTileTokens);
   }
   const WeightedValues values{tile.values, dim, p, {any.begin / 2, (any.end + 1) / 2}};
   add_all_values<kType, R, num_value_vectors(R)>(values, 0, ahead, block.acc + row * dim);
@@ -315,15 +316,14 @@ void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t n
 }
 
 bool have_same_tables(const CodedTile& a, const CodedTile& b) {
-  return a.keys.scales == b.keys.scales && a.keys.zeros == b.keys.zeros &&
-         a.keys.codebook == b.keys.codebook && a.values.codebook == b.values.codebook &&
-         a.hadamard == b.hadamard && a.rope == b.rope;
+  return have_same_biases(a, b) && a.keys.zeros == b.keys.zeros &&
+         a.values.codebook == b.values.codebook && a.hadamard == b.hadamard && a.rope == b.rope;
 }
 
 // Tiles from `first` on that are coded with the same tables.
 int64_t coded_run_size(const AttendBlock& block, int64_t first) {
   int64_t end = first;
-  while (end < block.num_tiles && block.tiles[end].keys == nullptr &&
+  while (end < block.num_tiles && is_coded(block.tiles[end]) &&
          have_same_tables(block.tiles[end].coded, block.tiles[first].coded)) {
     ++end;
   }
@@ -332,7 +332,7 @@ int64_t coded_run_size(const AttendBlock& block, int64_t first) {
 
 int64_t num_coded_ahead(const AttendBlock& block, int64_t first) {
   int64_t end = first;
-  while (end < block.num_tiles + block.num_ahead && block.tiles[end].keys == nullptr) ++end;
+  while (end < block.num_tiles + block.num_ahead && is_coded(block.tiles[end])) ++end;
   return end - first;
 }
 
@@ -354,7 +354,7 @@ void attend_block(const AttendBlock& block) noexcept {
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
   for (int64_t i = 0; i < block.num_tiles;) {
     const TileWork& tile = block.tiles[i];
-    if (tile.keys == nullptr) {
+    if (is_coded(tile)) {
       const int64_t count = coded_run_size(block, i);
       if (tile.coded.hadamard) rotate_sums(block);
       attend_coded_run(block, &tile, count, num_coded_ahead(block, i + count));

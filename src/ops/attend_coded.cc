@@ -1,5 +1,6 @@
 // A coded tile as a dense one, for kernels that read nothing else: decoded by decode.cc, keys
 // rotated.
+#include <algorithm>
 #include <cassert>
 
 #include "ops/attend_kernels.h"
@@ -45,6 +46,28 @@ void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_toke
   decode_tile(decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params), planar);
   if (tile.hadamard) hadamard_planar(planar, head_dim);  // its own inverse
   planar_to_value_tile(planar, head_dim, values);
+}
+
+void find_biases(const AttendBlock& block, const CodedTile& tile) noexcept {
+  float* biases = block.workspace.biases;
+  std::fill_n(biases, block.num_rows, 0.0f);
+  if (tile.logit_bias == 0) return;
+  const int64_t half = block.head_dim / 2;
+  float squares[kMaxNuqHeadDim / 2];
+  for (int64_t c = 0; c < half; ++c) {
+    const float a = to_float(tile.keys.scales[c]), b = to_float(tile.keys.scales[c + half]);
+    squares[c] = a * a + b * b;
+  }
+  const float unit = bias_unit(tile, block.log2_scale);
+  for (int64_t row = 0; row < block.num_rows; ++row) {
+    const float* q =
+        block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
+    float sum = 0;
+    for (int64_t c = 0; c < half; ++c) {
+      sum += (q[c] * q[c] + q[c + half] * q[c + half]) * squares[c];
+    }
+    biases[row] = unit * sum;
+  }
 }
 
 }  // namespace kvquant

@@ -29,7 +29,7 @@ struct CodedState {
   const uint16_t* queries;  // [rows][padded_dim] bf16, channels in pairs that rotate together
 };
 
-// Makes the tables, for all tiles of the run that `tile` is one of.
+// Makes the tables and the workspace's biases, for all tiles of the run that `tile` is one of.
 void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state);
 
 // Rows [first_row, first_row + num_rows) of queries relative to the middles of the tile's four

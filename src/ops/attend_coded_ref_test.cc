@@ -15,6 +15,7 @@ namespace {
 
 using testing::TestCodec;
 using testing::TestCodedRun;
+using testing::TestCodedSide;
 using testing::TestRandom;
 
 std::vector<float> reference(const AttendShape& shape, const std::vector<float>& query,
@@ -162,6 +163,42 @@ TEST(AttendCodedReference, IsTheSoftmaxOfRotatedDecodedKeysForEveryWidth) {
       for (size_t c = 0; c < 16; ++c) {
         EXPECT_NEAR(out[static_cast<size_t>(q) * 16 + c], expected[c], 1e-5) << codec.name();
       }
+    }
+  }
+}
+
+// Tokens of two segments of scales compete with each other.
+TEST(AttendCodedReference, AddsHalfTheExpectedVarianceOfAScoreTimesItsFactor) {
+  TestRandom random(34);
+  const RopeTable rope(16, 300, 10000);
+  const AttendShape shape{16, 1, 0.25f};
+  constexpr int64_t kFirstTokens = TestCodedSide::kSegmentTiles * kTileTokens;
+  for (const int bits : {2, 3, 4, 8}) {
+    const TestCodedRun run({bits, bits}, rope, kFirstTokens + 30, 0, random);
+    run.values->mark_first_segment();
+    std::vector<float> query(16);
+    for (float& x : query) x = random.heavy_tailed();
+    CodedSide& keys = run.keys->side;
+    const auto log_odds = [&](float factor) {
+      keys.logit_bias = factor;
+      const double first = reference(shape, query, 250, run.run())[0];
+      return std::log(first / (1 - first));
+    };
+    double difference = 0;  // of the biases at factor 1
+    for (int64_t c = 0; c < 16; ++c) {
+      const int64_t other = (c + 8) % 16;
+      const auto variance = [&](const Half* scales) {
+        const double a = to_float(scales[c]), b = to_float(scales[other]);
+        return keys.codebook->noise * (a * a + b * b) / 2;
+      };
+      difference += 0.25 * 0.25 / 2 * query[c] * query[c] *
+                    (variance(keys.scales) - variance(keys.scales + keys.segment_stride));
+    }
+    const double unbiased = log_odds(0);
+    for (const float factor : {50.0f, -100.0f}) {
+      EXPECT_NEAR(log_odds(factor) - unbiased, factor * difference,
+                  1e-4 * std::abs(factor * difference) + 1e-4)
+          << bits << " bits, " << factor;
     }
   }
 }

@@ -333,6 +333,40 @@ TEST(AttendCoded, EveryPairOfChannelsIsTurnedByItsAngle) {
   }
 }
 
+TEST(AttendCoded, TheBiasMovesWeightBetweenSegmentsAsInTheReference) {
+  TestRandom random(29);
+  const AttendShape shape = shape_of(80, 1);
+  const RopeTable rope(80, 400, 10000);
+  for (const int bits : {2, 3, 4, 8}) {
+    const TestCodedRun run({bits, bits}, rope, 300, 0, random);
+    run.values->mark_first_segment();
+    const float factor = bits == 8 ? 2e7f : 1000.0f * static_cast<float>(1 << bits);
+    for (int64_t queries : {1, 2, 3, 4, 5, 8, 20}) {
+      TestJob test = only(run).test(shape, queries, 300, random);
+      for (float& x : test.query) x = std::clamp(x, -1.0f, 1.0f);
+      const auto log_odds = [&](const Variant& variant, float bias) {
+        run.keys->side.logit_bias = bias;
+        std::vector<double> odds;
+        const auto out = run_job(shape, test, variant);
+        for (size_t i = 0; i < out.size(); i += static_cast<size_t>(test.row_size + kGap)) {
+          odds.push_back(std::log(out[i] / (1 - double{out[i]})));
+        }
+        return odds;
+      };
+      const Variant reference{Backend::kReference, Precision::kF32};
+      const auto before = log_odds(reference, 0), after = log_odds(reference, factor);
+      for (const Variant& variant : fast_variants()) {
+        const auto here_before = log_odds(variant, 0), here = log_odds(variant, factor);
+        for (size_t i = 0; i < here.size(); ++i) {
+          const double shift = after[i] - before[i];
+          EXPECT_NEAR(here[i] - here_before[i], shift, 0.02 * std::abs(shift) + 0.01)
+              << variant.name() << ", " << bits << " bits, row " << i << " of " << queries;
+        }
+      }
+    }
+  }
+}
+
 TEST(AttendCoded, RefusesRunsThatDoNotFit) {
   TestRandom random(28);
   ThreadPool pool(1);

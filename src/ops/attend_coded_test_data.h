@@ -2,45 +2,18 @@
 // attention over codes.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "base/walsh_hadamard.h"
 #include "formats/kv_block.h"
 #include "ops/attend_test_cache.h"
+#include "ops/attend_test_codec.h"
 
 namespace kvquant::testing {
-
-struct TestCodec {
-  int key_bits = 4;
-  int value_bits = 4;
-  int key_outliers = 0;  // percent
-  int value_outliers = 0;
-  bool hadamard = false;  // of values; head_dim is a power of two
-
-  std::string name() const {
-    return fmt::format("K{}p{}{}{}p{}", key_bits, key_outliers, hadamard ? "VHad" : "V", value_bits,
-                       value_outliers);
-  }
-};
-
-// Ascending levels in [-1, 1] that are nowhere evenly spaced; 256 uniform ones for 8 bits.
-inline NuqCodebook test_codebook(int bits, TestRandom& random) {
-  if (bits == kByteCodeBits) return make_uniform_codebook(bits);
-  const int count = 1 << bits;
-  std::vector<float> levels;
-  for (int i = 0; i < count; ++i) {
-    const double x = (2 * i + 0.2 + 1.6 * random.uniform()) / count - 1;
-    levels.push_back(static_cast<float>(x * std::sqrt(std::abs(x))));
-  }
-  return make_codebook(levels);
-}
 
 // One side of one layer in blocks of two tiles with three KV heads, of which the middle one is
 // read; keys get other scales and zero points every few tiles. What no kernel may use is there to
@@ -65,6 +38,7 @@ class TestCodedSide {
     side.layout = kv_block_layout(side.shape);
     side.head = kHead;
     side.hadamard = kind == KvSide::kValue && codec.hadamard;
+    if (kind == KvSide::kKey) side.logit_bias = 100;  // else too little to see
     const int64_t num_tiles = (num_tokens + kTileTokens - 1) / kTileTokens;
     for (int64_t i = 0; i < num_tiles; i += kBlockTiles) {
       memory_.emplace_back(side.layout.num_bytes);
@@ -90,6 +64,18 @@ class TestCodedSide {
   }
   TestCodedSide(const TestCodedSide&) = delete;
   TestCodedSide& operator=(const TestCodedSide&) = delete;
+
+  // Values: all channels of tokens of the first segment become 1, of the others 0, so that an
+  // output is the weight of the first.
+  void mark_first_segment() {
+    for (size_t tile = 0; tile < blocks_.size() * kBlockTiles; ++tile) {
+      const auto first = static_cast<int64_t>(tile % kBlockTiles * kTileTokens);
+      auto* scales = reinterpret_cast<Half*>(blocks_[tile / kBlockTiles] + side.layout.scales);
+      auto* zeros = reinterpret_cast<Half*>(blocks_[tile / kBlockTiles] + side.layout.zeros);
+      std::fill_n(scales + first, kTileTokens, to_half(0));
+      std::fill_n(zeros + first, kTileTokens, to_half(tile < kSegmentTiles ? 1 : 0));
+    }
+  }
 
   // What is stored for a token: before RoPE, or before the inverse rotation of values.
   double stored(int64_t token, int64_t channel) const {

@@ -31,6 +31,7 @@ struct CodedTile {
   const float* middle_cos;  // [head_dim / 2], of the tile's token RopeTiles::kMiddle
   const float* middle_sin;
   const RopeTiles* rope;
+  float logit_bias;  // of CodedSide
 };
 
 // Up to 64 rows of fp16, keys before RoPE.
@@ -56,6 +57,11 @@ struct TileWork {
 
 static inline bool is_dense(const TileWork& tile) {
   return tile.keys != nullptr && tile.rows.stride == 0;
+}
+static inline bool is_coded(const TileWork& tile) { return tile.keys == nullptr; }
+static inline bool have_same_biases(const CodedTile& a, const CodedTile& b) {
+  return a.keys.scales == b.keys.scales && a.keys.codebook == b.keys.codebook &&
+         a.logit_bias == b.logit_bias;
 }
 
 // Decodes a coded tile to f32 in the layout of dense_tile.h: what dense kernels read instead.
@@ -122,11 +128,17 @@ struct AttendWorkspace {
   void* keys;            // [64 * padded_dim], a converted tile, likewise
   void* values;          // [64 * padded_dim]
   float* planar;         // [3 * 64 * padded_dim], for decoding
+  float* biases;         // [rows], of scores of coded tiles, in units of log2
   float* sums;           // [rows, 16], the lanes of running sums
   float* pairs;          // [rows, padded_dim, 2], weighted sums of even and odd tokens
   float* acc;            // [rows, padded_dim], for blocks whose result is final
   SoftmaxState* states;  // [rows], likewise
 };
+
+// What the sums of CodedSide::logit_bias are multiplied by to give biases in units of log2.
+static inline float bias_unit(const CodedTile& tile, float log2_scale) {
+  return tile.logit_bias * 0.25f * tile.keys.codebook->noise * log2_scale * log2_scale / kLog2E;
+}
 
 struct AttendBlock {
   int64_t head_dim = 0;
@@ -144,6 +156,9 @@ struct AttendBlock {
   float* acc = nullptr;            // [num_rows, padded_dim], 64-byte aligned
   AttendWorkspace workspace;
 };
+
+// Biases of all rows and the tiles that share them with `tile`, into the workspace.
+void find_biases(const AttendBlock& block, const CodedTile& tile) noexcept;
 
 // As many tiles of a worker's next task are listed, so that it finds them in its cache.
 inline constexpr int64_t kAheadTiles = 4;

@@ -87,7 +87,8 @@ CodedTile coded_tile(const AttendRun& run, int64_t tile) {
           .hadamard = run.coded_values->hadamard,
           .middle_cos = run.rope->cos(middle),
           .middle_sin = run.rope->sin(middle),
-          .rope = &run.rope->tiles()};
+          .rope = &run.rope->tiles(),
+          .logit_bias = run.coded_keys->logit_bias};
 }
 
 // Keys and values of a tile, how many of its tokens there are, and who sees them.

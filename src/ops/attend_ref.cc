@@ -3,7 +3,7 @@
 //
 //   score[j] = scale * <q, k[j]>     p = softmax(score)     out = sum_j p[j] * v[j]
 //
-// over the keys j that the query sees.
+// over the keys j that the query sees; scores of coded keys are biased, see CodedSide::logit_bias.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -87,6 +87,19 @@ double raw_score(const AttendRun& run, int64_t token, const float* q) {
   return dot;
 }
 
+// See CodedSide::logit_bias.
+double logit_bias(const CodedSide& keys, int64_t token, float scale, const float* q) {
+  const Half* scales = keys.scales + keys.segment_offset(token / kTileTokens);
+  const int64_t half = keys.shape.head_dim / 2;
+  const auto sum_squares = [](double a, double b) { return a * a + b * b; };
+  double sum = 0;
+  for (int64_t c = 0; c < half; ++c) {
+    sum += sum_squares(q[c], q[c + half]) *
+           sum_squares(to_float(scales[c]), to_float(scales[c + half])) / 2;
+  }
+  return keys.logit_bias * (double{scale} * scale * keys.codebook->noise * sum) / 2;
+}
+
 double dense_score(const AttendRun& run, int64_t token, std::span<const float> q) {
   const void* tile = run.key_tiles[static_cast<size_t>(token / kTileTokens)];
   double dot = 0;
@@ -123,6 +136,9 @@ void attend_row(const AttendShape& shape, const float* q, std::vector<SeenKey>& 
     const double dot = is_raw ? raw_score(*key.run, key.token, q)
                               : dense_score(*key.run, key.token, {q, head_dim});
     key.score = shape.scale * dot;
+    if (key.run->is_coded()) {
+      key.score += logit_bias(*key.run->coded_keys, key.token, shape.scale, q);
+    }
     max = std::max(max, key.score);
   }
   double sum = 0;

@@ -188,9 +188,11 @@ void scale_row(float* row, int64_t size, V factor) {
   }
 }
 
-// Scores in units of log2, with -infinity for tokens not seen. Returns their lane-wise maximum.
-V mask_scores(const AttendBlock& block, TokenRange seen, float* scores) {
+// Scores plus bias in units of log2, with -infinity for tokens not seen. Returns their lane-wise
+// maximum.
+V mask_scores(const AttendBlock& block, TokenRange seen, float row_bias, float* scores) {
   const D d;
+  const V bias = hn::Set(d, row_bias);
   const V scale = hn::Set(d, block.log2_scale);
   const V none = hn::Set(d, -hwy::HighestValue<float>() * 2);
   const V begin = hn::Set(d, static_cast<float>(seen.begin));
@@ -199,7 +201,7 @@ V mask_scores(const AttendBlock& block, TokenRange seen, float* scores) {
   for (int i = 0; i < kTileTokens; i += kLanes) {
     const V token = hn::Iota(d, static_cast<float>(i));
     const auto is_seen = hn::And(hn::Ge(token, begin), hn::Lt(token, end));
-    const V s = hn::IfThenElse(is_seen, hn::Mul(hn::LoadU(d, scores + i), scale), none);
+    const V s = hn::IfThenElse(is_seen, hn::MulAdd(hn::LoadU(d, scores + i), scale, bias), none);
     hn::StoreU(s, d, scores + i);
     largest = hn::Max(largest, s);
   }
@@ -208,7 +210,7 @@ V mask_scores(const AttendBlock& block, TokenRange seen, float* scores) {
 
 // Turns the scores of one row into weights relative to its running max, and rescales what it has
 // summed so far if the max has grown.
-void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float* scores) {
+void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float bias, float* scores) {
   const D d;
   if (seen.begin >= seen.end) {
     std::memset(scores, 0, kTileTokens * sizeof(float));
@@ -216,7 +218,7 @@ void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float* s
   }
   SoftmaxState& state = block.states[row];
   float* sums = block.workspace.sums + row * 16;
-  const V largest = mask_scores(block, seen, scores);
+  const V largest = mask_scores(block, seen, bias, scores);
   if (!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, state.max)))) {
     const float max = hn::GetLane(hn::MaxOfLanes(d, largest));
     const V factor = exp2_nonpositive(hn::Set(d, state.max - max));
@@ -258,7 +260,10 @@ void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, i
 
   HWY_ALIGN float scores[R * kTileTokens];
   score_rows<R>(tile.keys, q, block.head_dim / 2, ahead, scores);
-  for (int r = 0; r < R; ++r) soften_row(block, row + r, seen[r], scores + r * kTileTokens);
+  for (int r = 0; r < R; ++r) {
+    const float bias = is_coded(work) ? block.workspace.biases[row + r] : 0;
+    soften_row(block, row + r, seen[r], bias, scores + r * kTileTokens);
+  }
   const int64_t stride = 2 * block.padded_dim;
   const WeightedValues<T> values{
       tile.values, 2 * block.head_dim, scores, {any.begin / 2, (any.end + 1) / 2}};
@@ -302,7 +307,7 @@ void attend_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahe
 void attend_raw_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahead) {
   auto* keys = static_cast<float*>(block.workspace.keys);
   auto* values = static_cast<float*>(block.workspace.values);
-  if (work.keys == nullptr) {
+  if (is_coded(work)) {
     decode_coded_tile(work.coded, block.head_dim, work.num_tokens, block.workspace.planar, keys,
                       values);
   } else {
@@ -333,8 +338,13 @@ void attend_block(const AttendBlock& block) {
   for (int64_t row = 0; row < block.num_rows; ++row) block.states[row] = SoftmaxState{};
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
   const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim;
+  const CodedTile* biased = nullptr;  // the tile that biases are of
   for (int64_t i = 0; i < block.num_tiles; ++i) {
     const TileWork& tile = block.tiles[i];
+    if (is_coded(tile) && (biased == nullptr || !have_same_biases(*biased, tile.coded))) {
+      find_biases(block, tile.coded);
+      biased = &tile.coded;
+    }
     Prefetcher ahead;
     if (prefetches && i + 1 < block.num_tiles && is_dense(block.tiles[i + 1])) {
       ahead.start(block.tiles[i + 1], block.head_dim, num_steps);

@@ -181,7 +181,7 @@ TEST(Attend, ManyJobsAtOnceMatchTheReferenceAndGapsAreUntouched) {
   for (size_t i = 0; i < expected.size(); ++i) {
     for (bool rounds : {false, true}) {
       std::vector<float> out;
-      naive(shape, jobs.tests[i].job(out), rounds);
+      naive(shape, jobs.tests[i], rounds, out);
       naive_error[rounds] = std::max(naive_error[rounds], max_difference(out, expected[i]));
     }
   }

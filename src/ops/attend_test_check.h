@@ -41,7 +41,7 @@ struct TestJob {
   }
 
   std::vector<AttendRun> runs;
-  std::vector<AttendRun> dense_runs;  // the same with coded ones decoded to f32
+  std::vector<AttendRun> dense_runs;  // the same with coded ones decoded to f32, unbiased
   int64_t row_size;
   int64_t queries;
   int64_t position;
@@ -50,9 +50,23 @@ struct TestJob {
 
 inline float round_if(bool rounds, float x) { return rounds ? round_to_bfloat16(x) : x; }
 
+// See CodedSide::logit_bias.
+inline float naive_bias(const AttendShape& shape, const CodedSide& keys, int64_t tile,
+                        const float* q) {
+  const Half* scales = keys.scales + keys.segment_offset(tile);
+  const int64_t half = shape.head_dim / 2;
+  float sum = 0;
+  for (int64_t c = 0; c < half; ++c) {
+    const float a = to_float(scales[c]), b = to_float(scales[c + half]);
+    sum += (q[c] * q[c] + q[c + half] * q[c + half]) * (a * a + b * b) / 2;
+  }
+  return keys.logit_bias / 2 * shape.scale * shape.scale * keys.codebook->noise * sum;
+}
+
 // Attention as one would write it: plain loops, sums in f32, and with `rounds` the factors of every
-// product rounded to bf16.
-inline void naive_row(const AttendShape& shape, const AttendJob& job, int64_t query, int64_t offset,
+// product rounded to bf16. The job has dense runs; those that are coded in `runs` are biased.
+inline void naive_row(const AttendShape& shape, const AttendJob& job,
+                      const std::vector<AttendRun>& runs, int64_t query, int64_t offset,
                       bool rounds) {
   std::vector<float> p;
   float max = -std::numeric_limits<float>::infinity();
@@ -70,7 +84,10 @@ inline void naive_row(const AttendShape& shape, const AttendJob& job, int64_t qu
       const float k = tile_element(run, run.key_tiles[static_cast<size_t>(tile)], key_index(t, c));
       dot += round_if(rounds, job.query[offset + c]) * round_if(rounds, k);
     }
-    p.push_back(dot * shape.scale);
+    const AttendRun& stored = runs[static_cast<size_t>(&run - job.runs.data())];
+    const float bias =
+        stored.is_coded() ? naive_bias(shape, *stored.coded_keys, tile, job.query + offset) : 0;
+    p.push_back(dot * shape.scale + bias);
     max = std::max(max, p.back());
   });
   float sum = 0;
@@ -90,10 +107,13 @@ inline void naive_row(const AttendShape& shape, const AttendJob& job, int64_t qu
   }
 }
 
-inline void naive(const AttendShape& shape, const AttendJob& job, bool rounds) {
+inline void naive(const AttendShape& shape, const TestJob& test, bool rounds,
+                  std::vector<float>& out) {
+  const AttendJob job = test.dense_job(out);
   for (int64_t q = 0; q < job.num_queries; ++q) {
     for (int64_t h = 0; h < shape.group; ++h) {
-      naive_row(shape, job, q, q * job.query_stride + h * shape.head_dim, rounds);
+      const int64_t offset = q * job.query_stride + h * shape.head_dim;
+      naive_row(shape, job, test.runs, q, offset, rounds);
     }
   }
 }
@@ -147,7 +167,7 @@ class ErrorCheck {
     attend(shape_, {&reference, 1}, Precision::kF32, pool_, Backend::kReference);
     double error[2] = {};
     for (bool rounds : {false, true}) {
-      naive(shape_, test.dense_job(out), rounds);
+      naive(shape_, test, rounds, out);
       error[rounds] = max_difference(out, expected);
       naive_error_[rounds] += error[rounds];
     }

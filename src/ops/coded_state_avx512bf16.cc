@@ -99,6 +99,37 @@ void pack_queries_in_halves(const AttendBlock& block, uint16_t* to) {
   }
 }
 
+// As find_biases does.
+void make_biases(const AttendBlock& block, const CodedTile& tile) {
+  float* biases = block.workspace.biases;
+  __builtin_memset(biases, 0, static_cast<size_t>(block.num_rows) * sizeof(float));
+  if (tile.logit_bias == 0) return;
+  const int64_t half = block.head_dim / 2;
+  alignas(64) float squares[kMaxNuqHeadDim / 2];
+  for (int64_t c = 0; c < half; c += 16) {
+    const __mmask16 mask = lanes_below(half - c);
+    const auto load = [&](const Half* p) {
+      return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+    };
+    const __m512 a = load(tile.keys.scales + c), b = load(tile.keys.scales + half + c);
+    _mm512_store_ps(squares + c, _mm512_fmadd_ps(a, a, _mm512_mul_ps(b, b)));
+  }
+  const float unit = bias_unit(tile, block.log2_scale);
+  for (int64_t row = 0; row < block.num_rows; ++row) {
+    const float* q =
+        block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t c = 0; c < half; c += 16) {
+      const __mmask16 mask = lanes_below(half - c);
+      const __m512 a = _mm512_maskz_loadu_ps(mask, q + c);
+      const __m512 b = _mm512_maskz_loadu_ps(mask, q + half + c);
+      const __m512 square = _mm512_fmadd_ps(a, a, _mm512_mul_ps(b, b));
+      sum = _mm512_fmadd_ps(square, _mm512_load_ps(squares + c), sum);
+    }
+    biases[row] = unit * _mm512_reduce_add_ps(sum);
+  }
+}
+
 // Rotates a pair by minus the angle whose cos and sin these are.
 struct Pair {
   __m512 a, b;
@@ -115,6 +146,7 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   place_state(block, state);
   make_key_tables(block, tile.keys, state);
   make_value_table(*tile.values.codebook, state.value_table);
+  make_biases(block, tile);
   state.num_turned = num_rows_above(tile, half, kBentAngle);
   state.num_bent = num_rows_above(tile, half, kStraightAngle) - state.num_turned;
   if (block.num_rows <= kFusedRows) {

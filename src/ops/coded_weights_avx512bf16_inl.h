@@ -50,10 +50,11 @@ struct Group {
   Weights<R> weights[kGroupTiles];
 };
 
-// Scores of row r in units of log2, -infinity for tokens not seen; returns the largest, lane by
-// lane.
+// Scores of row r plus bias in units of log2, -infinity for tokens not seen; returns the largest,
+// lane by lane.
 template <int R>
-__m512 mask_scores(const AttendBlock& block, int r, Group<R>& group) {
+__m512 mask_scores(const AttendBlock& block, float row_bias, int r, Group<R>& group) {
+  const __m512 bias = _mm512_set1_ps(row_bias);
   const __m512 none = _mm512_set1_ps(-__builtin_inff()), scale = _mm512_set1_ps(block.log2_scale);
   __m512 largest = none;
   for (int64_t i = 0; i < group.num_tiles; ++i) {
@@ -62,7 +63,8 @@ __m512 mask_scores(const AttendBlock& block, int r, Group<R>& group) {
     float* scores = group.scores[i] + r * kTileTokens;
     KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
       const __mmask16 mask = sees_none ? 0 : token_mask(seen, v);
-      const __m512 s = _mm512_mask_mul_ps(none, mask, _mm512_load_ps(scores + 16 * v), scale);
+      const __m512 all = _mm512_fmadd_ps(_mm512_load_ps(scores + 16 * v), scale, bias);
+      const __m512 s = _mm512_mask_mov_ps(none, mask, all);
       _mm512_store_ps(scores + 16 * v, s);
       largest = _mm512_max_ps(largest, s);
     }
@@ -73,7 +75,7 @@ __m512 mask_scores(const AttendBlock& block, int r, Group<R>& group) {
 // Scores of one row become weights relative to its running max.
 template <int R>
 void weigh_row(const AttendBlock& block, int64_t row, int r, Group<R>& group) {
-  raise_max(block, row, mask_scores(block, r, group));
+  raise_max(block, row, mask_scores(block, block.workspace.biases[row], r, group));
   const float largest = block.states[row].max;
   float* sums = block.workspace.sums + row * 16;
   // A row that has seen nothing yet has only scores of -infinity: any number serves as its max.
