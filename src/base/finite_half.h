@@ -1,5 +1,5 @@
-// Conversions for numbers that are known to be finite and within the range of fp16, without branches:
-// loops over them vectorise. The bits are those of half.h.
+// Conversions for numbers that are known to be finite and within the range of fp16, without
+// branches: loops over them vectorise. The bits are those of half.h.
 #pragma once
 
 #include <bit>
