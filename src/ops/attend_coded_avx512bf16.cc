@@ -188,19 +188,18 @@ void correct_scores(const AttendBlock& block, const CodedTile& tile, const Coded
   const auto head_dim = static_cast<uint32_t>(block.head_dim), half = head_dim / 2;
   for_each_outlier(tile.keys, [&](uint32_t token, uint32_t channel, float value) {
     const float change = value - state.key_bases[channel];
-    const uint32_t is_second = channel >= half ? 1 : 0;
-    const uint32_t row = channel - (half & -is_second), other = row + (half & (is_second - 1));
+    const uint32_t row = channel < channel - half ? channel : channel - half;  // wraps: the smaller
     const float* turn = tile.rope->lane_cos_sin + row * 32 + token % 16;
-    const float sin =
-        __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, turn[16]) ^ is_second << 31);
-    const float along = change * turn[0], across = change * sin;
-    const float* q = state.turned + token / 16 * head_dim;
+    const float* q = state.turned + token / 16 * 2 * head_dim + channel;
     if constexpr (kChains > 1) {
-      sums[chain + token] += along * q[channel] + across * q[other];
+      const float turned = __builtin_fmaf(turn[16], q[head_dim], turn[0] * q[0]);
+      sums[chain + token] = __builtin_fmaf(change, turned, sums[chain + token]);
       chain = (chain + kTileTokens) % (kChains * kTileTokens);
     } else {
-      KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * head_dim) {
-        scores[r * kTileTokens + token] += along * q[channel] + across * q[other];
+      const float along = change * turn[0], across = change * turn[16];
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * 2 * head_dim) {
+        float& score = scores[r * kTileTokens + token];
+        score = __builtin_fmaf(along, q[0], __builtin_fmaf(across, q[head_dim], score));
       }
     }
   });
@@ -295,7 +294,8 @@ template <int R>
 void correct_sums(const CodedPart& values, const Weights<R>& weights, int64_t dim, float* acc) {
   for_each_outlier(values, [&](uint32_t token, uint32_t channel, float value) {
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-      acc[r * dim + channel] += weights.plain[r][token] * value - weights.dropped[r][token];
+      float& sum = acc[r * dim + channel];
+      sum += __builtin_fmaf(weights.plain[r][token], value, -weights.dropped[r][token]);
     }
   });
 }

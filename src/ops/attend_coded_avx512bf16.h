@@ -24,7 +24,9 @@ struct CodedState {
   float* key_bases;         // [head_dim]: keys of code 0
   uint16_t* value_table;    // [32] bf16 levels
   uint32_t* turns[2];       // [head_dim / 2][16]: (cos, -sin) and (sin, cos) as bf16
-  float* turned;            // [rows][4][head_dim]: queries relative to 16 tokens
+  // [rows][4][2][head_dim]: queries relative to 16 tokens, what cos and what sin of a token's angle
+  // multiply: (q_a, q_b) and (q_b, -q_a).
+  float* turned;
   uint32_t* pairs[3];       // [4 rows][4][half_padded]: queries as bf16 pairs, see turn_queries
   const uint16_t* queries;  // [rows][padded_dim] bf16, channels in pairs that rotate together
 };

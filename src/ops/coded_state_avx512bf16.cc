@@ -27,7 +27,7 @@ void place_state(const AttendBlock& block, CodedState& state) {
   state.key_bases = take<float>(memory, 2 * half);
   state.value_table = take<uint16_t>(memory, 32);
   for (auto& turns : state.turns) turns = take<uint32_t>(memory, half * 16);
-  state.turned = take<float>(memory, rows * kRowSlots * block.head_dim);
+  state.turned = take<float>(memory, rows * kRowSlots * 2 * block.head_dim);
   for (auto& pairs : state.pairs)
     pairs = take<uint32_t>(memory, rows * kRowSlots * state.half_padded);
 }
@@ -195,8 +195,11 @@ void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first
         const auto [a, b] = turn_back(at_middle, near_cos[near], sin);
         const int64_t at = r * kRowSlots + slot, pair = at * state.half_padded + c;
         if (has_outliers) {
-          _mm512_mask_storeu_ps(state.turned + at * block.head_dim + c, mask, a);
-          _mm512_mask_storeu_ps(state.turned + at * block.head_dim + half + c, mask, b);
+          float* turned = state.turned + at * 2 * block.head_dim + c;
+          _mm512_mask_storeu_ps(turned, mask, a);
+          _mm512_mask_storeu_ps(turned + half, mask, b);
+          _mm512_mask_storeu_ps(turned + 2 * half, mask, b);
+          _mm512_mask_storeu_ps(turned + 3 * half, mask, _mm512_xor_ps(a, minus_zero));
         }
         if (num_rows > 1) {
           _mm512_store_si512(state.pairs[0] + pair, pack_pairs(a, b));
