@@ -166,6 +166,7 @@ class TestCodedSide {
   }
 
   void make_pages() {
+    if (entries_.empty()) return;
     const auto size = static_cast<int64_t>(entries_.size());
     page_memory_ = Buffer<OutlierPage>((size + kOutliersPerPage - 1) / kOutliersPerPage);
     for (OutlierPage& page : page_memory_.span()) pages_.push_back(&page);
