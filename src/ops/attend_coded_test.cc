@@ -8,10 +8,9 @@
 #include <string>
 #include <utility>
 
-#include "hwy/targets.h"
 #include "ops/attend.h"
 #include "ops/attend_coded_test_data.h"
-#include "ops/attend_test_check.h"
+#include "ops/attend_test_mix.h"
 
 namespace kvquant {
 namespace {
@@ -22,6 +21,9 @@ using testing::kGap;
 using testing::kGuard;
 using testing::max_abs;
 using testing::max_difference;
+using testing::MixedJob;
+using testing::only;
+using testing::run_job;
 using testing::shape_of;
 using testing::TestCodec;
 using testing::TestCodedRun;
@@ -48,38 +50,6 @@ constexpr TestCodec kCodecs[] = {
 
 bool fits(const TestCodec& codec, int64_t head_dim) {
   return !codec.hadamard || std::has_single_bit(static_cast<uint64_t>(head_dim));
-}
-
-// A job whose runs are coded, dense or both, with what it is to be compared with.
-class CodedJob {
- public:
-  void add(const TestCodedRun& run) { add(run.run(), run.dense_run()); }
-  void add(const AttendRun& run) { add(run, run); }
-  void add(AttendRun run, AttendRun dense) {
-    runs_.push_back(run);
-    dense_.push_back(dense);
-  }
-  void limit_last(int64_t min_lag, int64_t max_lag) {
-    for (auto* runs : {&runs_, &dense_}) {
-      runs->back().min_lag = min_lag;
-      runs->back().max_lag = max_lag;
-    }
-  }
-  TestJob test(const AttendShape& shape, int64_t num_queries, int64_t position,
-               TestRandom& random) const {
-    TestJob test(shape, num_queries, position, runs_, random);
-    test.dense_runs = dense_;
-    return test;
-  }
-
- private:
-  std::vector<AttendRun> runs_, dense_;
-};
-
-CodedJob only(const TestCodedRun& run) {
-  CodedJob job;
-  job.add(run);
-  return job;
 }
 
 class AttendCodedSweep : public ::testing::TestWithParam<std::tuple<TestCodec, int64_t>> {};
@@ -165,7 +135,7 @@ TEST(AttendCoded, SinksBeforeAndATailBehindAreMixedIn) {
     sinks.fill(random);
     tail.fill(random);
     const TestCodedRun coded(codec, rope, 198, 4, random);
-    CodedJob job;
+    MixedJob job;
     job.add(sinks.run());
     job.add(coded);
     job.limit_last(32, INT64_MAX);  // the tail has the last 32 exactly
@@ -192,7 +162,7 @@ TEST(AttendCoded, RandomRunsWithWindowsMatchTheReference) {
       std::vector<TestCodedRun> coded;
       TestTiles dense(i == 0 ? DenseType::kF16 : DenseType::kF32, random.below(100), head_dim);
       dense.fill(random);
-      CodedJob job;
+      MixedJob job;
       job.add(dense.run(random.below(300)));
       for (int run = 0; run < 2; ++run) {
         coded.emplace_back(codec, rope, random.below(180), random.below(300), random);
@@ -207,15 +177,6 @@ TEST(AttendCoded, RandomRunsWithWindowsMatchTheReference) {
   }
 }
 
-std::vector<float> run_job(const AttendShape& shape, const TestJob& test, const Variant& variant,
-                           int num_threads = 1) {
-  std::vector<float> out;
-  const AttendJob job = test.job(out);
-  ThreadPool pool(num_threads, ThreadPool::Pin::kNo);
-  attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
-  return out;
-}
-
 TEST(AttendCoded, ResultsAreTheSameToTheBitAtOneAndThreeThreadsAndGapsAreUntouched) {
   TestRandom random(24);
   const AttendShape shape = shape_of(80, 3);
@@ -223,18 +184,7 @@ TEST(AttendCoded, ResultsAreTheSameToTheBitAtOneAndThreeThreadsAndGapsAreUntouch
   const TestCodedRun run({4, 3, 1, 1}, rope, 1100, 4, random);
   for (int64_t queries : {1, 2, 60}) {
     const TestJob test = only(run).test(shape, queries, 1104 - queries, random);
-    for (const Variant& variant : fast_variants()) {
-      const auto one = run_job(shape, test, variant, 1);
-      const auto three = run_job(shape, test, variant, 3);
-      const auto row = static_cast<size_t>(test.row_size + kGap);
-      for (size_t i = 0; i < one.size(); ++i) {
-        ASSERT_EQ(std::bit_cast<uint32_t>(one[i]), std::bit_cast<uint32_t>(three[i]))
-            << variant.name() << ", " << queries << " queries, at " << i;
-        if (i % row >= row - kGap) {
-          ASSERT_EQ(one[i], kGuard) << variant.name();
-        }
-      }
-    }
+    expect_same_bits_at_any_threads(shape, test);
   }
 }
 
@@ -281,19 +231,7 @@ TEST(AttendCoded, EveryInstructionSetMatchesTheReference) {
   TestRandom random(27);
   const RopeTable rope(40, 200, 10000);
   const TestCodedRun run({3, 4, 1, 5}, rope, 130, 4, random);
-  std::vector<Variant> variants;
-  for (const Variant& v : fast_variants()) {
-    if (v.backend == Backend::kSimd) variants.push_back(v);
-  }
-  for (int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
-    ErrorCheck check(shape_of(40, 3), variants);
-    for (int64_t queries : {1, 2, 30}) {
-      check.add(only(run).test(shape_of(40, 3), queries, 134 - queries, random));
-    }
-    check.expect_within_twice_naive(hwy::TargetName(target));
-  }
-  hwy::SetSupportedTargetsForTest(0);  // back to what the CPU has
+  expect_every_instruction_set_matches(shape_of(40, 3), only(run), 134, random);
 }
 
 // Kernels may take cos and sin of small angles as short series. Here one pair of channels alone

@@ -222,13 +222,8 @@ class TestCodedRun {
   void decode_token(int64_t token) {
     const int64_t head_dim = rope_->head_dim(), half = head_dim / 2;
     const int64_t t = token % kTileTokens;
-    const int64_t middle = first_position_ + token - t + RopeTiles::kMiddle;
     for (int64_t c = 0; c < half; ++c) {
-      const float middle_cos = rope_->cos(middle)[c], middle_sin = rope_->sin(middle)[c];
-      const float tile_cos = rope_->tiles().tile_cos[c * kTileTokens + t];
-      const float tile_sin = rope_->tiles().tile_sin[c * kTileTokens + t];
-      const float cos = middle_cos * tile_cos - middle_sin * tile_sin;
-      const float sin = middle_sin * tile_cos + middle_cos * tile_sin;
+      const auto [cos, sin] = composed_angle(*rope_, first_position_ + token - t, t, c);
       const auto a = static_cast<float>(keys->stored(token, c));
       const auto b = static_cast<float>(keys->stored(token, c + half));
       dense_.set_key(token, c, a * cos - b * sin);

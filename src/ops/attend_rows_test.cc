@@ -3,28 +3,26 @@
 // must hold exactly.
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <string>
 #include <utility>
 
-#include "hwy/targets.h"
 #include "ops/attend.h"
 #include "ops/attend_coded_test_data.h"
-#include "ops/attend_test_check.h"
+#include "ops/attend_test_mix.h"
 
 namespace kvquant {
 namespace {
 
+using testing::composed_angle;
 using testing::ErrorCheck;
 using testing::fast_variants;
-using testing::kGap;
-using testing::kGuard;
+using testing::MixedJob;
+using testing::only;
 using testing::shape_of;
 using testing::TestCodedRun;
 using testing::TestJob;
 using testing::TestRandom;
 using testing::TestTiles;
-using testing::Variant;
 
 constexpr Half kNan{0x7E00};
 
@@ -65,13 +63,8 @@ class TestRowsRun {
       value[c] = to_half(random.heavy_tailed());
       dense_.set_value(token, c, to_float(value[c]));
     }
-    const int64_t middle = first_position_ + token - t + RopeTiles::kMiddle;
     for (int64_t c = 0; c < half; ++c) {
-      const float middle_cos = rope_->cos(middle)[c], middle_sin = rope_->sin(middle)[c];
-      const float tile_cos = rope_->tiles().tile_cos[c * kTileTokens + t];
-      const float tile_sin = rope_->tiles().tile_sin[c * kTileTokens + t];
-      const float cos = middle_cos * tile_cos - middle_sin * tile_sin;
-      const float sin = middle_sin * tile_cos + middle_cos * tile_sin;
+      const auto [cos, sin] = composed_angle(*rope_, first_position_ + token - t, t, c);
       const float a = to_float(key[c]), b = to_float(key[c + half]);
       dense_.set_key(token, c, a * cos - b * sin);
       dense_.set_key(token, c + half, b * cos + a * sin);
@@ -84,34 +77,6 @@ class TestRowsRun {
   std::vector<Half> keys_, values_;
   TestTiles dense_;
 };
-
-// A job of some runs, and what it is to be compared with.
-struct RowsJob {
-  std::vector<AttendRun> runs, dense_runs;
-  void add(AttendRun run, AttendRun dense) {
-    runs.push_back(run);
-    dense_runs.push_back(dense);
-  }
-  void add(const TestRowsRun& rows) { add(rows.run(), rows.dense_run()); }
-  void limit_last(int64_t min_lag, int64_t max_lag) {
-    for (auto* all : {&runs, &dense_runs}) {
-      all->back().min_lag = min_lag;
-      all->back().max_lag = max_lag;
-    }
-  }
-  TestJob test(const AttendShape& shape, int64_t num_queries, int64_t position,
-               TestRandom& random) const {
-    TestJob test(shape, num_queries, position, runs, random);
-    test.dense_runs = dense_runs;
-    return test;
-  }
-};
-
-RowsJob only(const TestRowsRun& rows) {
-  RowsJob job;
-  job.add(rows);
-  return job;
-}
 
 class AttendRowsSweep : public ::testing::TestWithParam<int64_t> {};
 
@@ -157,7 +122,7 @@ TEST(AttendRows, AreMixedWithCodesAndTiles) {
   const TestCodedRun coded({4, 3, 1, 1}, rope, 320, 4, random);
   TestTiles tile(DenseType::kF16, 30, 64);
   tile.fill(random);
-  RowsJob job;
+  MixedJob job;
   job.add(sinks);
   job.add(coded.run(), coded.dense_run());
   job.add(window);
@@ -173,15 +138,6 @@ TEST(AttendRows, AreMixedWithCodesAndTiles) {
   }
 }
 
-std::vector<float> run_job(const AttendShape& shape, const TestJob& test, const Variant& variant,
-                           int num_threads) {
-  std::vector<float> out;
-  const AttendJob job = test.job(out);
-  ThreadPool pool(num_threads, ThreadPool::Pin::kNo);
-  attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
-  return out;
-}
-
 TEST(AttendRows, ResultsAreTheSameToTheBitAtOneAndThreeThreadsAndGapsAreUntouched) {
   TestRandom random(32);
   const AttendShape shape = shape_of(80, 3);
@@ -189,18 +145,7 @@ TEST(AttendRows, ResultsAreTheSameToTheBitAtOneAndThreeThreadsAndGapsAreUntouche
   const TestRowsRun rows(rope, 1100, 4, random);
   for (const int64_t queries : {1, 2, 60}) {
     const TestJob test = only(rows).test(shape, queries, 1104 - queries, random);
-    for (const Variant& variant : fast_variants()) {
-      const auto one = run_job(shape, test, variant, 1);
-      const auto three = run_job(shape, test, variant, 3);
-      const auto row = static_cast<size_t>(test.row_size + kGap);
-      for (size_t i = 0; i < one.size(); ++i) {
-        ASSERT_EQ(std::bit_cast<uint32_t>(one[i]), std::bit_cast<uint32_t>(three[i]))
-            << variant.name() << ", " << queries << " queries, at " << i;
-        if (i % row >= row - kGap) {
-          ASSERT_EQ(one[i], kGuard) << variant.name();
-        }
-      }
-    }
+    expect_same_bits_at_any_threads(shape, test);
   }
 }
 
@@ -208,19 +153,7 @@ TEST(AttendRows, EveryInstructionSetMatchesTheReference) {
   TestRandom random(33);
   const RopeTable rope(40, 200, 10000);
   const TestRowsRun rows(rope, 130, 4, random);
-  std::vector<Variant> variants;
-  for (const Variant& v : fast_variants()) {
-    if (v.backend == Backend::kSimd) variants.push_back(v);
-  }
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
-    ErrorCheck check(shape_of(40, 3), variants);
-    for (const int64_t queries : {1, 2, 30}) {
-      check.add(only(rows).test(shape_of(40, 3), queries, 134 - queries, random));
-    }
-    check.expect_within_twice_naive(hwy::TargetName(target));
-  }
-  hwy::SetSupportedTargetsForTest(0);  // back to what the CPU has
+  expect_every_instruction_set_matches(shape_of(40, 3), only(rows), 134, random);
 }
 
 TEST(AttendRows, RefusesRunsThatDoNotFit) {

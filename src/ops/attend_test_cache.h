@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
@@ -102,6 +103,16 @@ inline float tile_element(const AttendRun& run, const void* tile, int64_t index)
     case DenseType::kF32: return static_cast<const float*>(tile)[index];
   }
   return 0;
+}
+
+// Cos and sin of token t of a tile and a pair of channels, in f32 as rope.h composes them.
+inline std::pair<float, float> composed_angle(const RopeTable& rope, int64_t tile_position,
+                                              int64_t t, int64_t pair) {
+  const int64_t middle = tile_position + RopeTiles::kMiddle, at = pair * kTileTokens + t;
+  const float middle_cos = rope.cos(middle)[pair], middle_sin = rope.sin(middle)[pair];
+  const float tile_cos = rope.tiles().tile_cos[at], tile_sin = rope.tiles().tile_sin[at];
+  return {middle_cos * tile_cos - middle_sin * tile_sin,
+          middle_sin * tile_cos + middle_cos * tile_sin};
 }
 
 }  // namespace kvquant::testing

@@ -99,7 +99,7 @@ void pack_queries_in_halves(const AttendBlock& block, uint16_t* to) {
   }
 }
 
-// As find_biases does.
+// As find_biases does, with vectors: tasks are short, and each pays for it.
 void make_biases(const AttendBlock& block, const CodedTile& tile) {
   float* biases = block.workspace.biases;
   __builtin_memset(biases, 0, static_cast<size_t>(block.num_rows) * sizeof(float));
