@@ -47,11 +47,12 @@ void add_block(const AttendTask& block, int64_t rows, int64_t span_tiles, Attend
   if (num_parts > 1) plan.num_partial_rows += num_parts * rows;
 }
 
-CodedPart coded_part(const CodedSide& side, int64_t tile) {
+// Written in place, like everything of a TileWork: a copy right behind its parts would wait for
+// each of them.
+void point_at(const CodedSide& side, int64_t tile, CodedPart& part) {
   const std::byte* block = side.blocks[tile / side.shape.num_tiles];
   const int64_t index = tile % side.shape.num_tiles;
   const int64_t of_head = index * side.shape.num_kv_heads + side.head;
-  CodedPart part{};
   part.codebook = side.codebook;
   part.codes = reinterpret_cast<const uint8_t*>(block) + of_head * side.layout.code_tile;
   if (side.shape.side == KvSide::kKey) {
@@ -66,7 +67,6 @@ CodedPart coded_part(const CodedSide& side, int64_t tile) {
     part.first_outlier = reinterpret_cast<const uint32_t*>(block + side.layout.starts)[of_head];
     part.num_outliers = reinterpret_cast<const uint16_t*>(block + side.layout.counts)[of_head];
   }
-  return part;
 }
 
 // Lists of outliers are far apart in memory, a block each: asks for those of tiles [first, last) at
@@ -80,27 +80,27 @@ void prefetch_lists(const CodedSide& side, int64_t first, int64_t last) {
   }
 }
 
-CodedTile coded_tile(const AttendRun& run, int64_t tile) {
+void point_at(const AttendRun& run, int64_t tile, CodedTile& coded) {
   const int64_t middle = run.first_position + tile * kTileTokens + RopeTiles::kMiddle;
-  return {.keys = coded_part(*run.coded_keys, tile),
-          .values = coded_part(*run.coded_values, tile),
-          .hadamard = run.coded_values->hadamard,
-          .middle_cos = run.rope->cos(middle),
-          .middle_sin = run.rope->sin(middle),
-          .rope = &run.rope->tiles(),
-          .logit_bias = run.coded_keys->logit_bias};
+  point_at(*run.coded_keys, tile, coded.keys);
+  point_at(*run.coded_values, tile, coded.values);
+  coded.hadamard = run.coded_values->hadamard;
+  coded.middle_cos = run.rope->cos(middle);
+  coded.middle_sin = run.rope->sin(middle);
+  coded.rope = &run.rope->tiles();
+  coded.logit_bias = run.coded_keys->logit_bias;
 }
 
 // Keys and values of a tile, how many of its tokens there are, and who sees them.
-TileWork tile_work(const AttendRun& run, int64_t tile, int64_t position) {
+void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& work) {
   const int64_t first = tile * kTileTokens, offset = position - run.first_position - first;
-  TileWork work{};
+  work = {};
   work.type = run.type;
   work.num_tokens = static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - first));
   work.first_token = clamp_token(offset - clamp_lag(run.max_lag) + 1);
   work.end_token = clamp_token(offset - clamp_lag(run.min_lag) + 1);
   if (run.is_coded()) {
-    work.coded = coded_tile(run, tile);
+    point_at(run, tile, work.coded);
   } else if (run.is_rows()) {
     work.keys = run.key_rows + first * run.row_stride;
     work.values = run.value_rows + first * run.row_stride;
@@ -110,7 +110,6 @@ TileWork tile_work(const AttendRun& run, int64_t tile, int64_t position) {
     work.keys = run.key_tiles[tile];
     work.values = run.value_tiles[tile];
   }
-  return work;
 }
 
 }  // namespace
@@ -161,7 +160,7 @@ void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noe
       prefetch_lists(*run.coded_keys, first, last);
       prefetch_lists(*run.coded_values, first, last);
     }
-    for (int64_t tile = first; tile < last; ++tile) *out++ = tile_work(run, tile, position);
+    for (int64_t tile = first; tile < last; ++tile) describe(run, tile, position, *out++);
   }
 }
 
