@@ -51,6 +51,8 @@ class Stack {
     const auto all = [&](auto predicate) {
       return std::all_of(infos_.begin(), infos_.end(), predicate);
     };
+    if (all([](const WeightInfo& info) { return info.has_groups && info.type == "Q4_1"; }))
+      return WeightType::kInt4;
     if (all([](const WeightInfo& info) { return info.has_groups; })) return WeightType::kInt8;
     const bool fits_bf16 = all([](const WeightInfo& info) { return info.type == "BF16"; });
     return precision == Precision::kBF16 || fits_bf16 ? WeightType::kBF16 : WeightType::kF32;
@@ -60,9 +62,9 @@ class Stack {
     const WeightType type = weight_type(precision);
     std::atomic<int64_t> bad_row = -1;  // readers must not throw
     PackedMatrix packed;
-    if (type == WeightType::kInt8) {
-      packed = PackedMatrix::pack_int8(
-          num_out(), num_in(),
+    if (has_groups(type)) {
+      packed = PackedMatrix::pack_groups(
+          num_out(), num_in(), type,
           [&](int64_t row, QuantizedRow out) {
             const size_t part = part_of(row);
             checkpoint_.read_row_groups(names_[part], row - first_rows_[part], out);

@@ -16,7 +16,7 @@ namespace kvquant {
 namespace {
 
 // Which kernels multiply.
-enum class Path { kReference, kVector, kVectorBf16, kVectorInt8, kMatrix, kMatrixBf16 };
+enum class Path { kReference, kVector, kVectorBf16, kVectorGroups, kMatrix, kMatrixBf16 };
 
 // Up to so many rows the vector kernels beat oneDNN's matrix product: at 12 by 1.1 to 2.7 times,
 // at 16 no longer for all types (2816 x 1024, one core of Zen 4).
@@ -44,7 +44,7 @@ struct Job {
   bool is_bf16() const { return path == Path::kVectorBf16 || path == Path::kMatrixBf16; }
   int64_t element_bytes() const { return is_bf16() ? sizeof(BFloat16) : sizeof(float); }
   int64_t input_row_bytes() const {
-    if (path == Path::kVectorInt8) return padded_in() / kWeightGroup * sizeof(InputGroup);
+    if (path == Path::kVectorGroups) return padded_in() / kWeightGroup * sizeof(InputGroup);
     return padded_in() * element_bytes();
   }
   int64_t block_rows() const { return is_matrix() ? std::min(num_rows(), kRowBlock) : num_rows(); }
@@ -54,6 +54,9 @@ struct Job {
   int64_t num_blocks() const { return (num_rows() + block_rows() - 1) / block_rows(); }
   bool all_are(WeightType type) const {
     return weights[0]->type() == type && weights[num_weights - 1]->type() == type;
+  }
+  bool all_have_groups() const {
+    return has_groups(weights[0]->type()) && has_groups(weights[num_weights - 1]->type());
   }
   bool has(WeightType type) const {
     return weights[0]->type() == type || weights[num_weights - 1]->type() == type;
@@ -69,7 +72,7 @@ Path choose_path(const Job& job, Precision precision, Backend backend) {
   if (job.num_rows() > kMostVectorRows) {
     return bf16 && !job.has(WeightType::kF32) ? Path::kMatrixBf16 : Path::kMatrix;
   }
-  if (bf16 && job.all_are(WeightType::kInt8)) return Path::kVectorInt8;
+  if (bf16 && job.all_have_groups()) return Path::kVectorGroups;
   if (bf16 && job.all_are(WeightType::kBF16) && job.num_rows() > 1) return Path::kVectorBf16;
   return Path::kVector;
 }
@@ -108,7 +111,7 @@ void pack_rows(const Job& job, int64_t first, int64_t end, std::byte* out) {
       continue;
     }
     const float* source = job.x.data + row * job.x.stride[0];
-    if (job.path == Path::kVectorInt8) {
+    if (job.path == Path::kVectorGroups) {
       avx512bf16::quantize_input(source, job.num_in(), reinterpret_cast<InputGroup*>(target));
     } else if (job.is_bf16()) {
       avx512bf16::round_to_bfloat16(source, job.num_in(), reinterpret_cast<BFloat16*>(target),
@@ -207,7 +210,7 @@ bool multiply(const Job& job, const Task& task, bool unpack, std::byte* unpacked
     case Path::kVectorBf16:
       avx512bf16::panel_product(panel, input_of<BFloat16>(task), y);
       return true;
-    case Path::kVectorInt8:
+    case Path::kVectorGroups:
       avx512bf16::panel_product(panel, input_of<InputGroup>(task), y);
       return true;
     case Path::kMatrix:

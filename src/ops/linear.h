@@ -6,8 +6,9 @@
 //
 //   kF32   [num_in][64]                 float
 //   kBF16  [num_in / 2][64][2]          BFloat16, two inputs side by side
-//   kInt8  [num_in / 32]                Int8Group: w = scale * code + offset. Q8_0 and Q4_1 blocks
-//                                       of GGUF files fit exactly.
+//   kInt8  [num_in / 32]                Int8Group: w = scale * code + offset. Q8_0 blocks of GGUF
+//                                       files fit exactly,
+//   kInt4  [num_in / 32]                Int4Group, likewise for codes up to 15: Q4_0 and Q4_1.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +26,14 @@
 
 namespace kvquant {
 
-enum class WeightType { kF32, kBF16, kInt8 };
+enum class WeightType { kF32, kBF16, kInt8, kInt4 };
+
+constexpr bool has_groups(WeightType type) {
+  return type == WeightType::kInt8 || type == WeightType::kInt4;
+}
 
 inline constexpr int64_t kPanelOutputs = 64;
-inline constexpr int64_t kWeightGroup = 32;  // inputs that share a scale in kInt8
+inline constexpr int64_t kWeightGroup = 32;  // inputs that share a scale
 
 // 32 inputs of a kInt8 panel: codes in quads of inputs side by side, which is what 8-bit dot
 // products add up, then scales and offsets, so that a panel is read from front to back.
@@ -36,8 +41,30 @@ struct Int8Group {
   uint8_t codes[kWeightGroup / 4][kPanelOutputs][4];  // [input / 4][output][input % 4]
   Half scales[kPanelOutputs];
   Half offsets[kPanelOutputs];
+
+  void set_code(int64_t input, int64_t output, uint8_t code) {
+    codes[input / 4][output][input % 4] = code;
+  }
+  int code(int64_t input, int64_t output) const { return codes[input / 4][output][input % 4]; }
 };
 static_assert(sizeof(Int8Group) == 2304);
+
+// The same for codes of 4 bits: two quads share bytes, the first in the low nibbles.
+struct Int4Group {
+  uint8_t codes[kWeightGroup / 8][kPanelOutputs][4];  // [input / 8][output][input % 4]
+  Half scales[kPanelOutputs];
+  Half offsets[kPanelOutputs];
+
+  // The code must be zero so far.
+  void set_code(int64_t input, int64_t output, uint8_t code) {
+    codes[input / 8][output][input % 4] |= static_cast<uint8_t>(code << nibble(input));
+  }
+  int code(int64_t input, int64_t output) const {
+    return codes[input / 8][output][input % 4] >> nibble(input) & 15;
+  }
+  static int64_t nibble(int64_t input) { return input / 4 % 2 * 4; }
+};
+static_assert(sizeof(Int4Group) == 1280);
 
 // One row of a quantized weight matrix as 32-groups: num_in codes, num_in / 32 scales and offsets.
 struct QuantizedRow {
@@ -50,17 +77,17 @@ class PackedMatrix {
  public:
   // Writes row `row` of W as floats, for kF32 and kBF16.
   using RowReader = std::function<void(int64_t row, std::span<float> out)>;
-  // Writes row `row` of W as codes, for kInt8; num_in must be a multiple of 32.
+  // Writes row `row` of W as codes, for kInt8 and, up to 15, kInt4.
   using QuantizedRowReader = std::function<void(int64_t row, QuantizedRow out)>;
 
   PackedMatrix() = default;
   // Readers are called from several threads at once and must not throw. Throws
-  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_int8) and
+  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_groups) and
   // OutOfMemory.
   static PackedMatrix pack(int64_t num_out, int64_t num_in, WeightType type,
                            const RowReader& reader, ThreadPool& pool);
-  static PackedMatrix pack_int8(int64_t num_out, int64_t num_in, const QuantizedRowReader& reader,
-                                ThreadPool& pool);
+  static PackedMatrix pack_groups(int64_t num_out, int64_t num_in, WeightType type,
+                                  const QuantizedRowReader& reader, ThreadPool& pool);
 
   int64_t num_out() const { return num_out_; }
   int64_t num_in() const { return num_in_; }
@@ -114,11 +141,11 @@ struct LinearContext {
 // Precision of the products: kF32, and kBF16 on CPUs without bf16 dot products, keep x and w in
 // f32. kBF16 rounds, depending on the weights and the number of rows,
 //
-//   kInt8, up to 12 rows   x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
+//   groups, up to 12 rows  x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
 //                          is at most 2^-14 times the sum over groups of max|x| sum|w|, a tenth of
 //                          what bf16 costs on random data. Groups below 2^-100 count as zero; a
 //                          row with infinity or NaN becomes NaN.
-//   kInt8, more rows       x and w to bf16
+//   groups, more rows      x and w to bf16
 //   kBF16, one row         nothing
 //   kBF16, several rows    x to bf16
 //   kF32                   nothing

@@ -1,5 +1,5 @@
 // Panel kernels with the bf16 dot product of AVX-512: a lane is an output, its two halves are
-// neighbouring inputs, as the kBF16 panel stores them. And kInt8 panels expanded to that.
+// neighbouring inputs, as the kBF16 panel stores them. And panels of groups expanded to that.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns of its own intrinsics' undefined vectors (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -27,10 +27,11 @@ __m512i pair_bytes(int first, int output) {
   return _mm512_load_si512(bytes);
 }
 
-// Eight outputs of a kInt8 panel, a lane for each of two neighbouring inputs.
+// Eight outputs of a panel of groups, a lane for each of two neighbouring inputs.
 class PairDecoder {
  public:
-  PairDecoder(const Int8Group& group, int output)
+  template <class Group>
+  PairDecoder(const Group& group, int output)
       : scale_(twice(group.scales + output)), offset_(twice(group.offsets + output)) {}
 
   __m512 decode(__m512i quads, __m512i bytes) const {
@@ -48,6 +49,35 @@ class PairDecoder {
 
   __m512 scale_, offset_;
 };
+
+// As in linear_vnni_avx512bf16.cc: codes of four inputs of 16 outputs.
+inline __m512i load_quads(const Int8Group& group, int quad, int column) {
+  return _mm512_load_si512(group.codes[quad][column]);
+}
+inline __m512i load_quads(const Int4Group& group, int quad, int column) {
+  const __m512i both = _mm512_load_si512(group.codes[quad / 2][column]);
+  return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
+}
+
+template <class Group>
+void unpack_groups(const PanelView& w, BFloat16* out) {
+  const __m512i bytes[2][2] = {{pair_bytes(0, 0), pair_bytes(0, 8)},
+                               {pair_bytes(2, 0), pair_bytes(2, 8)}};
+  const auto* groups = reinterpret_cast<const Group*>(w.data);
+  for (int64_t g = 0; g < w.padded_in / kGroup; ++g, out += kGroup * kOutputs) {
+    for (int column = 0; column < kOutputs; column += kLanes) {
+      const PairDecoder low(groups[g], column), high(groups[g], column + 8);
+      for (int quad = 0; quad < kGroup / 4; ++quad) {
+        const __m512i quads = load_quads(groups[g], quad, column);
+        for (int pair = 0; pair < 2; ++pair) {
+          const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
+                                                       low.decode(quads, bytes[pair][0]));
+          _mm512_storeu_si512(out + ((quad * 2 + pair) * kOutputs + column) * 2, (__m512i)weights);
+        }
+      }
+    }
+  }
+}
 
 template <int kRows>
 void add_pair(const __m512i (&w)[kVectors], const PanelInput<BFloat16>& x, int64_t in,
@@ -106,22 +136,8 @@ void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) 
 }
 
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept {
-  const __m512i bytes[2][2] = {{pair_bytes(0, 0), pair_bytes(0, 8)},
-                               {pair_bytes(2, 0), pair_bytes(2, 8)}};
-  const auto* groups = reinterpret_cast<const Int8Group*>(w.data);
-  for (int64_t g = 0; g < w.padded_in / kGroup; ++g, out += kGroup * kOutputs) {
-    for (int column = 0; column < kOutputs; column += kLanes) {
-      const PairDecoder low(groups[g], column), high(groups[g], column + 8);
-      for (int quad = 0; quad < kGroup / 4; ++quad) {
-        const __m512i quads = _mm512_load_si512(groups[g].codes[quad][column]);
-        for (int pair = 0; pair < 2; ++pair) {
-          const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
-                                                       low.decode(quads, bytes[pair][0]));
-          _mm512_storeu_si512(out + ((quad * 2 + pair) * kOutputs + column) * 2, (__m512i)weights);
-        }
-      }
-    }
-  }
+  if (w.type == WeightType::kInt4) return unpack_groups<Int4Group>(w, out);
+  unpack_groups<Int8Group>(w, out);
 }
 
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept {

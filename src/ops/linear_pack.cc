@@ -21,6 +21,7 @@ int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
     case WeightType::kF32: return kWeights * sizeof(float);
     case WeightType::kBF16: return kWeights * sizeof(BFloat16);
     case WeightType::kInt8: return sizeof(Int8Group);
+    case WeightType::kInt4: return sizeof(Int4Group);
   }
   return 0;
 }
@@ -65,14 +66,14 @@ struct QuantizedStrip {
 };
 
 // Writes the strip to outputs [column, column + num_rows) of a panel.
-void write_strip_int8(const QuantizedStrip& strip, int64_t num_groups, int64_t num_rows,
-                      int64_t column, Int8Group* out) {
+template <class Group>
+void write_groups(const QuantizedStrip& strip, int64_t num_groups, int64_t num_rows, int64_t column,
+                  std::byte* panel) {
+  auto* out = reinterpret_cast<Group*>(panel);
   for (int64_t g = 0; g < num_groups; ++g) {
     for (int64_t row = 0; row < num_rows; ++row) {
       const uint8_t* codes = strip.codes.data() + (row * num_groups + g) * kWeightGroup;
-      for (int64_t quad = 0; quad < kWeightGroup / 4; ++quad) {
-        std::memcpy(out[g].codes[quad][column + row], codes + quad * 4, 4);
-      }
+      for (int64_t i = 0; i < kWeightGroup; ++i) out[g].set_code(i, column + row, codes[i]);
       out[g].scales[column + row] = strip.scales.data()[row * num_groups + g];
       out[g].offsets[column + row] = strip.offsets.data()[row * num_groups + g];
     }
@@ -87,7 +88,7 @@ int64_t PackedMatrix::panel_bytes() const {
 
 PackedMatrix PackedMatrix::pack(int64_t num_out, int64_t num_in, WeightType type,
                                 const RowReader& reader, ThreadPool& pool) {
-  check_arg(type != WeightType::kInt8, "linear: int8 weights are packed by pack_int8");
+  check_arg(!has_groups(type), "linear: weights in groups are packed by pack_groups");
   PackedMatrix packed;
   packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, type));
   packed.num_out_ = num_out;
@@ -118,15 +119,17 @@ PackedMatrix PackedMatrix::pack(int64_t num_out, int64_t num_in, WeightType type
   return packed;
 }
 
-PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
-                                     const QuantizedRowReader& reader, ThreadPool& pool) {
-  check_arg(num_in % kWeightGroup == 0,
-            fmt::format("linear: num_in of int8 weights must be a multiple of 32, not {}", num_in));
+PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightType type,
+                                       const QuantizedRowReader& reader, ThreadPool& pool) {
+  check_arg(has_groups(type), "linear: pack_groups packs weights in groups only");
+  check_arg(
+      num_in % kWeightGroup == 0,
+      fmt::format("linear: num_in of weights in groups must be a multiple of 32, not {}", num_in));
   PackedMatrix packed;
-  packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, WeightType::kInt8));
+  packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, type));
   packed.num_out_ = num_out;
   packed.num_in_ = num_in;
-  packed.type_ = WeightType::kInt8;
+  packed.type_ = type;
   const int64_t num_groups = num_in / kWeightGroup;
   std::vector<QuantizedStrip> strips(static_cast<size_t>(pool.num_threads()));
   for (auto& strip : strips) {
@@ -137,7 +140,7 @@ PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
 
   pool.parallel_for(packed.num_panels(), [&](int64_t index, int worker) {
     QuantizedStrip& strip = strips[static_cast<size_t>(worker)];
-    auto* panel = reinterpret_cast<Int8Group*>(packed.bytes_.data() + index * packed.panel_bytes());
+    std::byte* panel = packed.bytes_.data() + index * packed.panel_bytes();
     const int64_t first = index * kPanelOutputs;
     const int64_t end = std::min(first + kPanelOutputs, num_out);
     for (int64_t row = first; row < end; row += kStripRows) {
@@ -149,7 +152,9 @@ PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
                          {strip.scales.data() + i * num_groups, groups},
                          {strip.offsets.data() + i * num_groups, groups}});
       }
-      write_strip_int8(strip, num_groups, num_rows, row - first, panel);
+      const auto write =
+          type == WeightType::kInt8 ? write_groups<Int8Group> : write_groups<Int4Group>;
+      write(strip, num_groups, num_rows, row - first, panel);
     }
   });
   return packed;
@@ -165,18 +170,19 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
   const int64_t column = row % kPanelOutputs;
   const auto* f32 = reinterpret_cast<const float*>(data) + column;
   const auto* bf16 = reinterpret_cast<const BFloat16*>(data) + 2 * column;
-  const auto* int8 = reinterpret_cast<const Int8Group*>(data);
+  const auto grouped = [&](const auto* groups, int64_t in) {
+    const auto& group = groups[in / kWeightGroup];
+    return to_float(group.scales[column]) *
+               static_cast<float>(group.code(in % kWeightGroup, column)) +
+           to_float(group.offsets[column]);
+  };
   for (int64_t in = 0; in < num_in_; ++in) {
     float& value = out[static_cast<size_t>(in)];
-    const Int8Group& group = int8[in / kWeightGroup];
-    const int64_t quad = in % kWeightGroup / 4;
     switch (type_) {
       case WeightType::kF32: value = f32[in * kPanelOutputs]; break;
       case WeightType::kBF16: value = to_float(bf16[in / 2 * kPanelOutputs * 2 + in % 2]); break;
-      case WeightType::kInt8:
-        value = to_float(group.scales[column]) * group.codes[quad][column][in % 4] +
-                to_float(group.offsets[column]);
-        break;
+      case WeightType::kInt8: value = grouped(reinterpret_cast<const Int8Group*>(data), in); break;
+      case WeightType::kInt4: value = grouped(reinterpret_cast<const Int4Group*>(data), in); break;
     }
   }
 }

@@ -51,8 +51,8 @@ TEST(PackedMatrix, LaysOutPanelsAsDocumented) {
 
 TEST(PackedMatrix, LaysOutInt8PanelsAsDocumented) {
   ThreadPool pool(2, ThreadPool::Pin::kNo);
-  const auto w = PackedMatrix::pack_int8(
-      70, 64,
+  const auto w = PackedMatrix::pack_groups(
+      70, 64, WeightType::kInt8,
       [](int64_t row, QuantizedRow out) {
         for (size_t i = 0; i < 64; ++i) out.codes[i] = static_cast<uint8_t>(row * 2 + i);
         for (size_t g = 0; g < 2; ++g) {
@@ -105,7 +105,8 @@ TEST(PackedMatrix, RejectsSizesThatMakeNoSense) {
   EXPECT_THROW(pack_counting(int64_t{1} << 40, int64_t{1} << 40, WeightType::kBF16, pool),
                OutOfMemory);
   const auto no_codes = [](int64_t, QuantizedRow) {};
-  EXPECT_THROW(PackedMatrix::pack_int8(8, 33, no_codes, pool), std::invalid_argument);
+  EXPECT_THROW(PackedMatrix::pack_groups(8, 33, WeightType::kInt8, no_codes, pool),
+               std::invalid_argument);
 }
 
 }  // namespace

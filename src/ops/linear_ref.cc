@@ -14,18 +14,23 @@ T load(const std::byte* data, int64_t index) {
   return value;
 }
 
+template <class Group>
+double grouped_weight(const PanelView& w, int64_t in, int64_t out) {
+  const auto group = load<Group>(w.data, in / kWeightGroup);
+  return double{to_float(group.scales[out])} * group.code(in % kWeightGroup, out) +
+         to_float(group.offsets[out]);
+}
+
 double weight(const PanelView& w, int64_t in, int64_t out) {
   const int64_t at = in * kPanelOutputs + out;
   switch (w.type) {
     case WeightType::kF32: return load<float>(w.data, at);
     case WeightType::kBF16:
       return to_float(load<BFloat16>(w.data, (in / 2 * kPanelOutputs + out) * 2 + in % 2));
-    case WeightType::kInt8: break;
+    case WeightType::kInt8: return grouped_weight<Int8Group>(w, in, out);
+    case WeightType::kInt4: break;
   }
-  const auto group = load<Int8Group>(w.data, in / kWeightGroup);
-  const int64_t quad = in % kWeightGroup / 4;
-  return double{to_float(group.scales[out])} * group.codes[quad][out][in % 4] +
-         to_float(group.offsets[out]);
+  return grouped_weight<Int4Group>(w, in, out);
 }
 
 }  // namespace

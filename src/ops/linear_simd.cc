@@ -7,6 +7,8 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
+
+#include <type_traits>
 // after highway.h
 #include <hwy/contrib/math/math-inl.h>
 
@@ -27,37 +29,47 @@ struct Quad {
   Vec input[4];  // weights of inputs 4i ... 4i + 3
 };
 
-// Scales and offsets of one 32-group of kInt8; nothing for the other types.
+template <WeightType kType>
+using GroupOf = std::conditional_t<kType == WeightType::kInt4, Int4Group, Int8Group>;
+
+// Scales and offsets of one 32-group; nothing for types without.
 struct Group {
   Vec scale, offset;
 };
 
 template <WeightType kType>
 HWY_INLINE Group load_group(const PanelView& w, int64_t group, int column) {
-  if constexpr (kType != WeightType::kInt8) return {hn::Zero(F32()), hn::Zero(F32())};
+  if constexpr (!has_groups(kType)) return {hn::Zero(F32()), hn::Zero(F32())};
   const hn::Rebind<hwy::float16_t, F32> f16;
-  const Int8Group& weights = reinterpret_cast<const Int8Group*>(w.data)[group];
+  const auto& weights = reinterpret_cast<const GroupOf<kType>*>(w.data)[group];
   const auto* scales = reinterpret_cast<const hwy::float16_t*>(weights.scales);
   const auto* offsets = reinterpret_cast<const hwy::float16_t*>(weights.offsets);
   return {hn::PromoteTo(F32(), hn::Load(f16, scales + column)),
           hn::PromoteTo(F32(), hn::Load(f16, offsets + column))};
 }
 
-// A lane's four bytes as floats.
-HWY_INLINE Quad load_codes(const uint8_t* codes) {
+// Where the codes of inputs in ... in + 3 are.
+template <WeightType kType>
+HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
+  const auto& group = reinterpret_cast<const GroupOf<kType>*>(w.data)[in / kWeightGroup];
+  return group.codes[in % kWeightGroup / (kType == WeightType::kInt4 ? 8 : 4)][column];
+}
+
+// These codes as floats, kLanes outputs from `column` on.
+template <WeightType kType>
+HWY_INLINE Quad load_codes(const PanelView& w, int64_t in, int column) {
   const hn::RebindToUnsigned<F32> u32;
   const hn::RebindToSigned<F32> i32;
-  const auto all = hn::Load(u32, reinterpret_cast<const uint32_t*>(codes));
+  auto all = hn::Load(u32, reinterpret_cast<const uint32_t*>(codes_of<kType>(w, in, column)));
+  if constexpr (kType == WeightType::kInt4) {
+    if (in % 8 == 4) all = hn::ShiftRight<4>(all);
+    all = hn::And(all, hn::Set(u32, 0x0F0F0F0Fu));
+  }
   const auto byte = hn::Set(u32, 0xFF);
   return {{hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(all, byte))),
            hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(hn::ShiftRight<8>(all), byte))),
            hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(hn::ShiftRight<16>(all), byte))),
            hn::ConvertTo(F32(), hn::BitCast(i32, hn::ShiftRight<24>(all)))}};
-}
-
-HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
-  const Int8Group& group = reinterpret_cast<const Int8Group*>(w.data)[in / kWeightGroup];
-  return group.codes[in % kWeightGroup / 4][column];
 }
 
 // Weights of inputs in ... in + 3 (a multiple of 4), kLanes outputs from `column` on.
@@ -77,17 +89,21 @@ HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Grou
              hn::BitCast(F32(), hn::ShiftLeft<16>(second)),
              hn::BitCast(F32(), hn::And(second, high))}};
   } else {
-    Quad quad = load_codes(codes_of(w, in, column));
+    Quad quad = load_codes<kType>(w, in, column);
     for (Vec& v : quad.input) v = hn::MulAdd(v, group.scale, group.offset);
     return quad;
   }
 }
 
-// Asks for the codes of four inputs, two groups ahead. Decoding them keeps the core too busy for
-// the hardware to run far enough ahead by itself; the other types gain nothing.
-HWY_INLINE void prefetch_codes(const uint8_t* codes) {
+// Asks for the codes of four inputs (of 4 bits: eight), two groups ahead. Decoding them keeps the
+// core too busy for the hardware to run far enough ahead by itself; types without groups gain
+// nothing.
+template <WeightType kType>
+HWY_INLINE void prefetch_codes(const PanelView& w, int64_t in) {
+  if (kType == WeightType::kInt4 && in % 8 != 0) return;
+  constexpr auto kAhead = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
   for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) {
-    hwy::Prefetch(codes + 2 * static_cast<int64_t>(sizeof(Int8Group)) + i);
+    hwy::Prefetch(codes_of<kType>(w, in, 0) + kAhead + i);
   }
 }
 
@@ -113,7 +129,7 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
       groups[i] = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
     }
     for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-      if constexpr (kType == WeightType::kInt8) prefetch_codes(codes_of(w, in, 0));
+      if constexpr (has_groups(kType)) prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
         const Quad weights = load_quad<kType>(w, in, column + i * kLanes, groups[i]);
         for (int row = 0; row < kRows; ++row) {
@@ -132,10 +148,11 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   }
 }
 
-// As block_product for one row of a kInt8 panel, with scale and offset applied to a group's sums:
-// an operation less for each weight, which is what bounds this kernel.
-HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
-                                   float* HWY_RESTRICT y) {
+// As block_product for one row and a panel of groups, with scale and offset applied to a group's
+// sums: an operation less for each weight, which is what bounds this kernel.
+template <WeightType kType>
+HWY_INLINE void group_product(const PanelView& w, const float* x, int column,
+                              float* HWY_RESTRICT y) {
   constexpr int kWidth = block_vectors(2);
   Vec sum[kWidth];
   for (Vec& v : sum) v = hn::Zero(F32());
@@ -143,9 +160,9 @@ HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int colum
     Vec group_sum[kWidth];
     for (Vec& v : group_sum) v = hn::Zero(F32());
     for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-      prefetch_codes(codes_of(w, in, 0));
+      prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
-        const Quad codes = load_codes(codes_of(w, in, column + i * kLanes));
+        const Quad codes = load_codes<kType>(w, in, column + i * kLanes);
         for (int j = 0; j < 4; ++j) {
           group_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), group_sum[i]);
         }
@@ -157,8 +174,7 @@ HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int colum
     }
     inputs = hn::SumOfLanes(F32(), inputs);
     for (int i = 0; i < kWidth; ++i) {
-      const Group group =
-          load_group<WeightType::kInt8>(w, first / kWeightGroup, column + i * kLanes);
+      const Group group = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
       sum[i] = hn::MulAdd(group.offset, inputs, hn::MulAdd(group.scale, group_sum[i], sum[i]));
     }
   }
@@ -167,9 +183,9 @@ HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int colum
 
 template <WeightType kType, int kRows>
 void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
-  if constexpr (kType == WeightType::kInt8 && kRows == 1) {
+  if constexpr (has_groups(kType) && kRows == 1) {
     for (int i = 0; i < kVectors; i += block_vectors(2)) {
-      block_product_int8(w, x.data, i * kLanes, y);
+      group_product<kType>(w, x.data, i * kLanes, y);
     }
   } else {
     for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
@@ -199,6 +215,7 @@ void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) {
     case WeightType::kF32: return typed_product<WeightType::kF32>(w, x, y);
     case WeightType::kBF16: return typed_product<WeightType::kBF16>(w, x, y);
     case WeightType::kInt8: return typed_product<WeightType::kInt8>(w, x, y);
+    case WeightType::kInt4: return typed_product<WeightType::kInt4>(w, x, y);
   }
 }
 
@@ -222,6 +239,7 @@ void unpack_panel(const PanelView& w, float* out) {
     case WeightType::kF32: return typed_unpack<WeightType::kF32>(w, out);
     case WeightType::kBF16: return typed_unpack<WeightType::kBF16>(w, out);
     case WeightType::kInt8: return typed_unpack<WeightType::kInt8>(w, out);
+    case WeightType::kInt4: return typed_unpack<WeightType::kInt4>(w, out);
   }
 }
 

@@ -1,4 +1,4 @@
-// Products with kInt8 panels by 8-bit integer dot products (VNNI): inputs are two signed bytes
+// Products with panels of groups by 8-bit integer dot products (VNNI): inputs are two signed bytes
 // each, four of them are multiplied with four unsigned codes and added up by one instruction, and a
 // group's sum is an exact integer. Nothing is widened, so that reading the codes is what takes
 // time.
@@ -33,8 +33,17 @@ __m512i broadcast_quad(const int8_t* bytes) {
   return _mm512_set1_epi32(quad);
 }
 
-template <int kRows, int kWidth>
-GroupSums<kRows, kWidth> sum_group(const Int8Group& w, const InputGroup* x, int64_t stride,
+// Codes of the inputs 4 quad ... 4 quad + 3 of 16 outputs.
+inline __m512i load_quad(const Int8Group& w, int quad, int column) {
+  return _mm512_load_si512(w.codes[quad][column]);
+}
+inline __m512i load_quad(const Int4Group& w, int quad, int column) {
+  const __m512i both = _mm512_load_si512(w.codes[quad / 2][column]);
+  return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
+}
+
+template <int kRows, int kWidth, class Group>
+GroupSums<kRows, kWidth> sum_group(const Group& w, const InputGroup* x, int64_t stride,
                                    int column) {
   GroupSums<kRows, kWidth> sums;
   for (int row = 0; row < kRows; ++row) {
@@ -46,7 +55,7 @@ GroupSums<kRows, kWidth> sum_group(const Int8Group& w, const InputGroup* x, int6
   for (int quad = 0; quad < kQuads; ++quad) {
     __m512i codes[kWidth];
     for (int i = 0; i < kWidth; ++i) {
-      codes[i] = _mm512_load_si512(w.codes[quad][column + i * kLanes]);
+      codes[i] = load_quad(w, quad, column + i * kLanes);
     }
     for (int row = 0; row < kRows; ++row) {
       const __m512i high = broadcast_quad(x[row * stride].high + 4 * quad);
@@ -65,9 +74,9 @@ __m512 load_halves(const Half* halves) {
 }
 
 // kRows rows of x with kWidth vectors of outputs from `column` on.
-template <int kRows, int kWidth>
+template <class Group, int kRows, int kWidth>
 void block_product(const PanelView& w, const PanelInput<InputGroup>& x, int column, float* y) {
-  const auto* groups = reinterpret_cast<const Int8Group*>(w.data);
+  const auto* groups = reinterpret_cast<const Group*>(w.data);
   __m512 sum[kRows][kWidth];
   for (auto& row : sum) {
     for (__m512& v : row) v = _mm512_setzero_ps();
@@ -95,11 +104,28 @@ void block_product(const PanelView& w, const PanelInput<InputGroup>& x, int colu
 }
 
 // As many vectors of outputs as leave the sums in registers.
-template <int kRows>
+template <class Group, int kRows>
 void rows_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) {
   constexpr int kWidth = kRows <= 2 ? kVectors : kVectors / 2;
   for (int i = 0; i < kVectors; i += kWidth) {
-    block_product<kRows, kWidth>(w, x, i * kLanes, y);
+    block_product<Group, kRows, kWidth>(w, x, i * kLanes, y);
+  }
+}
+
+template <class Group>
+void group_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) {
+  PanelInput<InputGroup> rest = x;
+  while (rest.num_rows > 0) {
+    const int64_t num_rows = rest.num_rows < 4 ? rest.num_rows : 4;
+    switch (num_rows) {
+      case 1: rows_product<Group, 1>(w, rest, y); break;
+      case 2: rows_product<Group, 2>(w, rest, y); break;
+      case 3: rows_product<Group, 3>(w, rest, y); break;
+      default: rows_product<Group, 4>(w, rest, y); break;
+    }
+    rest.num_rows -= num_rows;
+    rest.data += num_rows * rest.stride;
+    y += num_rows * kOutputs;
   }
 }
 
@@ -134,19 +160,8 @@ void quantize_group(const float* x, InputGroup& out) {
 }  // namespace
 
 void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept {
-  PanelInput<InputGroup> rest = x;
-  while (rest.num_rows > 0) {
-    const int64_t num_rows = rest.num_rows < 4 ? rest.num_rows : 4;
-    switch (num_rows) {
-      case 1: rows_product<1>(w, rest, y); break;
-      case 2: rows_product<2>(w, rest, y); break;
-      case 3: rows_product<3>(w, rest, y); break;
-      default: rows_product<4>(w, rest, y); break;
-    }
-    rest.num_rows -= num_rows;
-    rest.data += num_rows * rest.stride;
-    y += num_rows * kOutputs;
-  }
+  if (w.type == WeightType::kInt4) return group_product<Int4Group>(w, x, y);
+  group_product<Int8Group>(w, x, y);
 }
 
 void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept {
