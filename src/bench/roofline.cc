@@ -109,7 +109,7 @@ float pseudo_random(uint32_t seed) {  // in [-1, 1)
 }
 
 PackedMatrix make_weights(const LinearShape& shape, ThreadPool& pool) {
-  if (shape.type == WeightType::kInt8) {
+  if (is_int8(shape.type)) {
     return PackedMatrix::pack_int8(
         shape.num_out, shape.num_in,
         [](int64_t row, QuantizedRow out) {
@@ -119,7 +119,7 @@ PackedMatrix make_weights(const LinearShape& shape, ThreadPool& pool) {
           std::fill(out.scales.begin(), out.scales.end(), to_half(0.005f));
           std::fill(out.offsets.begin(), out.offsets.end(), to_half(-0.64f));
         },
-        pool);
+        pool, shape.type);
   }
   return PackedMatrix::pack(
       shape.num_out, shape.num_in, shape.type,

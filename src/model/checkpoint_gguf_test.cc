@@ -158,7 +158,8 @@ TEST_F(GgufCheckpoint, QuantizedWeightsAreReadAsFloatsAndAsGroups) {
   builder.tensor("blk.0.attn_v.weight", {32, 16}, 3, blocks);
   const auto checkpoint = open(builder);
   const std::string name = "model.layers.0.self_attn.v_proj.weight";
-  EXPECT_TRUE(checkpoint->info(name).has_groups);
+  EXPECT_EQ(checkpoint->info(name).group_size, 32);
+  EXPECT_TRUE(checkpoint->info(name).groups_are_exact);
   EXPECT_TRUE(checkpoint->info(name).is_16_bit);
   EXPECT_EQ(checkpoint->info(name).type, "Q4_1");
   std::vector<float> floats(32);
@@ -172,6 +173,10 @@ TEST_F(GgufCheckpoint, QuantizedWeightsAreReadAsFloatsAndAsGroups) {
   EXPECT_EQ(codes[31], 12);
   EXPECT_EQ(to_float(scales[0]), 0.5f);
   EXPECT_EQ(to_float(offsets[0]), -1.0f);
+  scales.resize(2), offsets.resize(2);  // a scale for each 16 values
+  checkpoint->read_row_groups(name, 3, {codes, scales, offsets});
+  EXPECT_EQ(to_float(scales[1]), 0.5f);
+  EXPECT_EQ(to_float(offsets[1]), -1.0f);
 }
 
 TEST_F(GgufCheckpoint, ATensorWithOneOverflowingScaleHasNoGroups) {
@@ -184,7 +189,8 @@ TEST_F(GgufCheckpoint, ATensorWithOneOverflowingScaleHasNoGroups) {
     const auto checkpoint = open(builder);
     const bool fits = scale[1] == '\x3c';
     for (int i = 0; i < 2; ++i) {
-      EXPECT_EQ(checkpoint->info("model.layers.0.self_attn.v_proj.weight").has_groups, fits);
+      EXPECT_EQ(checkpoint->info("model.layers.0.self_attn.v_proj.weight").group_size,
+                fits ? 32 : 0);
     }
   }
 }

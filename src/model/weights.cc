@@ -51,7 +51,13 @@ class Stack {
     const auto all = [&](auto predicate) {
       return std::all_of(infos_.begin(), infos_.end(), predicate);
     };
-    if (all([](const WeightInfo& info) { return info.has_groups; })) return WeightType::kInt8;
+    const auto can_be_groups = [&](const WeightInfo& info) {
+      return info.group_size > 0 && (info.groups_are_exact || precision == Precision::kBF16);
+    };
+    if (all(can_be_groups)) {
+      const bool in_pairs = !all([](const WeightInfo& info) { return info.group_size == 32; });
+      return in_pairs ? WeightType::kInt8x2 : WeightType::kInt8;
+    }
     const bool fits_bf16 = all([](const WeightInfo& info) { return info.type == "BF16"; });
     return precision == Precision::kBF16 || fits_bf16 ? WeightType::kBF16 : WeightType::kF32;
   }
@@ -60,7 +66,7 @@ class Stack {
     const WeightType type = weight_type(precision);
     std::atomic<int64_t> bad_row = -1;  // readers must not throw
     PackedMatrix packed;
-    if (type == WeightType::kInt8) {
+    if (is_int8(type)) {
       packed = PackedMatrix::pack_int8(
           num_out(), num_in(),
           [&](int64_t row, QuantizedRow out) {
@@ -70,7 +76,7 @@ class Stack {
                 !all_finite(std::span<const Half>(out.offsets)))
               bad_row = row;
           },
-          pool);
+          pool, type);
     } else {
       packed = PackedMatrix::pack(
           num_out(), num_in(), type,

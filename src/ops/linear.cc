@@ -55,6 +55,9 @@ struct Job {
   bool all_are(WeightType type) const {
     return weights[0]->type() == type && weights[num_weights - 1]->type() == type;
   }
+  bool all_are_int8() const {
+    return is_int8(weights[0]->type()) && is_int8(weights[num_weights - 1]->type());
+  }
   bool has(WeightType type) const {
     return weights[0]->type() == type || weights[num_weights - 1]->type() == type;
   }
@@ -69,7 +72,7 @@ Path choose_path(const Job& job, Precision precision, Backend backend) {
   if (job.num_rows() > kMostVectorRows) {
     return bf16 && !job.has(WeightType::kF32) ? Path::kMatrixBf16 : Path::kMatrix;
   }
-  if (bf16 && job.all_are(WeightType::kInt8)) return Path::kVectorInt8;
+  if (bf16 && job.all_are_int8()) return Path::kVectorInt8;
   if (bf16 && job.all_are(WeightType::kBF16) && job.num_rows() > 1) return Path::kVectorBf16;
   return Path::kVector;
 }

@@ -4,10 +4,12 @@
 //
 // A panel holds 64 outputs (rows of W), num_in padded with zeros to a multiple of 32:
 //
-//   kF32   [num_in][64]                 float
-//   kBF16  [num_in / 2][64][2]          BFloat16, two inputs side by side
-//   kInt8  [num_in / 32]                Int8Group: w = scale * code + offset. Q8_0 and Q4_1 blocks
-//                                       of GGUF files fit exactly.
+//   kF32     [num_in][64]               float
+//   kBF16    [num_in / 2][64][2]        BFloat16, two inputs side by side
+//   kInt8    [num_in / 32]              Int8Group<1>: w = scale * code + offset, a scale for 32
+//                                       inputs. Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 blocks of GGUF
+//                                       files fit exactly.
+//   kInt8x2  [num_in / 32]              Int8Group<2>: a scale for 16 inputs, as Q6_K has it
 #pragma once
 
 #include <cstdint>
@@ -25,21 +27,30 @@
 
 namespace kvquant {
 
-enum class WeightType { kF32, kBF16, kInt8 };
+enum class WeightType { kF32, kBF16, kInt8, kInt8x2 };
+
+constexpr bool is_int8(WeightType type) {
+  return type == WeightType::kInt8 || type == WeightType::kInt8x2;
+}
 
 inline constexpr int64_t kPanelOutputs = 64;
-inline constexpr int64_t kWeightGroup = 32;  // inputs that share a scale in kInt8
+inline constexpr int64_t kWeightGroup = 32;  // inputs of a group of 8-bit codes
 
-// 32 inputs of a kInt8 panel: codes in quads of inputs side by side, which is what 8-bit dot
-// products add up, then scales and offsets, so that a panel is read from front to back.
+// How many scales a group has: how many parts of equal length.
+constexpr int group_parts(WeightType type) { return type == WeightType::kInt8x2 ? 2 : 1; }
+
+// 32 inputs of a panel of 8-bit codes: codes in quads of inputs side by side, which is what 8-bit
+// dot products add up, then scales and offsets, so that a panel is read from front to back.
+template <int kParts>
 struct Int8Group {
   uint8_t codes[kWeightGroup / 4][kPanelOutputs][4];  // [input / 4][output][input % 4]
-  Half scales[kPanelOutputs];
-  Half offsets[kPanelOutputs];
+  Half scales[kParts][kPanelOutputs];                 // [input / (32 / kParts)][output]
+  Half offsets[kParts][kPanelOutputs];
 };
-static_assert(sizeof(Int8Group) == 2304);
+static_assert(sizeof(Int8Group<1>) == 2304 && sizeof(Int8Group<2>) == 2560);
 
-// One row of a quantized weight matrix as 32-groups: num_in codes, num_in / 32 scales and offsets.
+// One row of a quantized weight matrix: num_in codes, and a scale and an offset for each 32 of them
+// (kInt8) or each 16 (kInt8x2).
 struct QuantizedRow {
   std::span<uint8_t> codes;
   std::span<Half> scales;
@@ -50,17 +61,17 @@ class PackedMatrix {
  public:
   // Writes row `row` of W as floats, for kF32 and kBF16.
   using RowReader = std::function<void(int64_t row, std::span<float> out)>;
-  // Writes row `row` of W as codes, for kInt8; num_in must be a multiple of 32.
+  // Writes row `row` of W as codes, for 8-bit types; num_in must be a multiple of 32.
   using QuantizedRowReader = std::function<void(int64_t row, QuantizedRow out)>;
 
   PackedMatrix() = default;
   // Readers are called from several threads at once and must not throw. Throws
-  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_int8) and
-  // OutOfMemory.
+  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_int8), or a type
+  // that the other function packs, and OutOfMemory.
   static PackedMatrix pack(int64_t num_out, int64_t num_in, WeightType type,
                            const RowReader& reader, ThreadPool& pool);
   static PackedMatrix pack_int8(int64_t num_out, int64_t num_in, const QuantizedRowReader& reader,
-                                ThreadPool& pool);
+                                ThreadPool& pool, WeightType type = WeightType::kInt8);
 
   int64_t num_out() const { return num_out_; }
   int64_t num_in() const { return num_in_; }
@@ -114,11 +125,11 @@ struct LinearContext {
 // Precision of the products: kF32, and kBF16 on CPUs without bf16 dot products, keep x and w in
 // f32. kBF16 rounds, depending on the weights and the number of rows,
 //
-//   kInt8, up to 12 rows   x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
+//   8-bit, up to 12 rows   x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
 //                          is at most 2^-14 times the sum over groups of max|x| sum|w|, a tenth of
 //                          what bf16 costs on random data. Groups below 2^-100 count as zero; a
 //                          row with infinity or NaN becomes NaN.
-//   kInt8, more rows       x and w to bf16
+//   8-bit, more rows       x and w to bf16
 //   kBF16, one row         nothing
 //   kBF16, several rows    x to bf16
 //   kF32                   nothing
@@ -127,7 +138,7 @@ void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<floa
 
 // The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel. The two matrices
 // have one shape; their types may differ: then one of kF32 keeps both products in f32, and so do up
-// to 12 rows.
+// to 12 rows unless both are 8-bit.
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
                    TensorView<float, 2> out, const LinearContext& context);
 

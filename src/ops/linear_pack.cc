@@ -20,7 +20,8 @@ int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
   switch (type) {
     case WeightType::kF32: return kWeights * sizeof(float);
     case WeightType::kBF16: return kWeights * sizeof(BFloat16);
-    case WeightType::kInt8: return sizeof(Int8Group);
+    case WeightType::kInt8: return sizeof(Int8Group<1>);
+    case WeightType::kInt8x2: return sizeof(Int8Group<2>);
   }
   return 0;
 }
@@ -65,18 +66,30 @@ struct QuantizedStrip {
 };
 
 // Writes the strip to outputs [column, column + num_rows) of a panel.
+template <int kParts>
 void write_strip_int8(const QuantizedStrip& strip, int64_t num_groups, int64_t num_rows,
-                      int64_t column, Int8Group* out) {
+                      int64_t column, Int8Group<kParts>* out) {
   for (int64_t g = 0; g < num_groups; ++g) {
     for (int64_t row = 0; row < num_rows; ++row) {
       const uint8_t* codes = strip.codes.data() + (row * num_groups + g) * kWeightGroup;
       for (int64_t quad = 0; quad < kWeightGroup / 4; ++quad) {
         std::memcpy(out[g].codes[quad][column + row], codes + quad * 4, 4);
       }
-      out[g].scales[column + row] = strip.scales.data()[row * num_groups + g];
-      out[g].offsets[column + row] = strip.offsets.data()[row * num_groups + g];
+      for (int part = 0; part < kParts; ++part) {
+        const int64_t from = (row * num_groups + g) * kParts + part;
+        out[g].scales[part][column + row] = strip.scales.data()[from];
+        out[g].offsets[part][column + row] = strip.offsets.data()[from];
+      }
     }
   }
+}
+
+template <int kParts>
+float int8_weight(const std::byte* panel, int64_t in, int64_t column) {
+  const auto& group = reinterpret_cast<const Int8Group<kParts>*>(panel)[in / kWeightGroup];
+  const int64_t i = in % kWeightGroup, part = i * kParts / kWeightGroup;
+  return to_float(group.scales[part][column]) * group.codes[i / 4][column][i % 4] +
+         to_float(group.offsets[part][column]);
 }
 
 }  // namespace
@@ -87,7 +100,7 @@ int64_t PackedMatrix::panel_bytes() const {
 
 PackedMatrix PackedMatrix::pack(int64_t num_out, int64_t num_in, WeightType type,
                                 const RowReader& reader, ThreadPool& pool) {
-  check_arg(type != WeightType::kInt8, "linear: int8 weights are packed by pack_int8");
+  check_arg(!is_int8(type), "linear: int8 weights are packed by pack_int8");
   PackedMatrix packed;
   packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, type));
   packed.num_out_ = num_out;
@@ -119,37 +132,46 @@ PackedMatrix PackedMatrix::pack(int64_t num_out, int64_t num_in, WeightType type
 }
 
 PackedMatrix PackedMatrix::pack_int8(int64_t num_out, int64_t num_in,
-                                     const QuantizedRowReader& reader, ThreadPool& pool) {
+                                     const QuantizedRowReader& reader, ThreadPool& pool,
+                                     WeightType type) {
+  check_arg(is_int8(type), "linear: pack_int8 packs int8 weights only");
   check_arg(num_in % kWeightGroup == 0,
             fmt::format("linear: num_in of int8 weights must be a multiple of 32, not {}", num_in));
   PackedMatrix packed;
-  packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, WeightType::kInt8));
+  packed.bytes_ = Buffer<std::byte>(checked_bytes(num_out, num_in, type));
   packed.num_out_ = num_out;
   packed.num_in_ = num_in;
-  packed.type_ = WeightType::kInt8;
+  packed.type_ = type;
   const int64_t num_groups = num_in / kWeightGroup;
+  const int64_t num_scales = num_groups * group_parts(type);
   std::vector<QuantizedStrip> strips(static_cast<size_t>(pool.num_threads()));
   for (auto& strip : strips) {
     strip.codes = Buffer<uint8_t>(kStripRows * num_in);
-    strip.scales = Buffer<Half>(kStripRows * num_groups);
-    strip.offsets = Buffer<Half>(kStripRows * num_groups);
+    strip.scales = Buffer<Half>(kStripRows * num_scales);
+    strip.offsets = Buffer<Half>(kStripRows * num_scales);
   }
 
   pool.parallel_for(packed.num_panels(), [&](int64_t index, int worker) {
     QuantizedStrip& strip = strips[static_cast<size_t>(worker)];
-    auto* panel = reinterpret_cast<Int8Group*>(packed.bytes_.data() + index * packed.panel_bytes());
+    std::byte* panel = packed.bytes_.data() + index * packed.panel_bytes();
     const int64_t first = index * kPanelOutputs;
     const int64_t end = std::min(first + kPanelOutputs, num_out);
     for (int64_t row = first; row < end; row += kStripRows) {
       const int64_t num_rows = std::min(kStripRows, end - row);
       for (int64_t i = 0; i < num_rows; ++i) {
         const auto codes = static_cast<size_t>(num_in);
-        const auto groups = static_cast<size_t>(num_groups);
+        const auto scales = static_cast<size_t>(num_scales);
         reader(row + i, {{strip.codes.data() + i * num_in, codes},
-                         {strip.scales.data() + i * num_groups, groups},
-                         {strip.offsets.data() + i * num_groups, groups}});
+                         {strip.scales.data() + i * num_scales, scales},
+                         {strip.offsets.data() + i * num_scales, scales}});
       }
-      write_strip_int8(strip, num_groups, num_rows, row - first, panel);
+      if (type == WeightType::kInt8x2) {
+        write_strip_int8(strip, num_groups, num_rows, row - first,
+                         reinterpret_cast<Int8Group<2>*>(panel));
+      } else {
+        write_strip_int8(strip, num_groups, num_rows, row - first,
+                         reinterpret_cast<Int8Group<1>*>(panel));
+      }
     }
   });
   return packed;
@@ -165,18 +187,13 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
   const int64_t column = row % kPanelOutputs;
   const auto* f32 = reinterpret_cast<const float*>(data) + column;
   const auto* bf16 = reinterpret_cast<const BFloat16*>(data) + 2 * column;
-  const auto* int8 = reinterpret_cast<const Int8Group*>(data);
   for (int64_t in = 0; in < num_in_; ++in) {
     float& value = out[static_cast<size_t>(in)];
-    const Int8Group& group = int8[in / kWeightGroup];
-    const int64_t quad = in % kWeightGroup / 4;
     switch (type_) {
       case WeightType::kF32: value = f32[in * kPanelOutputs]; break;
       case WeightType::kBF16: value = to_float(bf16[in / 2 * kPanelOutputs * 2 + in % 2]); break;
-      case WeightType::kInt8:
-        value = to_float(group.scales[column]) * group.codes[quad][column][in % 4] +
-                to_float(group.offsets[column]);
-        break;
+      case WeightType::kInt8: value = int8_weight<1>(data, in, column); break;
+      case WeightType::kInt8x2: value = int8_weight<2>(data, in, column); break;
     }
   }
 }

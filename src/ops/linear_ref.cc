@@ -14,18 +14,24 @@ T load(const std::byte* data, int64_t index) {
   return value;
 }
 
+template <int kParts>
+double int8_weight(const PanelView& w, int64_t in, int64_t out) {
+  const auto group = load<Int8Group<kParts>>(w.data, in / kWeightGroup);
+  const int64_t i = in % kWeightGroup, part = i * kParts / kWeightGroup;
+  return double{to_float(group.scales[part][out])} * group.codes[i / 4][out][i % 4] +
+         to_float(group.offsets[part][out]);
+}
+
 double weight(const PanelView& w, int64_t in, int64_t out) {
   const int64_t at = in * kPanelOutputs + out;
   switch (w.type) {
     case WeightType::kF32: return load<float>(w.data, at);
     case WeightType::kBF16:
       return to_float(load<BFloat16>(w.data, (in / 2 * kPanelOutputs + out) * 2 + in % 2));
-    case WeightType::kInt8: break;
+    case WeightType::kInt8: return int8_weight<1>(w, in, out);
+    case WeightType::kInt8x2: return int8_weight<2>(w, in, out);
   }
-  const auto group = load<Int8Group>(w.data, in / kWeightGroup);
-  const int64_t quad = in % kWeightGroup / 4;
-  return double{to_float(group.scales[out])} * group.codes[quad][out][in % 4] +
-         to_float(group.offsets[out]);
+  return 0;
 }
 
 }  // namespace

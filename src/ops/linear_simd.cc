@@ -27,18 +27,29 @@ struct Quad {
   Vec input[4];  // weights of inputs 4i ... 4i + 3
 };
 
-// Scales and offsets of one 32-group of kInt8; nothing for the other types.
-struct Group {
+// Inputs that share a scale.
+template <WeightType kType>
+constexpr int64_t kPartInputs = kWeightGroup / group_parts(kType);
+
+template <WeightType kType>
+HWY_INLINE const Int8Group<group_parts(kType)>& group_of(const PanelView& w, int64_t in) {
+  return reinterpret_cast<const Int8Group<group_parts(kType)>*>(w.data)[in / kWeightGroup];
+}
+
+// Scales and offsets of one part of a group of 8-bit codes; nothing for the other types.
+struct Part {
   Vec scale, offset;
 };
 
+// The part that begins with input `in`.
 template <WeightType kType>
-HWY_INLINE Group load_group(const PanelView& w, int64_t group, int column) {
-  if constexpr (kType != WeightType::kInt8) return {hn::Zero(F32()), hn::Zero(F32())};
+HWY_INLINE Part load_part(const PanelView& w, int64_t in, int column) {
+  if constexpr (!is_int8(kType)) return {hn::Zero(F32()), hn::Zero(F32())};
   const hn::Rebind<hwy::float16_t, F32> f16;
-  const Int8Group& weights = reinterpret_cast<const Int8Group*>(w.data)[group];
-  const auto* scales = reinterpret_cast<const hwy::float16_t*>(weights.scales);
-  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(weights.offsets);
+  const auto& group = group_of<kType>(w, in);
+  const int64_t part = in % kWeightGroup / kPartInputs<kType>;
+  const auto* scales = reinterpret_cast<const hwy::float16_t*>(group.scales[part]);
+  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(group.offsets[part]);
   return {hn::PromoteTo(F32(), hn::Load(f16, scales + column)),
           hn::PromoteTo(F32(), hn::Load(f16, offsets + column))};
 }
@@ -55,14 +66,14 @@ HWY_INLINE Quad load_codes(const uint8_t* codes) {
            hn::ConvertTo(F32(), hn::BitCast(i32, hn::ShiftRight<24>(all)))}};
 }
 
+template <WeightType kType>
 HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
-  const Int8Group& group = reinterpret_cast<const Int8Group*>(w.data)[in / kWeightGroup];
-  return group.codes[in % kWeightGroup / 4][column];
+  return group_of<kType>(w, in).codes[in % kWeightGroup / 4][column];
 }
 
 // Weights of inputs in ... in + 3 (a multiple of 4), kLanes outputs from `column` on.
 template <WeightType kType>
-HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Group& group) {
+HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Part& part) {
   if constexpr (kType == WeightType::kF32) {
     const float* at = reinterpret_cast<const float*>(w.data) + in * kPanelOutputs + column;
     return {{hn::Load(F32(), at), hn::Load(F32(), at + kPanelOutputs),
@@ -77,18 +88,20 @@ HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Grou
              hn::BitCast(F32(), hn::ShiftLeft<16>(second)),
              hn::BitCast(F32(), hn::And(second, high))}};
   } else {
-    Quad quad = load_codes(codes_of(w, in, column));
-    for (Vec& v : quad.input) v = hn::MulAdd(v, group.scale, group.offset);
+    Quad quad = load_codes(codes_of<kType>(w, in, column));
+    for (Vec& v : quad.input) v = hn::MulAdd(v, part.scale, part.offset);
     return quad;
   }
 }
 
 // Asks for the codes of four inputs, two groups ahead. Decoding them keeps the core too busy for
 // the hardware to run far enough ahead by itself; the other types gain nothing.
-HWY_INLINE void prefetch_codes(const uint8_t* codes) {
-  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) {
-    hwy::Prefetch(codes + 2 * static_cast<int64_t>(sizeof(Int8Group)) + i);
-  }
+template <WeightType kType>
+HWY_INLINE void prefetch_codes(const PanelView& w, int64_t in) {
+  if constexpr (!is_int8(kType)) return;
+  constexpr auto kTwoGroups = 2 * static_cast<int64_t>(sizeof(Int8Group<group_parts(kType)>));
+  const uint8_t* codes = codes_of<kType>(w, in, 0);
+  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) hwy::Prefetch(codes + kTwoGroups + i);
 }
 
 // As many vectors of outputs as have room for kRows sums each in half the registers.
@@ -107,15 +120,15 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   for (auto& row : sum) {
     for (Vec& v : row) v = hn::Zero(F32());
   }
-  Group groups[kWidth];
-  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+  Part parts[kWidth];
+  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
     for (int i = 0; i < kWidth; ++i) {
-      groups[i] = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
+      parts[i] = load_part<kType>(w, first, column + i * kLanes);
     }
-    for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-      if constexpr (kType == WeightType::kInt8) prefetch_codes(codes_of(w, in, 0));
+    for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+      prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
-        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, groups[i]);
+        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, parts[i]);
         for (int row = 0; row < kRows; ++row) {
           const float* at = x.data + row * x.stride + in;
           for (int j = 0; j < 4; ++j) {
@@ -132,34 +145,34 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   }
 }
 
-// As block_product for one row of a kInt8 panel, with scale and offset applied to a group's sums:
-// an operation less for each weight, which is what bounds this kernel.
+// As block_product for one row of a panel of 8-bit codes, with scale and offset applied to the sums
+// of a part: an operation less for each weight, which is what bounds this kernel.
+template <WeightType kType>
 HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
                                    float* HWY_RESTRICT y) {
   constexpr int kWidth = block_vectors(2);
   Vec sum[kWidth];
   for (Vec& v : sum) v = hn::Zero(F32());
-  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
-    Vec group_sum[kWidth];
-    for (Vec& v : group_sum) v = hn::Zero(F32());
-    for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-      prefetch_codes(codes_of(w, in, 0));
+  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
+    Vec part_sum[kWidth];
+    for (Vec& v : part_sum) v = hn::Zero(F32());
+    for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+      prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
-        const Quad codes = load_codes(codes_of(w, in, column + i * kLanes));
+        const Quad codes = load_codes(codes_of<kType>(w, in, column + i * kLanes));
         for (int j = 0; j < 4; ++j) {
-          group_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), group_sum[i]);
+          part_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), part_sum[i]);
         }
       }
     }
     Vec inputs = hn::Zero(F32());
-    for (int i = 0; i < kWeightGroup; i += kLanes) {
+    for (int i = 0; i < kPartInputs<kType>; i += kLanes) {
       inputs = hn::Add(inputs, hn::LoadU(F32(), x + first + i));
     }
     inputs = hn::SumOfLanes(F32(), inputs);
     for (int i = 0; i < kWidth; ++i) {
-      const Group group =
-          load_group<WeightType::kInt8>(w, first / kWeightGroup, column + i * kLanes);
-      sum[i] = hn::MulAdd(group.offset, inputs, hn::MulAdd(group.scale, group_sum[i], sum[i]));
+      const Part part = load_part<kType>(w, first, column + i * kLanes);
+      sum[i] = hn::MulAdd(part.offset, inputs, hn::MulAdd(part.scale, part_sum[i], sum[i]));
     }
   }
   for (int i = 0; i < kWidth; ++i) hn::StoreU(sum[i], F32(), y + column + i * kLanes);
@@ -167,9 +180,9 @@ HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int colum
 
 template <WeightType kType, int kRows>
 void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
-  if constexpr (kType == WeightType::kInt8 && kRows == 1) {
+  if constexpr (is_int8(kType) && kRows == 1) {
     for (int i = 0; i < kVectors; i += block_vectors(2)) {
-      block_product_int8(w, x.data, i * kLanes, y);
+      block_product_int8<kType>(w, x.data, i * kLanes, y);
     }
   } else {
     for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
@@ -199,16 +212,17 @@ void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) {
     case WeightType::kF32: return typed_product<WeightType::kF32>(w, x, y);
     case WeightType::kBF16: return typed_product<WeightType::kBF16>(w, x, y);
     case WeightType::kInt8: return typed_product<WeightType::kInt8>(w, x, y);
+    case WeightType::kInt8x2: return typed_product<WeightType::kInt8x2>(w, x, y);
   }
 }
 
 template <WeightType kType>
 void typed_unpack(const PanelView& w, float* HWY_RESTRICT out) {
-  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
     for (int column = 0; column < kPanelOutputs; column += kLanes) {
-      const Group group = load_group<kType>(w, first / kWeightGroup, column);
-      for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-        const Quad weights = load_quad<kType>(w, in, column, group);
+      const Part part = load_part<kType>(w, first, column);
+      for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+        const Quad weights = load_quad<kType>(w, in, column, part);
         for (int j = 0; j < 4; ++j) {
           hn::Store(weights.input[j], F32(), out + (in + j) * kPanelOutputs + column);
         }
@@ -222,6 +236,7 @@ void unpack_panel(const PanelView& w, float* out) {
     case WeightType::kF32: return typed_unpack<WeightType::kF32>(w, out);
     case WeightType::kBF16: return typed_unpack<WeightType::kBF16>(w, out);
     case WeightType::kInt8: return typed_unpack<WeightType::kInt8>(w, out);
+    case WeightType::kInt8x2: return typed_unpack<WeightType::kInt8x2>(w, out);
   }
 }
 

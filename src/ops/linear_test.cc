@@ -36,10 +36,10 @@ void quantized_row(int64_t row, QuantizedRow out) {
 
 PackedMatrix make_matrix(int64_t num_out, int64_t num_in, WeightType type, ThreadPool& pool,
                          int64_t seed = 0) {
-  if (type == WeightType::kInt8) {
+  if (is_int8(type)) {
     return PackedMatrix::pack_int8(
         num_out, num_in, [seed](int64_t row, QuantizedRow out) { quantized_row(row + seed, out); },
-        pool);
+        pool, type);
   }
   return PackedMatrix::pack(
       num_out, num_in, type,
@@ -122,7 +122,13 @@ Errors errors_of(const PackedMatrix& w, const Matrix& x, const Matrix& out, bool
 }
 
 std::string type_name(WeightType type) {
-  return type == WeightType::kF32 ? "f32" : type == WeightType::kBF16 ? "bf16" : "int8";
+  switch (type) {
+    case WeightType::kF32: return "f32";
+    case WeightType::kBF16: return "bf16";
+    case WeightType::kInt8: return "int8";
+    case WeightType::kInt8x2: return "int8x2";
+  }
+  return "";
 }
 
 struct Shape {
@@ -169,13 +175,13 @@ class Linear : public testing::TestWithParam<std::tuple<Backend, WeightType>> {
   WeightType type() const { return std::get<1>(GetParam()); }
 
   std::vector<Shape> shapes() const {
-    if (type() == WeightType::kInt8) return {{1, 32}, {64, 64}, {70, 96}, {130, 320}};
+    if (is_int8(type())) return {{1, 32}, {64, 64}, {70, 96}, {130, 320}};
     return {{1, 1}, {3, 8}, {63, 31}, {64, 32}, {65, 33}, {130, 100}, {200, 256}};
   }
 
   // Whether x is rounded to multiples of max|x| / 16256 of its 32-group.
   bool rounds_to_steps(int64_t rows, Precision precision) const {
-    return backend() == Backend::kAvx512Bf16 && type() == WeightType::kInt8 && rows <= 12 &&
+    return backend() == Backend::kAvx512Bf16 && is_int8(type()) && rows <= 12 &&
            precision == Precision::kBF16;
   }
 
@@ -220,7 +226,7 @@ double int8_bound(std::span<const float> weights, std::span<const float> x) {
 }
 
 TEST_P(Linear, KeepsToTheBoundOfFewRowsTimesInt8) {
-  if (type() != WeightType::kInt8) return;
+  if (!is_int8(type())) return;
   for (const Shape shape : shapes()) {
     const auto w = make_matrix(shape.num_out, shape.num_in, type(), pool_);
     const auto weights = unpacked(w);
@@ -249,7 +255,7 @@ TEST_P(Linear, KeepsToTheBoundOfFewRowsTimesInt8) {
 }
 
 TEST_P(Linear, ErrsFarLessThanBf16OnFewRowsTimesInt8) {
-  if (type() != WeightType::kInt8) return;
+  if (!is_int8(type())) return;
   const auto w = make_matrix(130, 320, type(), pool_);
   for (const int64_t rows : {1, 3, 12}) {
     const Matrix x = random_input(rows, 320);
@@ -362,7 +368,7 @@ TEST_P(Linear, KeepsInfinitiesAndNotANumbersInTheirRow) {
 INSTANTIATE_TEST_SUITE_P(AllBackends, Linear,
                          testing::Combine(testing::ValuesIn(available_backends()),
                                           testing::Values(WeightType::kF32, WeightType::kBF16,
-                                                          WeightType::kInt8)),
+                                                          WeightType::kInt8, WeightType::kInt8x2)),
                          [](const auto& info) {
                            return std::string(backend_name(std::get<0>(info.param))) + "_" +
                                   type_name(std::get<1>(info.param));
