@@ -53,9 +53,9 @@ std::string counting_rows(int64_t num_rows, int64_t num_in) {
   return bytes;
 }
 
-void add_weights(GgufBuilder& builder, const std::string& without = "") {
+void add_weights_that(GgufBuilder& builder, const std::function<bool(const std::string&)>& wanted) {
   const auto add = [&](const std::string& name, uint64_t num_out, uint64_t num_in) {
-    if (name == without) return;
+    if (!wanted(name)) return;
     const auto bytes = counting_rows(static_cast<int64_t>(num_out), static_cast<int64_t>(num_in));
     if (num_out == 1) builder.tensor(name, {num_in}, 0, bytes);
     if (num_out > 1) builder.tensor(name, {num_in, num_out}, 0, bytes);
@@ -71,6 +71,10 @@ void add_weights(GgufBuilder& builder, const std::string& without = "") {
   add("blk.0.ffn_up.weight", 64, 32);
   add("blk.0.ffn_down.weight", 32, 64);
   add("output_norm.weight", 1, 32);
+}
+
+void add_weights(GgufBuilder& builder, const std::string& without = "") {
+  add_weights_that(builder, [&](const std::string& name) { return name != without; });
 }
 
 class GgufCheckpoint : public testing::Test {
@@ -193,6 +197,34 @@ TEST_F(GgufCheckpoint, ATensorWithOneOverflowingScaleHasNoGroups) {
                 fits ? 32 : 0);
     }
   }
+}
+
+TEST_F(GgufCheckpoint, ShardsAreTheSameModelAsTheWholeFile) {
+  GgufBuilder whole = llama_metadata();
+  add_tokenizer(whole);
+  add_weights(whole);
+  const std::string print = open(whole)->fingerprint();
+  const std::string stem = path_.substr(0, path_.size() - 5);
+  const std::string paths[2] = {stem + "-00001-of-00002.gguf", stem + "-00002-of-00002.gguf"};
+  int64_t file_bytes = 0;
+  for (uint32_t i = 0; i < 2; ++i) {
+    GgufBuilder shard = i == 0 ? llama_metadata() : GgufBuilder();
+    if (i == 0) add_tokenizer(shard);
+    shard.integer("split.no", i).integer("split.count", 2).integer("split.tensors.count", 11);
+    // The embeddings, which the config needs, are in the second one.
+    add_weights_that(shard, [&](const std::string& name) {
+      return (name.find("ffn") == std::string::npos) == (i == 1);
+    });
+    write_file_atomic(paths[i], shard.bytes());
+    file_bytes += static_cast<int64_t>(shard.bytes().size());
+  }
+  for (const std::string& path : paths) {
+    const auto checkpoint = open_checkpoint(path);
+    EXPECT_EQ(checkpoint->fingerprint(), print);
+    EXPECT_EQ(checkpoint->file_bytes(), file_bytes);
+    EXPECT_EQ(checkpoint->tokenizer().tokens.size(), 6u);
+  }
+  for (const std::string& path : paths) std::remove(path.c_str());
 }
 
 TEST_F(GgufCheckpoint, AModelWithoutASupportedTokenizerStillHasWeights) {
