@@ -110,12 +110,13 @@ float pseudo_random(uint32_t seed) {  // in [-1, 1)
 
 PackedMatrix make_weights(const LinearShape& shape, ThreadPool& pool) {
   if (has_groups(shape.type)) {
-    const int mask = shape.type == WeightType::kInt8 ? 255 : 15;
+    const int largest = (1 << code_bits(shape.type)) - 1;
     return PackedMatrix::pack_groups(
         shape.num_out, shape.num_in, shape.type,
-        [mask](int64_t row, QuantizedRow out) {
+        [largest](int64_t row, QuantizedRow out) {
           for (size_t i = 0; i < out.codes.size(); ++i) {
-            out.codes[i] = static_cast<uint8_t>((static_cast<size_t>(row) * 37 + i * 101) & mask);
+            const size_t code = static_cast<size_t>(row) * 37 + i * 101;
+            out.codes[i] = static_cast<uint8_t>(code & static_cast<size_t>(largest));
           }
           std::fill(out.scales.begin(), out.scales.end(), to_half(0.005f));
           std::fill(out.offsets.begin(), out.offsets.end(), to_half(-0.64f));

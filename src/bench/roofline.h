@@ -28,7 +28,7 @@ MachinePeaks measure_peaks(ThreadPool& pool);
 struct LinearShape {
   std::string name;
   int64_t num_out = 0;
-  int64_t num_in = 0;  // a multiple of 32 for kInt8
+  int64_t num_in = 0;  // a multiple of 32 for 8-bit types
   WeightType type = WeightType::kBF16;
 };
 

@@ -61,8 +61,13 @@ class FileCheckpoint final : public Checkpoint {
       throw FormatError(path_ + ": tensor " + quote(name) + " is missing");
     }
     const StoredWeight& stored = found->second.stored;
-    return {stored.shape, fits_groups(found->second), stored.format->name != std::string("F32"),
-            stored.format->name};
+    const WeightGroups& groups = stored.format->groups;
+    return {.shape = stored.shape,
+            .group_size = fits_groups(found->second) ? groups.size : 0,
+            .group_bits = groups.bits,
+            .groups_are_exact = groups.are_exact,
+            .is_16_bit = stored.format->name != std::string("F32"),
+            .type = stored.format->name};
   }
 
   void read_row(const std::string& name, int64_t row, std::span<float> out) const override {
@@ -74,9 +79,17 @@ class FileCheckpoint final : public Checkpoint {
 
   void read_row_groups(const std::string& name, int64_t row, QuantizedRow out) const override {
     const StoredWeight& stored = weights_.find(name)->second.stored;
-    assert(stored.format->to_groups != nullptr);
+    const WeightGroups& groups = stored.format->groups;
+    assert(groups.size > 0);
     const Blocks blocks = row_blocks(stored, row);
-    stored.format->to_groups(blocks.data, blocks.count, out);
+    groups.convert(blocks.data, blocks.count, out);
+    const auto num_groups = out.codes.size() / static_cast<size_t>(groups.size);
+    if (num_groups == out.scales.size()) return;
+    assert(2 * num_groups == out.scales.size());
+    for (size_t i = out.scales.size(); i-- > 0;) {  // from the back: i / 2 is still to be read
+      out.scales[i] = out.scales[i / 2];
+      out.offsets[i] = out.offsets[i / 2];
+    }
   }
 
   void release_pages() const override {
@@ -90,8 +103,8 @@ class FileCheckpoint final : public Checkpoint {
  private:
   struct Weight {
     StoredWeight stored;
-    // fits_groups of the whole tensor, looked up when it is first asked for: 0 unknown, 1 no, 2
-    // yes.
+    // Whether the whole tensor fits groups, looked up when it is first asked for: 0 unknown, 1 no,
+    // 2 yes.
     mutable std::atomic<int> groups = 0;
   };
   struct Blocks {
@@ -111,13 +124,13 @@ class FileCheckpoint final : public Checkpoint {
 
   static bool fits_groups(const Weight& weight) {
     const WeightFormat& format = *weight.stored.format;
-    if (format.to_groups == nullptr) return false;
-    if (format.fits_groups == nullptr) return true;
+    if (format.groups.size == 0) return false;
+    if (format.groups.fit == nullptr) return true;
     int state = weight.groups.load(std::memory_order_relaxed);
     if (state == 0) {  // two threads may both look: they find the same
       const auto data = weight.stored.data;
       const auto num_blocks = static_cast<int64_t>(data.size()) / format.block_bytes;
-      state = format.fits_groups(data.data(), num_blocks) ? 2 : 1;
+      state = format.groups.fit(data.data(), num_blocks) ? 2 : 1;
       weight.groups.store(state, std::memory_order_relaxed);
     }
     return state == 2;

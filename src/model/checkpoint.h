@@ -1,7 +1,8 @@
 // A checkpoint on disk: hyperparameters and named weight matrices that can be read row by row as
-// floats, or, where the file is quantized, as 8-bit groups. GGUF files and Hugging Face directories
-// look the same from here: names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"),
-// query and key rows are in Hugging Face's order (two halves rotate together).
+// floats, or, where the file is quantized, as groups of codes. GGUF files and Hugging Face
+// directories look the same from here: names are Hugging Face's
+// ("model.layers.0.self_attn.q_proj.weight"), query and key rows are in Hugging Face's order (two
+// halves rotate together).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,11 @@ namespace kvquant {
 
 struct WeightInfo {
   std::vector<int64_t> shape;  // [num_out, num_in] or [size]
-  bool has_groups = false;     // read_row_groups works: Q4_1, and Q8_0 whose offsets fit a Half
+  // Values that share a scale, 16 or 32, where read_row_groups works: the file is quantized and
+  // its scales fit a Half. Else 0.
+  int64_t group_size = 0;
+  int group_bits = 0;             // of their codes
+  bool groups_are_exact = false;  // they are what read_row gives; K-quants' scales get rounded
   bool is_16_bit = false;  // F16, BF16 or already fewer bits: bf16 storage is the natural choice
   std::string type;        // the file's name of it: "Q4_1", "BF16"
 };
@@ -45,6 +50,7 @@ class Checkpoint {
   // Row `row` of the tensor (a vector is row 0). out has exactly num_in elements. noexcept on valid
   // arguments: everything was checked when the file was opened. Thread-safe.
   virtual void read_row(const std::string& name, int64_t row, std::span<float> out) const = 0;
+  // With a scale for each group_size values, or for each 16 when out has room for those.
   virtual void read_row_groups(const std::string& name, int64_t row, QuantizedRow out) const = 0;
 
   // Tells the system that the pages of the mapped file read so far won't be needed soon, so that

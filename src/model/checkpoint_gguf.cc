@@ -5,6 +5,7 @@
 #include "kvquant/error.h"
 #include "model/file_checkpoint.h"
 #include "model/gguf.h"
+#include "model/gguf_shards.h"
 #include "model/weight_names.h"
 
 namespace kvquant {
@@ -116,9 +117,8 @@ ModelConfig config_from_gguf(const Gguf& gguf) {
 }
 
 std::unique_ptr<Checkpoint> open_gguf_checkpoint(MappedFile file) {
-  const std::string path = file.path();
-  const Gguf gguf(file.bytes(), path);
   CheckpointParts parts;
+  const Gguf gguf = open_gguf_shards(std::move(file), parts.files);
   parts.config = config_from_gguf(gguf);
   parts.weights = weights_of(gguf, parts.config);
   parts.eos_token_ids = eos_tokens(gguf, parts.config.vocab_size);
@@ -127,8 +127,7 @@ std::unique_ptr<Checkpoint> open_gguf_checkpoint(MappedFile file) {
   } catch (const FormatError& error) {
     parts.tokenizer_error = error.what();
   }
-  parts.files.push_back(std::move(file));
-  return make_checkpoint(std::move(parts), path);
+  return make_checkpoint(std::move(parts), gguf.path());
 }
 
 }  // namespace kvquant

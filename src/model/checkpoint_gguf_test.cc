@@ -53,9 +53,9 @@ std::string counting_rows(int64_t num_rows, int64_t num_in) {
   return bytes;
 }
 
-void add_weights(GgufBuilder& builder, const std::string& without = "") {
+void add_weights_that(GgufBuilder& builder, const std::function<bool(const std::string&)>& wanted) {
   const auto add = [&](const std::string& name, uint64_t num_out, uint64_t num_in) {
-    if (name == without) return;
+    if (!wanted(name)) return;
     const auto bytes = counting_rows(static_cast<int64_t>(num_out), static_cast<int64_t>(num_in));
     if (num_out == 1) builder.tensor(name, {num_in}, 0, bytes);
     if (num_out > 1) builder.tensor(name, {num_in, num_out}, 0, bytes);
@@ -71,6 +71,10 @@ void add_weights(GgufBuilder& builder, const std::string& without = "") {
   add("blk.0.ffn_up.weight", 64, 32);
   add("blk.0.ffn_down.weight", 32, 64);
   add("output_norm.weight", 1, 32);
+}
+
+void add_weights(GgufBuilder& builder, const std::string& without = "") {
+  add_weights_that(builder, [&](const std::string& name) { return name != without; });
 }
 
 class GgufCheckpoint : public testing::Test {
@@ -158,7 +162,8 @@ TEST_F(GgufCheckpoint, QuantizedWeightsAreReadAsFloatsAndAsGroups) {
   builder.tensor("blk.0.attn_v.weight", {32, 16}, 3, blocks);
   const auto checkpoint = open(builder);
   const std::string name = "model.layers.0.self_attn.v_proj.weight";
-  EXPECT_TRUE(checkpoint->info(name).has_groups);
+  EXPECT_EQ(checkpoint->info(name).group_size, 32);
+  EXPECT_TRUE(checkpoint->info(name).groups_are_exact);
   EXPECT_TRUE(checkpoint->info(name).is_16_bit);
   EXPECT_EQ(checkpoint->info(name).type, "Q4_1");
   std::vector<float> floats(32);
@@ -172,6 +177,10 @@ TEST_F(GgufCheckpoint, QuantizedWeightsAreReadAsFloatsAndAsGroups) {
   EXPECT_EQ(codes[31], 12);
   EXPECT_EQ(to_float(scales[0]), 0.5f);
   EXPECT_EQ(to_float(offsets[0]), -1.0f);
+  scales.resize(2), offsets.resize(2);  // a scale for each 16 values
+  checkpoint->read_row_groups(name, 3, {codes, scales, offsets});
+  EXPECT_EQ(to_float(scales[1]), 0.5f);
+  EXPECT_EQ(to_float(offsets[1]), -1.0f);
 }
 
 TEST_F(GgufCheckpoint, ATensorWithOneOverflowingScaleHasNoGroups) {
@@ -184,9 +193,38 @@ TEST_F(GgufCheckpoint, ATensorWithOneOverflowingScaleHasNoGroups) {
     const auto checkpoint = open(builder);
     const bool fits = scale[1] == '\x3c';
     for (int i = 0; i < 2; ++i) {
-      EXPECT_EQ(checkpoint->info("model.layers.0.self_attn.v_proj.weight").has_groups, fits);
+      EXPECT_EQ(checkpoint->info("model.layers.0.self_attn.v_proj.weight").group_size,
+                fits ? 32 : 0);
     }
   }
+}
+
+TEST_F(GgufCheckpoint, ShardsAreTheSameModelAsTheWholeFile) {
+  GgufBuilder whole = llama_metadata();
+  add_tokenizer(whole);
+  add_weights(whole);
+  const std::string print = open(whole)->fingerprint();
+  const std::string stem = path_.substr(0, path_.size() - 5);
+  const std::string paths[2] = {stem + "-00001-of-00002.gguf", stem + "-00002-of-00002.gguf"};
+  int64_t file_bytes = 0;
+  for (uint32_t i = 0; i < 2; ++i) {
+    GgufBuilder shard = i == 0 ? llama_metadata() : GgufBuilder();
+    if (i == 0) add_tokenizer(shard);
+    shard.integer("split.no", i).integer("split.count", 2).integer("split.tensors.count", 11);
+    // The embeddings, which the config needs, are in the second one.
+    add_weights_that(shard, [&](const std::string& name) {
+      return (name.find("ffn") == std::string::npos) == (i == 1);
+    });
+    write_file_atomic(paths[i], shard.bytes());
+    file_bytes += static_cast<int64_t>(shard.bytes().size());
+  }
+  for (const std::string& path : paths) {
+    const auto checkpoint = open_checkpoint(path);
+    EXPECT_EQ(checkpoint->fingerprint(), print);
+    EXPECT_EQ(checkpoint->file_bytes(), file_bytes);
+    EXPECT_EQ(checkpoint->tokenizer().tokens.size(), 6u);
+  }
+  for (const std::string& path : paths) std::remove(path.c_str());
 }
 
 TEST_F(GgufCheckpoint, AModelWithoutASupportedTokenizerStillHasWeights) {

@@ -1,5 +1,6 @@
 // Llama checkpoints in Hugging Face directories.
 #include <filesystem>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -24,23 +25,39 @@ std::string text_if_present(const fs::path& path) {
   return fs::exists(path) ? read_text(path.string(), kMaxTextBytes) : "";
 }
 
-// The *.safetensors files of the checkpoint: those of the index, or model.safetensors.
-std::vector<std::string> weight_files(const fs::path& folder) {
+// The *.safetensors files of the checkpoint and the tensors that the index says are in them:
+// model.safetensors, which needs no index and is taken first as transformers does, or those of the
+// index. Other files of the folder are not read.
+std::map<std::string, std::vector<std::string>> weight_files(const fs::path& folder) {
   const fs::path index = folder / "model.safetensors.index.json";
   const fs::path single = folder / "model.safetensors";
-  if (fs::exists(index)) {
-    std::set<std::string> names;
-    const auto text = read_text(index.string(), kMaxTextBytes);
-    for (const auto& [tensor, file] : parse_safetensors_index(text, index.string())) {
-      names.insert(file);
-    }
-    std::vector<std::string> paths;
-    for (const auto& name : names) paths.push_back((folder / name).string());
-    return paths;
+  if (fs::exists(single)) return {{single.string(), {}}};
+  if (!fs::exists(index)) {
+    throw FormatError(folder.string() +
+                      ": neither model.safetensors nor model.safetensors.index.json is there");
   }
-  if (fs::exists(single)) return {single.string()};
-  throw FormatError(folder.string() +
-                    ": neither model.safetensors nor model.safetensors.index.json is there");
+  std::map<std::string, std::vector<std::string>> files;
+  const auto text = read_text(index.string(), kMaxTextBytes);
+  for (const auto& [tensor, file] : parse_safetensors_index(text, index.string())) {
+    files[(folder / file).string()].push_back(tensor);
+  }
+  for (const auto& [file, tensors] : files) {
+    if (!fs::exists(file)) {
+      throw IoError(file + ": missing, " + index.string() + " says that " + quote(tensors[0]) +
+                    " is there");
+    }
+  }
+  return files;
+}
+
+void check_has(const Safetensors& file, const std::vector<std::string>& tensors,
+               const std::string& path) {
+  for (const std::string& tensor : tensors) {
+    if (file.find(tensor) == nullptr) {
+      throw FormatError(path + ": tensor " + quote(tensor) +
+                        " is not there, model.safetensors.index.json says it is");
+    }
+  }
 }
 
 // Old checkpoints hold the rotation's frequencies, which follow from the config.
@@ -122,9 +139,11 @@ std::unique_ptr<Checkpoint> open_hugging_face_checkpoint(const std::string& path
   parts.config = config_from_json(config_text, config_path);
   const fs::path whole = fs::absolute(folder).lexically_normal();
   parts.config.name = (whole.has_filename() ? whole : whole.parent_path()).filename().string();
-  for (const std::string& file : weight_files(folder)) {
+  for (const auto& [file, tensors] : weight_files(folder)) {
     parts.files.emplace_back(file);
-    add_weights(parts, parse_safetensors(parts.files.back().bytes(), file), file);
+    const Safetensors safetensors = parse_safetensors(parts.files.back().bytes(), file);
+    check_has(safetensors, tensors, file);
+    add_weights(parts, safetensors, file);
   }
   resolve_tied_head(parts);
   refuse_unknown_weights(parts, path);

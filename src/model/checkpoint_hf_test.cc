@@ -3,8 +3,10 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <map>
 
 #include "base/file.h"
+#include "base/half.h"
 #include "formats/json_fields.h"
 #include "formats/safetensors.h"
 #include "kvquant/error.h"
@@ -115,17 +117,89 @@ TEST_F(HuggingFaceCheckpoint, ShardsOfAnIndexAreReadAsOne) {
   rewrite("1.safetensors", [&](const std::string& name) { return is_mlp(name) ? name : ""; });
   rewrite("2.safetensors", [&](const std::string& name) { return is_mlp(name) ? "" : name; });
   fs::remove(file("model.safetensors"));
-  write_file_atomic(file("model.safetensors.index.json"),
-                    R"({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})");
+  const std::string up = "model.layers.0.mlp.up_proj.weight", norm = "model.norm.weight";
+  const auto index = [&](const std::map<std::string, std::string>& files) {
+    write_file_atomic(file("model.safetensors.index.json"), Json{{"weight_map", files}}.dump());
+  };
+  index({{up, "1.safetensors"}, {norm, "2.safetensors"}});
   EXPECT_EQ(open()->fingerprint(), print);
-  fs::copy(file("1.safetensors"), file("3.safetensors"));
-  write_file_atomic(
-      file("model.safetensors.index.json"),
-      R"({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "3.safetensors"}})");
+  fs::copy(file("1.safetensors"), file("3.safetensors"));  // not in the index: not read
+  EXPECT_EQ(open()->fingerprint(), print);
+  index({{up, "1.safetensors"},
+         {norm, "2.safetensors"},
+         {"model.layers.0.mlp.gate_proj.weight", "3.safetensors"}});
   expect_refused("3.safetensors: tensor \"model.layers.0.mlp.down_proj.weight\" is in two files");
-  write_file_atomic(file("model.safetensors.index.json"),
-                    R"({"weight_map": {"a": "4.safetensors"}})");
-  EXPECT_THROW(open(), IoError);
+  index({{up, "2.safetensors"}, {norm, "1.safetensors"}});
+  expect_refused("1.safetensors: tensor \"model.norm.weight\" is not there");
+  index({{up, "1.safetensors"}});
+  expect_refused("\"model.embed_tokens.weight\" is missing");
+  index({{up, "1.safetensors"}, {norm, "../2.safetensors"}});
+  expect_refused("\"../2.safetensors\" is not a name inside the folder");
+  index({{up, "1.safetensors"}, {norm, file("2.safetensors")}});
+  expect_refused("is not a name inside the folder");
+  index({{up, "1.safetensors"}, {norm, "4.safetensors"}});
+  try {
+    open();
+    ADD_FAILURE() << "accepted";
+  } catch (const IoError& error) {
+    EXPECT_EQ(std::string(error.what()).find(file("4.safetensors") + ": missing"), 0u);
+  }
+}
+
+TEST_F(HuggingFaceCheckpoint, AWholeFileNeedsNoIndex) {
+  write_file_atomic(file("model.safetensors.index.json"), R"({"weight_map": {"a": "b"}})");
+  EXPECT_NO_THROW(open());
+}
+
+TEST_F(HuggingFaceCheckpoint, ShardsMayHaveFloatsOfDifferentTypes) {
+  const auto before = open();
+  // Norms as F32, the MLP as F16, all else as BF16.
+  const auto dtype_of = [](const std::string& name) -> std::string {
+    if (name.find("norm") != std::string::npos) return "F32";
+    return name.find("mlp") != std::string::npos ? "F16" : "BF16";
+  };
+  std::map<std::string, std::string> files;
+  for (const std::string dtype : {"F32", "F16", "BF16"}) {
+    std::vector<SafetensorsEntry> entries;
+    const std::string bytes = read_text(file("model.safetensors"));
+    for (const auto& tensor :
+         parse_safetensors(std::as_bytes(std::span(bytes.data(), bytes.size())), "m").tensors) {
+      if (dtype_of(tensor.name) != dtype) continue;
+      entries.push_back({tensor.name, dtype, tensor.shape});
+      files[tensor.name] = dtype + ".safetensors";
+    }
+    write_safetensors(file((dtype + ".safetensors").c_str()), entries, {},
+                      [&](size_t i, const ByteSink& sink) {
+                        const auto& shape = entries[i].shape;
+                        std::vector<float> row(static_cast<size_t>(shape.back()));
+                        for (int64_t r = 0; r < (shape.size() > 1 ? shape[0] : 1); ++r) {
+                          before->read_row(entries[i].name, r, row);
+                          for (const float value : row) {
+                            const Half half = to_half(value);
+                            const BFloat16 bf16 = to_bfloat16(value);
+                            if (dtype == "F32") sink(std::as_bytes(std::span(&value, 1)));
+                            if (dtype == "F16") sink(std::as_bytes(std::span(&half, 1)));
+                            if (dtype == "BF16") sink(std::as_bytes(std::span(&bf16, 1)));
+                          }
+                        }
+                      });
+  }
+  fs::remove(file("model.safetensors"));
+  write_file_atomic(file("model.safetensors.index.json"), Json{{"weight_map", files}}.dump());
+  const auto after = open();
+  for (const auto& [name, path] : files) {
+    const auto shape = after->info(name).shape;
+    EXPECT_EQ(after->info(name).type, dtype_of(name));
+    std::vector<float> expected(static_cast<size_t>(shape.back())), row(expected.size());
+    for (int64_t r = 0; r < (shape.size() > 1 ? shape[0] : 1); ++r) {
+      before->read_row(name, r, expected);
+      after->read_row(name, r, row);
+      if (dtype_of(name) == "F16") {
+        for (float& value : expected) value = round_to_half(value);
+      }
+      ASSERT_EQ(row, expected) << name;
+    }
+  }
 }
 
 TEST_F(HuggingFaceCheckpoint, ATiedModelMayHoldItsHeadInsteadOfItsEmbeddings) {

@@ -1,26 +1,18 @@
 #include "model/dequant.h"
 
-#include <cmath>
 #include <cstring>
+
+#include "model/dequant_blocks.h"
 
 namespace kvquant {
 namespace {
-
-constexpr int64_t kBlock = kWeightGroup;  // 32 values, both in Q8_0 and in Q4_1
-constexpr float kMaxHalf = 65504.0f;
-
-Half load_half(const std::byte* from) {
-  Half value;
-  std::memcpy(&value, from, sizeof(value));
-  return value;
-}
 
 void f32_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
   std::memcpy(out, blocks, static_cast<size_t>(num_blocks) * sizeof(float));
 }
 
 void f16_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
-  for (int64_t i = 0; i < num_blocks; ++i) out[i] = to_float(load_half(blocks + 2 * i));
+  for (int64_t i = 0; i < num_blocks; ++i) out[i] = load_half_as_float(blocks + 2 * i);
 }
 
 void bf16_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
@@ -31,75 +23,153 @@ void bf16_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noe
   }
 }
 
-// Q8_0: Half d, int8 q[32].
-constexpr int64_t kQ8_0Bytes = 34;
-
-void q8_0_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
-  for (int64_t b = 0; b < num_blocks; ++b, blocks += kQ8_0Bytes, out += kBlock) {
-    const float d = to_float(load_half(blocks));
-    for (int64_t i = 0; i < kBlock; ++i) {
-      out[i] = static_cast<float>(static_cast<int8_t>(blocks[2 + i])) * d;
-    }
+// Blocks of 32 whose values are (code - kZero) d: the groups' offset is -kZero d, a power of two
+// times d, exact while it does not overflow. All products have at most 19 significant bits, so f32
+// arithmetic on them is exact as well.
+template <class Block>
+void centred_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
+  uint8_t codes[kWeightGroup];
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes, out += kWeightGroup) {
+    const float d = load_half_as_float(blocks);
+    Block::unpack(blocks, codes);
+    for (int i = 0; i < kWeightGroup; ++i) out[i] = static_cast<float>(codes[i] - Block::kZero) * d;
   }
 }
 
-// code = q + 128 and offset = -128 d: a power of two times d, exact while it does not overflow.
-// Both products have at most 19 significant bits, so f32 arithmetic on them is exact as well.
-void q8_0_to_groups(const std::byte* blocks, int64_t num_blocks, QuantizedRow out) noexcept {
-  for (int64_t b = 0; b < num_blocks; ++b, blocks += kQ8_0Bytes) {
-    const Half d = load_half(blocks);
-    out.scales[static_cast<size_t>(b)] = d;
-    out.offsets[static_cast<size_t>(b)] = to_half(-128.0f * to_float(d));
-    uint8_t* codes = out.codes.data() + b * kBlock;
-    for (int64_t i = 0; i < kBlock; ++i) {
-      codes[i] = static_cast<uint8_t>(blocks[2 + i]) ^ 0x80;
-    }
+template <class Block>
+void centred_to_groups(const std::byte* blocks, int64_t num_blocks, QuantizedRow out) noexcept {
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes) {
+    const float d = load_half_as_float(blocks);
+    out.scales[static_cast<size_t>(b)] = to_half(d);
+    out.offsets[static_cast<size_t>(b)] = to_half(-Block::kZero * d);
+    Block::unpack(blocks, out.codes.data() + b * kWeightGroup);
   }
 }
 
-bool q8_0_fits_groups(const std::byte* blocks, int64_t num_blocks) noexcept {
+template <class Block>
+bool centred_fits_groups(const std::byte* blocks, int64_t num_blocks) noexcept {
   bool fits = true;
   for (int64_t b = 0; b < num_blocks; ++b) {
-    const float offset = 128.0f * to_float(load_half(blocks + b * kQ8_0Bytes));
-    fits &= std::abs(offset) <= kMaxHalf;  // false for NaN
+    fits &= fits_half(Block::kZero * load_half_as_float(blocks + b * Block::kBytes));
   }
   return fits;
 }
 
-// Q4_1: Half d, Half m, uint8 nibbles[16].
-constexpr int64_t kQ4_1Bytes = 20;
+// Blocks of 32 whose values are d code + m, as a group's are.
+template <class Block>
+void affine_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
+  uint8_t codes[kWeightGroup];
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes, out += kWeightGroup) {
+    const float d = load_half_as_float(blocks), m = load_half_as_float(blocks + 2);
+    Block::unpack(blocks, codes);
+    for (int i = 0; i < kWeightGroup; ++i) out[i] = d * static_cast<float>(codes[i]) + m;
+  }
+}
 
-void q4_1_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
-  for (int64_t b = 0; b < num_blocks; ++b, blocks += kQ4_1Bytes, out += kBlock) {
-    const float d = to_float(load_half(blocks));
-    const float m = to_float(load_half(blocks + 2));
-    for (int64_t i = 0; i < kBlock / 2; ++i) {
-      const auto pair = static_cast<uint8_t>(blocks[4 + i]);
-      out[i] = d * static_cast<float>(pair & 15) + m;
-      out[i + kBlock / 2] = d * static_cast<float>(pair >> 4) + m;
+template <class Block>
+void affine_to_groups(const std::byte* blocks, int64_t num_blocks, QuantizedRow out) noexcept {
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes) {
+    std::memcpy(&out.scales[static_cast<size_t>(b)], blocks, sizeof(Half));
+    std::memcpy(&out.offsets[static_cast<size_t>(b)], blocks + 2, sizeof(Half));
+    Block::unpack(blocks, out.codes.data() + b * kWeightGroup);
+  }
+}
+
+// Super-blocks of 256: a Half of the block times a small integer is the scale of 16 or 32 values.
+// f32 holds that exactly, and its product with a code, so that a value is rounded once, when an
+// offset is added.
+template <class Block>
+void super_to_floats(const std::byte* blocks, int64_t num_blocks, float* out) noexcept {
+  SuperBlock block;
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes, out += kSuperBlock) {
+    Block::unpack(blocks, block);
+    for (int64_t i = 0; i < kSuperBlock; ++i) {
+      const int64_t g = i / Block::kGroupSize;
+      out[i] = block.scales[g] * static_cast<float>(block.codes[i] - Block::kZero);
+      if constexpr (Block::kZero == 0) out[i] += block.offsets[g];
     }
   }
 }
 
-void q4_1_to_groups(const std::byte* blocks, int64_t num_blocks, QuantizedRow out) noexcept {
-  for (int64_t b = 0; b < num_blocks; ++b, blocks += kQ4_1Bytes) {
-    out.scales[static_cast<size_t>(b)] = load_half(blocks);
-    out.offsets[static_cast<size_t>(b)] = load_half(blocks + 2);
-    uint8_t* codes = out.codes.data() + b * kBlock;
-    for (int64_t i = 0; i < kBlock / 2; ++i) {
-      const auto pair = static_cast<uint8_t>(blocks[4 + i]);
-      codes[i] = pair & 15;
-      codes[i + kBlock / 2] = pair >> 4;
+// A Half does not hold the scales: they are rounded to its 11 bits. Zero stays zero.
+template <class Block>
+void super_to_groups(const std::byte* blocks, int64_t num_blocks, QuantizedRow out) noexcept {
+  constexpr int64_t kNumGroups = kSuperBlock / Block::kGroupSize;
+  SuperBlock block;
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes) {
+    Block::unpack(blocks, block);
+    std::memcpy(out.codes.data() + b * kSuperBlock, block.codes, kSuperBlock);
+    for (int64_t g = 0; g < kNumGroups; ++g) {
+      const auto at = static_cast<size_t>(b * kNumGroups + g);
+      const float scale = round_to_half(block.scales[g]);
+      out.scales[at] = to_half(scale);
+      out.offsets[at] = to_half(Block::kZero == 0 ? block.offsets[g] : -Block::kZero * scale);
     }
   }
+}
+
+template <class Block>
+bool super_fits_groups(const std::byte* blocks, int64_t num_blocks) noexcept {
+  bool fits = true;
+  SuperBlock block;
+  for (int64_t b = 0; b < num_blocks; ++b, blocks += Block::kBytes) {
+    Block::unpack(blocks, block);
+    for (int64_t g = 0; g < kSuperBlock / Block::kGroupSize; ++g) {
+      const int factor = Block::kZero == 0 ? 1 : Block::kZero;
+      fits &= fits_half(factor * block.scales[g]) && fits_half(block.offsets[g]);
+    }
+  }
+  return fits;
+}
+
+constexpr WeightFormat plain(const char* name, uint32_t gguf_type, int64_t bytes,
+                             decltype(WeightFormat::to_floats) to_floats) {
+  return {name, gguf_type, 1, bytes, to_floats, {}};
+}
+
+template <class Block>
+constexpr WeightFormat centred(const char* name, uint32_t gguf_type) {
+  return {name,
+          gguf_type,
+          kWeightGroup,
+          Block::kBytes,
+          centred_to_floats<Block>,
+          {kWeightGroup, Block::kBits, true, centred_to_groups<Block>, centred_fits_groups<Block>}};
+}
+
+template <class Block>
+constexpr WeightFormat affine(const char* name, uint32_t gguf_type) {
+  return {name,
+          gguf_type,
+          kWeightGroup,
+          Block::kBytes,
+          affine_to_floats<Block>,
+          {kWeightGroup, Block::kBits, true, affine_to_groups<Block>, nullptr}};
+}
+
+template <class Block>
+constexpr WeightFormat super(const char* name, uint32_t gguf_type) {
+  return {
+      name,
+      gguf_type,
+      kSuperBlock,
+      Block::kBytes,
+      super_to_floats<Block>,
+      {Block::kGroupSize, Block::kBits, false, super_to_groups<Block>, super_fits_groups<Block>}};
 }
 
 constexpr WeightFormat kFormats[] = {
-    {"F32", 0, 1, 4, f32_to_floats, nullptr, nullptr},
-    {"F16", 1, 1, 2, f16_to_floats, nullptr, nullptr},
-    {"BF16", 30, 1, 2, bf16_to_floats, nullptr, nullptr},
-    {"Q8_0", 8, kBlock, kQ8_0Bytes, q8_0_to_floats, q8_0_to_groups, q8_0_fits_groups},
-    {"Q4_1", 3, kBlock, kQ4_1Bytes, q4_1_to_floats, q4_1_to_groups, nullptr},
+    plain("F32", 0, 4, f32_to_floats),
+    plain("F16", 1, 2, f16_to_floats),
+    plain("BF16", 30, 2, bf16_to_floats),
+    centred<Q8_0>("Q8_0", 8),
+    centred<Q4_0>("Q4_0", 2),
+    affine<Q4_1>("Q4_1", 3),
+    centred<Q5_0>("Q5_0", 6),
+    affine<Q5_1>("Q5_1", 7),
+    super<Q4_K>("Q4_K", 12),
+    super<Q5_K>("Q5_K", 13),
+    super<Q6_K>("Q6_K", 14),
 };
 
 // Names of GGUF's other types, for messages.
@@ -107,8 +177,7 @@ constexpr struct {
   uint32_t gguf_type;
   const char* name;
 } kOtherTypes[] = {
-    {2, "Q4_0"},     {6, "Q5_0"},   {7, "Q5_1"},    {9, "Q8_1"},   {10, "Q2_K"},    {11, "Q3_K"},
-    {12, "Q4_K"},    {13, "Q5_K"},  {14, "Q6_K"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"},
+    {9, "Q8_1"},     {10, "Q2_K"},  {11, "Q3_K"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"},
     {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"},   {23, "IQ4_XS"},
     {24, "I8"},      {25, "I16"},   {26, "I32"},    {27, "I64"},   {28, "F64"},     {29, "IQ1_M"},
     {34, "TQ1_0"},   {35, "TQ2_0"}, {39, "MXFP4"},

@@ -32,15 +32,27 @@ std::vector<float> to_floats(const WeightFormat& format, std::span<const std::by
 // scale * code + offset of the row's groups.
 std::vector<float> through_groups(const WeightFormat& format, std::span<const std::byte> row) {
   const auto num_blocks = row.size() / static_cast<size_t>(format.block_bytes);
-  std::vector<uint8_t> codes(num_blocks * kWeightGroup);
-  std::vector<Half> scales(num_blocks), offsets(num_blocks);
-  format.to_groups(row.data(), static_cast<int64_t>(num_blocks), {codes, scales, offsets});
+  const auto group_size = static_cast<size_t>(format.groups.size);
+  std::vector<uint8_t> codes(num_blocks * static_cast<size_t>(format.block_size));
+  std::vector<Half> scales(codes.size() / group_size), offsets(scales.size());
+  format.groups.convert(row.data(), static_cast<int64_t>(num_blocks), {codes, scales, offsets});
   std::vector<float> out(codes.size());
   for (size_t i = 0; i < out.size(); ++i) {
-    const float scaled = to_float(scales[i / kWeightGroup]) * static_cast<float>(codes[i]);
-    out[i] = scaled + to_float(offsets[i / kWeightGroup]);
+    const float scaled = to_float(scales[i / group_size]) * static_cast<float>(codes[i]);
+    out[i] = scaled + to_float(offsets[i / group_size]);
   }
   return out;
+}
+
+bool fits_groups(const WeightFormat& format, std::span<const std::byte> row) {
+  const auto num_blocks = static_cast<int64_t>(row.size()) / format.block_bytes;
+  return format.groups.fit == nullptr || format.groups.fit(row.data(), num_blocks);
+}
+
+std::vector<std::byte> arbitrary_block(const WeightFormat& format) {
+  std::vector<std::byte> block(static_cast<size_t>(format.block_bytes));
+  for (size_t i = 0; i < block.size(); ++i) block[i] = static_cast<std::byte>(37 * i + 128);
+  return block;
 }
 
 TEST(Dequant, RowsEqualTheGgufPackageBitForBit) {
@@ -58,7 +70,9 @@ TEST(Dequant, RowsEqualTheGgufPackageBitForBit) {
         << name << " row " << num_rows[name];
     ++num_rows[name];
   }
-  for (const WeightFormat& format : weight_formats()) EXPECT_EQ(num_rows[format.name], 6);
+  for (const WeightFormat& format : weight_formats()) {
+    EXPECT_EQ(num_rows[format.name], format.block_size == 256 ? 2 : 6) << format.name;
+  }
 }
 
 TEST(Dequant, BlocksMayLieAtAnyAddress) {
@@ -74,31 +88,88 @@ TEST(Dequant, BlocksMayLieAtAnyAddress) {
 }
 
 TEST(Dequant, GroupsHoldTheSameValuesForEveryScaleThatFits) {
-  for (const char* name : {"Q8_0", "Q4_1"}) {
-    const WeightFormat& format = *find_weight_format(name);
-    std::vector<std::byte> block(static_cast<size_t>(format.block_bytes));
-    for (size_t i = 0; i < block.size(); ++i) block[i] = static_cast<std::byte>(37 * i + 128);
+  const std::map<std::string, float> zeros = {
+      {"Q8_0", 128.0f}, {"Q4_0", 8.0f}, {"Q5_0", 16.0f}, {"Q4_1", 1.0f}, {"Q5_1", 1.0f}};
+  int num_exact = 0;
+  for (const WeightFormat& format : weight_formats()) {
+    if (!format.groups.are_exact) continue;
+    ++num_exact;
+    auto block = arbitrary_block(format);
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
       const auto scale = static_cast<uint16_t>(bits);
       std::memcpy(block.data(), &scale, 2);
       const float d = to_float(Half{scale});
-      const bool fits = format.fits_groups == nullptr || format.fits_groups(block.data(), 1);
-      EXPECT_EQ(fits, name == std::string("Q4_1") || std::abs(d) <= 65504.0f / 128) << d;
+      const bool fits = fits_groups(format, block);
+      const bool has_offset = format.groups.fit == nullptr;
+      EXPECT_EQ(fits, has_offset || std::abs(d) <= 65504.0f / zeros.at(format.name)) << d;
       if (!fits || !std::isfinite(d)) continue;
-      ASSERT_EQ(through_groups(format, block), to_floats(format, block)) << name << " " << bits;
+      ASSERT_EQ(through_groups(format, block), to_floats(format, block)) << format.name << bits;
     }
+  }
+  EXPECT_EQ(num_exact, 5);
+}
+
+// The largest deviation of a value, in multiples of the largest of the block.
+double deviation(const std::vector<float>& values, const std::vector<float>& expected) {
+  double largest = 0, error = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    largest = std::max(largest, std::abs(double{expected[i]}));
+    error = std::max(error, std::abs(double{values[i]} - expected[i]));
+  }
+  return error / largest;
+}
+
+TEST(Dequant, GroupsOfSuperBlocksRoundOnlyTheirScales) {
+  for (const char* name : {"Q4_K", "Q5_K", "Q6_K"}) {
+    const WeightFormat& format = *find_weight_format(name);
+    auto block = arbitrary_block(format);
+    double worst = 0;
+    // Every d, and as minimum's scale its half.
+    const size_t place = std::string_view(name) == "Q6_K" ? 208 : 0;
+    for (uint32_t bits = 0x0080; bits < 0x7C00; ++bits) {  // from 128 * 2^-24 on
+      const auto scale = static_cast<uint16_t>(bits);
+      const float d = to_float(Half{scale});
+      std::memcpy(block.data() + place, &scale, 2);
+      const Half half = to_half(d / 2);
+      if (place == 0) std::memcpy(block.data() + 2, &half, 2);
+      const auto floats = to_floats(format, block);
+      if (!fits_groups(format, block)) {
+        EXPECT_GT(d, 65504.0f / 32 / 128) << name;
+        continue;
+      }
+      EXPECT_LT(d, 65504.0f / 16);
+      const auto values = through_groups(format, block);
+      // A code's part and the minimum's are each off by 2^-11.
+      const double error = deviation(values, floats);
+      EXPECT_LE(error, place == 0 ? 0x1p-10 : 0x1p-11) << name << " " << bits;
+      worst = std::max(worst, error);
+      for (size_t i = 0; i < values.size() && place > 0; ++i) {
+        EXPECT_EQ(values[i] == 0, floats[i] == 0);
+      }
+    }
+    EXPECT_GT(worst, 0x1p-13) << name;
   }
 }
 
 TEST(Dequant, OneBlockThatDoesNotFitIsEnough) {
-  const WeightFormat& format = *find_weight_format("Q8_0");
-  std::vector<std::byte> row(static_cast<size_t>(3 * format.block_bytes));
-  EXPECT_TRUE(format.fits_groups(row.data(), 3));
-  for (const float scale : {520.0f, -520.0f, INFINITY, NAN}) {
-    const Half d = to_half(scale);
-    std::memcpy(row.data() + 2 * format.block_bytes, &d, 2);
-    EXPECT_FALSE(format.fits_groups(row.data(), 3)) << scale;
-    EXPECT_TRUE(format.fits_groups(row.data(), 2));
+  for (const WeightFormat& format : weight_formats()) {
+    if (format.groups.fit == nullptr) continue;
+    const size_t place = std::string_view(format.name) == "Q6_K" ? 208 : 0;
+    std::vector<std::byte> row;
+    for (int i = 0; i < 3; ++i) {
+      auto block = arbitrary_block(format);
+      std::memset(block.data() + place, 0, 2);
+      if (format.block_size == 256 && place == 0) std::memset(block.data() + 2, 0, 2);
+      row.insert(row.end(), block.begin(), block.end());
+    }
+    EXPECT_TRUE(fits_groups(format, row)) << format.name;
+    const auto block_bytes = static_cast<size_t>(format.block_bytes);
+    for (const float scale : {9000.0f, -9000.0f, INFINITY, NAN}) {
+      const Half d = to_half(scale);
+      std::memcpy(row.data() + 2 * block_bytes + place, &d, 2);
+      EXPECT_FALSE(fits_groups(format, row)) << format.name << " " << scale;
+      EXPECT_TRUE(fits_groups(format, std::span(row).first(2 * block_bytes)));
+    }
   }
 }
 
@@ -108,9 +179,9 @@ TEST(Dequant, FormatsAreFoundByNumberAndName) {
     EXPECT_EQ(find_weight_format(std::string_view(format.name)), &format);
     EXPECT_EQ(gguf_type_name(format.gguf_type), format.name);
   }
-  EXPECT_EQ(find_weight_format(12u), nullptr);
-  EXPECT_EQ(find_weight_format("Q4_K"), nullptr);
-  EXPECT_EQ(gguf_type_name(12), "Q4_K");
+  EXPECT_EQ(find_weight_format(11u), nullptr);
+  EXPECT_EQ(find_weight_format("Q3_K"), nullptr);
+  EXPECT_EQ(gguf_type_name(11), "Q3_K");
   EXPECT_EQ(gguf_type_name(99), "type 99");
 }
 

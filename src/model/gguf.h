@@ -75,6 +75,11 @@ class Gguf {
   std::optional<std::vector<std::string>> texts(std::string_view key) const;
   std::optional<std::vector<int64_t>> integers(std::string_view key) const;
 
+  // Adds the tensors of another file, whose names must be others.
+  void append_tensors(const Gguf& other) {
+    tensors_.insert(tensors_.end(), other.tensors_.begin(), other.tensors_.end());
+  }
+
  private:
   std::string path_;
   uint32_t version_ = 0;

@@ -143,7 +143,9 @@ TEST(Gguf, WrongTensorsAreRefusedWithTheReason) {
   expect_error(with({0}, 0, 64), "dimension 0");
   expect_error(with({1ull << 32, 1ull << 32}, 0, 64), "too large");
   expect_error(with({1ull << 62}, 0, 64), "too large");
-  expect_error(with({1}, 12, 64), "type Q4_K; supported are F32");
+  expect_error(with({1}, 11, 64),
+               "type Q3_K; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0");
+  expect_error(with({128}, 12, 64), "rows of 128 are not whole blocks of 256");
   expect_error(with({1}, 77, 64), "type 77");
   expect_error(with({33}, 8, 64), "rows of 33");
   expect_error(with({1}, 0, 65), "offset 65");

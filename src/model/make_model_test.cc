@@ -67,7 +67,7 @@ TEST_F(MakeModel, TheCheckpointOpensWithTheNumbersAskedFor) {
   EXPECT_FALSE(checkpoint->has("lm_head.weight"));
   EXPECT_TRUE(checkpoint->info("model.norm.weight").is_16_bit);
   EXPECT_EQ(checkpoint->info("model.norm.weight").type, "BF16");
-  EXPECT_FALSE(checkpoint->info("model.norm.weight").has_groups);
+  EXPECT_EQ(checkpoint->info("model.norm.weight").group_size, 0);
 }
 
 TEST_F(MakeModel, WeightsAreNormalWithTheScaleOfTheirWidth) {

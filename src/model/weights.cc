@@ -51,9 +51,16 @@ class Stack {
     const auto all = [&](auto predicate) {
       return std::all_of(infos_.begin(), infos_.end(), predicate);
     };
-    if (all([](const WeightInfo& info) { return info.has_groups && info.type == "Q4_1"; }))
-      return WeightType::kInt4;
-    if (all([](const WeightInfo& info) { return info.has_groups; })) return WeightType::kInt8;
+    const auto can_be_groups = [&](const WeightInfo& info) {
+      return info.group_size > 0 && (info.groups_are_exact || precision == Precision::kBF16);
+    };
+    if (all(can_be_groups)) {
+      if (!all([](const WeightInfo& info) { return info.group_size == kWeightGroup; })) {
+        return WeightType::kInt8x2;
+      }
+      return all([](const WeightInfo& info) { return info.group_bits <= 4; }) ? WeightType::kInt4
+                                                                              : WeightType::kInt8;
+    }
     const bool fits_bf16 = all([](const WeightInfo& info) { return info.type == "BF16"; });
     return precision == Precision::kBF16 || fits_bf16 ? WeightType::kBF16 : WeightType::kF32;
   }

@@ -4,11 +4,14 @@
 //
 // A panel holds 64 outputs (rows of W), num_in padded with zeros to a multiple of 32:
 //
-//   kF32   [num_in][64]                 float
-//   kBF16  [num_in / 2][64][2]          BFloat16, two inputs side by side
-//   kInt8  [num_in / 32]                Int8Group: w = scale * code + offset. Q8_0 blocks of GGUF
-//                                       files fit exactly,
-//   kInt4  [num_in / 32]                Int4Group, likewise for codes up to 15: Q4_0 and Q4_1.
+//   kF32     [num_in][64]               float
+//   kBF16    [num_in / 2][64][2]        BFloat16, two inputs side by side
+//   kInt8    [num_in / 32]              CodeGroup<8, 1>: w = scale * code + offset, a scale for 32
+//                                       inputs. Q8_0, Q5_0 and Q5_1 blocks of GGUF files fit
+//                                       exactly
+//   kInt8x2  [num_in / 32]              CodeGroup<8, 2>: a scale for 16 inputs, as Q6_K has it
+//   kInt4    [num_in / 32]              CodeGroup<4, 1>, for codes up to 15. Q4_0 and Q4_1 fit
+//                                       exactly
 #pragma once
 
 #include <cstdint>
@@ -26,47 +29,51 @@
 
 namespace kvquant {
 
-enum class WeightType { kF32, kBF16, kInt8, kInt4 };
+enum class WeightType { kF32, kBF16, kInt8, kInt8x2, kInt4 };
 
+// Whether weights are codes with scales and offsets.
 constexpr bool has_groups(WeightType type) {
-  return type == WeightType::kInt8 || type == WeightType::kInt4;
+  return type != WeightType::kF32 && type != WeightType::kBF16;
 }
+constexpr int code_bits(WeightType type) { return type == WeightType::kInt4 ? 4 : 8; }
 
 inline constexpr int64_t kPanelOutputs = 64;
-inline constexpr int64_t kWeightGroup = 32;  // inputs that share a scale
+inline constexpr int64_t kWeightGroup = 32;  // inputs of a group
 
-// 32 inputs of a kInt8 panel: codes in quads of inputs side by side, which is what 8-bit dot
-// products add up, then scales and offsets, so that a panel is read from front to back.
-struct Int8Group {
-  uint8_t codes[kWeightGroup / 4][kPanelOutputs][4];  // [input / 4][output][input % 4]
-  Half scales[kPanelOutputs];
-  Half offsets[kPanelOutputs];
+// How many scales a group has: how many parts of equal length.
+constexpr int group_parts(WeightType type) { return type == WeightType::kInt8x2 ? 2 : 1; }
 
-  void set_code(int64_t input, int64_t output, uint8_t code) {
-    codes[input / 4][output][input % 4] = code;
-  }
-  int code(int64_t input, int64_t output) const { return codes[input / 4][output][input % 4]; }
-};
-static_assert(sizeof(Int8Group) == 2304);
+// 32 inputs of a panel: codes in quads of inputs side by side, which is what 8-bit dot products add
+// up, then scales and offsets, so that a panel is read from front to back. Quads of 4-bit codes
+// share bytes, two of them: the first has the low nibbles.
+template <int kBits, int kParts>
+struct CodeGroup {
+  static constexpr int64_t kQuadInputs = 32 / kBits;  // inputs of four bytes
 
-// The same for codes of 4 bits: two quads share bytes, the first in the low nibbles.
-struct Int4Group {
-  uint8_t codes[kWeightGroup / 8][kPanelOutputs][4];  // [input / 8][output][input % 4]
-  Half scales[kPanelOutputs];
-  Half offsets[kPanelOutputs];
+  uint8_t codes[kWeightGroup / kQuadInputs][kPanelOutputs]
+               [4];                    // [input / 4 or 8][output][input % 4]
+  Half scales[kParts][kPanelOutputs];  // [input / (32 / kParts)][output]
+  Half offsets[kParts][kPanelOutputs];
 
-  // The code must be zero so far.
-  void set_code(int64_t input, int64_t output, uint8_t code) {
-    codes[input / 8][output][input % 4] |= static_cast<uint8_t>(code << nibble(input));
-  }
+  static constexpr int64_t shift(int64_t input) { return input % kQuadInputs / 4 * 4; }
+  static constexpr int64_t part(int64_t input) { return input * kParts / kWeightGroup; }
   int code(int64_t input, int64_t output) const {
-    return codes[input / 8][output][input % 4] >> nibble(input) & 15;
+    const int byte = codes[input / kQuadInputs][output][input % 4];
+    return byte >> shift(input) & ((1 << kBits) - 1);
   }
-  static int64_t nibble(int64_t input) { return input / 4 % 2 * 4; }
+  // Requires: zero so far.
+  void add_code(int64_t input, int64_t output, uint8_t code) {
+    codes[input / kQuadInputs][output][input % 4] |= static_cast<uint8_t>(code << shift(input));
+  }
 };
-static_assert(sizeof(Int4Group) == 1280);
+template <WeightType kType>
+using GroupOf = CodeGroup<code_bits(kType), group_parts(kType)>;
+static_assert(sizeof(GroupOf<WeightType::kInt8>) == 2304);
+static_assert(sizeof(GroupOf<WeightType::kInt8x2>) == 2560);
+static_assert(sizeof(GroupOf<WeightType::kInt4>) == 1280);
 
-// One row of a quantized weight matrix as 32-groups: num_in codes, num_in / 32 scales and offsets.
+// One row of a quantized weight matrix: num_in codes, and a scale and an offset for each 32 of them
+// (kInt8) or each 16 (kInt8x2).
 struct QuantizedRow {
   std::span<uint8_t> codes;
   std::span<Half> scales;
@@ -77,13 +84,13 @@ class PackedMatrix {
  public:
   // Writes row `row` of W as floats, for kF32 and kBF16.
   using RowReader = std::function<void(int64_t row, std::span<float> out)>;
-  // Writes row `row` of W as codes, for kInt8 and, up to 15, kInt4.
+  // Writes row `row` of W as codes, for 8-bit types; num_in must be a multiple of 32.
   using QuantizedRowReader = std::function<void(int64_t row, QuantizedRow out)>;
 
   PackedMatrix() = default;
   // Readers are called from several threads at once and must not throw. Throws
-  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_groups) and
-  // OutOfMemory.
+  // std::invalid_argument on sizes below 1 (or num_in no multiple of 32 for pack_groups), or a type
+  // that the other function packs, and OutOfMemory.
   static PackedMatrix pack(int64_t num_out, int64_t num_in, WeightType type,
                            const RowReader& reader, ThreadPool& pool);
   static PackedMatrix pack_groups(int64_t num_out, int64_t num_in, WeightType type,
@@ -141,11 +148,11 @@ struct LinearContext {
 // Precision of the products: kF32, and kBF16 on CPUs without bf16 dot products, keep x and w in
 // f32. kBF16 rounds, depending on the weights and the number of rows,
 //
-//   groups, up to 12 rows  x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
+//   8-bit, up to 12 rows   x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
 //                          is at most 2^-14 times the sum over groups of max|x| sum|w|, a tenth of
 //                          what bf16 costs on random data. Groups below 2^-100 count as zero; a
 //                          row with infinity or NaN becomes NaN.
-//   groups, more rows      x and w to bf16
+//   8-bit, more rows       x and w to bf16
 //   kBF16, one row         nothing
 //   kBF16, several rows    x to bf16
 //   kF32                   nothing
@@ -154,7 +161,7 @@ void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<floa
 
 // The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel. The two matrices
 // have one shape; their types may differ: then one of kF32 keeps both products in f32, and so do up
-// to 12 rows.
+// to 12 rows unless both are 8-bit.
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
                    TensorView<float, 2> out, const LinearContext& context);
 

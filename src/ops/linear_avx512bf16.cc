@@ -1,5 +1,5 @@
 // Panel kernels with the bf16 dot product of AVX-512: a lane is an output, its two halves are
-// neighbouring inputs, as the kBF16 panel stores them. And panels of groups expanded to that.
+// neighbouring inputs, as the kBF16 panel stores them. And panels of 8-bit codes expanded to that.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns of its own intrinsics' undefined vectors (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -27,12 +27,12 @@ __m512i pair_bytes(int first, int output) {
   return _mm512_load_si512(bytes);
 }
 
-// Eight outputs of a panel of groups, a lane for each of two neighbouring inputs.
+// Eight outputs of a panel of 8-bit codes, a lane for each of two neighbouring inputs.
 class PairDecoder {
  public:
-  template <class Group>
-  PairDecoder(const Group& group, int output)
-      : scale_(twice(group.scales + output)), offset_(twice(group.offsets + output)) {}
+  // scales and offsets: of those outputs.
+  PairDecoder(const Half* scales, const Half* offsets)
+      : scale_(twice(scales)), offset_(twice(offsets)) {}
 
   __m512 decode(__m512i quads, __m512i bytes) const {
     constexpr __mmask64 kLowBytes = 0x1111111111111111;
@@ -49,35 +49,6 @@ class PairDecoder {
 
   __m512 scale_, offset_;
 };
-
-// As in linear_vnni_avx512bf16.cc: codes of four inputs of 16 outputs.
-inline __m512i load_quads(const Int8Group& group, int quad, int column) {
-  return _mm512_load_si512(group.codes[quad][column]);
-}
-inline __m512i load_quads(const Int4Group& group, int quad, int column) {
-  const __m512i both = _mm512_load_si512(group.codes[quad / 2][column]);
-  return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
-}
-
-template <class Group>
-void unpack_groups(const PanelView& w, BFloat16* out) {
-  const __m512i bytes[2][2] = {{pair_bytes(0, 0), pair_bytes(0, 8)},
-                               {pair_bytes(2, 0), pair_bytes(2, 8)}};
-  const auto* groups = reinterpret_cast<const Group*>(w.data);
-  for (int64_t g = 0; g < w.padded_in / kGroup; ++g, out += kGroup * kOutputs) {
-    for (int column = 0; column < kOutputs; column += kLanes) {
-      const PairDecoder low(groups[g], column), high(groups[g], column + 8);
-      for (int quad = 0; quad < kGroup / 4; ++quad) {
-        const __m512i quads = load_quads(groups[g], quad, column);
-        for (int pair = 0; pair < 2; ++pair) {
-          const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
-                                                       low.decode(quads, bytes[pair][0]));
-          _mm512_storeu_si512(out + ((quad * 2 + pair) * kOutputs + column) * 2, (__m512i)weights);
-        }
-      }
-    }
-  }
-}
 
 template <int kRows>
 void add_pair(const __m512i (&w)[kVectors], const PanelInput<BFloat16>& x, int64_t in,
@@ -117,6 +88,39 @@ void rows_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) {
   }
 }
 
+// Codes of the inputs 4 quad ... 4 quad + 3 of 16 outputs, as in linear_vnni_avx512bf16.cc.
+template <int kBits, int kParts>
+__m512i load_quads(const CodeGroup<kBits, kParts>& group, int quad, int column) {
+  if constexpr (kBits == 8) return _mm512_load_si512(group.codes[quad][column]);
+  const __m512i both = _mm512_load_si512(group.codes[quad / 2][column]);
+  return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
+}
+
+template <WeightType kType>
+void unpack_groups(const PanelView& w, BFloat16* out) {
+  constexpr int kParts = group_parts(kType);
+  constexpr int kPartQuads = kGroup / 4 / kParts;
+  const __m512i bytes[2][2] = {{pair_bytes(0, 0), pair_bytes(0, 8)},
+                               {pair_bytes(2, 0), pair_bytes(2, 8)}};
+  const auto* groups = reinterpret_cast<const GroupOf<kType>*>(w.data);
+  for (int64_t g = 0; g < w.padded_in / kGroup; ++g, out += kGroup * kOutputs) {
+    for (int index = 0; index < kParts * kVectors; ++index) {
+      const int part = index / kVectors, column = index % kVectors * kLanes;
+      const Half* scales = groups[g].scales[part] + column;
+      const Half* offsets = groups[g].offsets[part] + column;
+      const PairDecoder low(scales, offsets), high(scales + 8, offsets + 8);
+      for (int quad = part * kPartQuads; quad < (part + 1) * kPartQuads; ++quad) {
+        const __m512i quads = load_quads(groups[g], quad, column);
+        for (int pair = 0; pair < 2; ++pair) {
+          const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
+                                                       low.decode(quads, bytes[pair][0]));
+          _mm512_storeu_si512(out + ((quad * 2 + pair) * kOutputs + column) * 2, (__m512i)weights);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept {
@@ -136,8 +140,9 @@ void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) 
 }
 
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept {
-  if (w.type == WeightType::kInt4) return unpack_groups<Int4Group>(w, out);
-  unpack_groups<Int8Group>(w, out);
+  if (w.type == WeightType::kInt8x2) return unpack_groups<WeightType::kInt8x2>(w, out);
+  if (w.type == WeightType::kInt4) return unpack_groups<WeightType::kInt4>(w, out);
+  unpack_groups<WeightType::kInt8>(w, out);
 }
 
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept {

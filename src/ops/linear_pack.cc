@@ -20,8 +20,9 @@ int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
   switch (type) {
     case WeightType::kF32: return kWeights * sizeof(float);
     case WeightType::kBF16: return kWeights * sizeof(BFloat16);
-    case WeightType::kInt8: return sizeof(Int8Group);
-    case WeightType::kInt4: return sizeof(Int4Group);
+    case WeightType::kInt8: return sizeof(GroupOf<WeightType::kInt8>);
+    case WeightType::kInt8x2: return sizeof(GroupOf<WeightType::kInt8x2>);
+    case WeightType::kInt4: return sizeof(GroupOf<WeightType::kInt4>);
   }
   return 0;
 }
@@ -66,18 +67,30 @@ struct QuantizedStrip {
 };
 
 // Writes the strip to outputs [column, column + num_rows) of a panel.
-template <class Group>
+template <WeightType kType>
 void write_groups(const QuantizedStrip& strip, int64_t num_groups, int64_t num_rows, int64_t column,
                   std::byte* panel) {
-  auto* out = reinterpret_cast<Group*>(panel);
+  constexpr int kParts = group_parts(kType);
+  auto* out = reinterpret_cast<GroupOf<kType>*>(panel);
   for (int64_t g = 0; g < num_groups; ++g) {
     for (int64_t row = 0; row < num_rows; ++row) {
       const uint8_t* codes = strip.codes.data() + (row * num_groups + g) * kWeightGroup;
-      for (int64_t i = 0; i < kWeightGroup; ++i) out[g].set_code(i, column + row, codes[i]);
-      out[g].scales[column + row] = strip.scales.data()[row * num_groups + g];
-      out[g].offsets[column + row] = strip.offsets.data()[row * num_groups + g];
+      for (int64_t i = 0; i < kWeightGroup; ++i) out[g].add_code(i, column + row, codes[i]);
+      for (int part = 0; part < kParts; ++part) {
+        const int64_t from = (row * num_groups + g) * kParts + part;
+        out[g].scales[part][column + row] = strip.scales.data()[from];
+        out[g].offsets[part][column + row] = strip.offsets.data()[from];
+      }
     }
   }
+}
+
+template <WeightType kType>
+float grouped_weight(const std::byte* panel, int64_t in, int64_t column) {
+  const auto& group = reinterpret_cast<const GroupOf<kType>*>(panel)[in / kWeightGroup];
+  const int64_t i = in % kWeightGroup, part = group.part(i);
+  return to_float(group.scales[part][column]) * static_cast<float>(group.code(i, column)) +
+         to_float(group.offsets[part][column]);
 }
 
 }  // namespace
@@ -131,11 +144,12 @@ PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightTy
   packed.num_in_ = num_in;
   packed.type_ = type;
   const int64_t num_groups = num_in / kWeightGroup;
+  const int64_t num_scales = num_groups * group_parts(type);
   std::vector<QuantizedStrip> strips(static_cast<size_t>(pool.num_threads()));
   for (auto& strip : strips) {
     strip.codes = Buffer<uint8_t>(kStripRows * num_in);
-    strip.scales = Buffer<Half>(kStripRows * num_groups);
-    strip.offsets = Buffer<Half>(kStripRows * num_groups);
+    strip.scales = Buffer<Half>(kStripRows * num_scales);
+    strip.offsets = Buffer<Half>(kStripRows * num_scales);
   }
 
   pool.parallel_for(packed.num_panels(), [&](int64_t index, int worker) {
@@ -147,13 +161,14 @@ PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightTy
       const int64_t num_rows = std::min(kStripRows, end - row);
       for (int64_t i = 0; i < num_rows; ++i) {
         const auto codes = static_cast<size_t>(num_in);
-        const auto groups = static_cast<size_t>(num_groups);
+        const auto scales = static_cast<size_t>(num_scales);
         reader(row + i, {{strip.codes.data() + i * num_in, codes},
-                         {strip.scales.data() + i * num_groups, groups},
-                         {strip.offsets.data() + i * num_groups, groups}});
+                         {strip.scales.data() + i * num_scales, scales},
+                         {strip.offsets.data() + i * num_scales, scales}});
       }
-      const auto write =
-          type == WeightType::kInt8 ? write_groups<Int8Group> : write_groups<Int4Group>;
+      const auto write = type == WeightType::kInt8     ? write_groups<WeightType::kInt8>
+                         : type == WeightType::kInt8x2 ? write_groups<WeightType::kInt8x2>
+                                                       : write_groups<WeightType::kInt4>;
       write(strip, num_groups, num_rows, row - first, panel);
     }
   });
@@ -170,19 +185,16 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
   const int64_t column = row % kPanelOutputs;
   const auto* f32 = reinterpret_cast<const float*>(data) + column;
   const auto* bf16 = reinterpret_cast<const BFloat16*>(data) + 2 * column;
-  const auto grouped = [&](const auto* groups, int64_t in) {
-    const auto& group = groups[in / kWeightGroup];
-    return to_float(group.scales[column]) *
-               static_cast<float>(group.code(in % kWeightGroup, column)) +
-           to_float(group.offsets[column]);
-  };
   for (int64_t in = 0; in < num_in_; ++in) {
     float& value = out[static_cast<size_t>(in)];
     switch (type_) {
       case WeightType::kF32: value = f32[in * kPanelOutputs]; break;
       case WeightType::kBF16: value = to_float(bf16[in / 2 * kPanelOutputs * 2 + in % 2]); break;
-      case WeightType::kInt8: value = grouped(reinterpret_cast<const Int8Group*>(data), in); break;
-      case WeightType::kInt4: value = grouped(reinterpret_cast<const Int4Group*>(data), in); break;
+      case WeightType::kInt8: value = grouped_weight<WeightType::kInt8>(data, in, column); break;
+      case WeightType::kInt8x2:
+        value = grouped_weight<WeightType::kInt8x2>(data, in, column);
+        break;
+      case WeightType::kInt4: value = grouped_weight<WeightType::kInt4>(data, in, column); break;
     }
   }
 }

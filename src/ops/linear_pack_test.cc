@@ -75,6 +75,33 @@ TEST(PackedMatrix, LaysOutInt8PanelsAsDocumented) {
   EXPECT_EQ(row[40], 3.5f * 46 - 3.0f);
 }
 
+TEST(PackedMatrix, LaysOutInt4PanelsAsDocumented) {
+  ThreadPool pool(2, ThreadPool::Pin::kNo);
+  const auto w = PackedMatrix::pack_groups(
+      70, 64, WeightType::kInt4,
+      [](int64_t row, QuantizedRow out) {
+        for (size_t i = 0; i < 64; ++i) out.codes[i] = static_cast<uint8_t>((row + i * 7) % 16);
+        for (size_t g = 0; g < 2; ++g) {
+          out.scales[g] = to_half(static_cast<float>(row) + static_cast<float>(g) * 0.5f);
+          out.offsets[g] = to_half(-static_cast<float>(row));
+        }
+      },
+      pool);
+  constexpr int64_t kGroupBytes = 16 * 64 + 2 * 64 * 2;
+  EXPECT_EQ(w.panel_bytes(), 2 * kGroupBytes);
+  for (int64_t in = 0; in < 64; ++in) {
+    const int64_t at = in / 32 * kGroupBytes + in % 32 / 8 * 64 * 4 + in % 4;
+    const int shift = in % 8 < 4 ? 0 : 4;
+    EXPECT_EQ(element<uint8_t>(w, 1, at + 5 * 4) >> shift & 15, (69 + in * 7) % 16);
+    EXPECT_EQ(element<uint8_t>(w, 1, at + 6 * 4), 0);  // beyond the last row
+  }
+  EXPECT_EQ(to_float(element<Half>(w, 1, 5, kGroupBytes + 16 * 64)), 69.5f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, kGroupBytes + 16 * 64)), -69.0f);
+  std::vector<float> row(64);
+  w.read_row(3, row);
+  EXPECT_EQ(row[40], 3.5f * ((3 + 40 * 7) % 16) - 3.0f);
+}
+
 TEST(PackedMatrix, ReadsBackItsRows) {
   ThreadPool pool(1);
   for (const WeightType type : {WeightType::kF32, WeightType::kBF16}) {

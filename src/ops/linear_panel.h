@@ -25,7 +25,8 @@ struct InputGroup {
   int8_t high[kWeightGroup];  // -127 ... 127
   int8_t low[kWeightGroup];   // -64 ... 63
   float scale;
-  float sum;  // of the 32 inputs as they are represented
+  float sum;           // of the 32 inputs as they are represented
+  float part_sums[2];  // of the first and the last 16
 };
 
 // Rows of x, `stride` elements apart, each with padded_in inputs.
@@ -62,14 +63,14 @@ void store_swiglu(const float* gate, const float* up, const PanelOutput& out) no
 
 // Requires the CPU features of Backend::kAvx512Bf16.
 namespace avx512bf16 {
-// For kInt8 and kInt4. Sums of a group's products are exact integers, sums of groups f32.
+// For 8-bit panels. Sums of the products that share a scale are exact integers, sums of those f32.
 void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept;
 // Rounds size inputs, a multiple of 32, to multiples of max|x| / 16256 of their group. The scale of
 // a group with infinity or NaN is NaN.
 void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept;
 // For kBF16. Two products are added to the f32 sum at a time.
 void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept;
-// For kInt8 and kInt4: the weights rounded to bf16, in the layout of kBF16.
+// For 8-bit panels: the weights rounded to bf16, in the layout of kBF16.
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept;
 // out[i] = x[i] rounded to nearest even, subnormals to zero; then zeros up to padded_size.
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept;

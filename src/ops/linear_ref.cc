@@ -14,11 +14,12 @@ T load(const std::byte* data, int64_t index) {
   return value;
 }
 
-template <class Group>
+template <WeightType kType>
 double grouped_weight(const PanelView& w, int64_t in, int64_t out) {
-  const auto group = load<Group>(w.data, in / kWeightGroup);
-  return double{to_float(group.scales[out])} * group.code(in % kWeightGroup, out) +
-         to_float(group.offsets[out]);
+  const auto group = load<GroupOf<kType>>(w.data, in / kWeightGroup);
+  const int64_t i = in % kWeightGroup, part = group.part(i);
+  return double{to_float(group.scales[part][out])} * group.code(i, out) +
+         to_float(group.offsets[part][out]);
 }
 
 double weight(const PanelView& w, int64_t in, int64_t out) {
@@ -27,10 +28,11 @@ double weight(const PanelView& w, int64_t in, int64_t out) {
     case WeightType::kF32: return load<float>(w.data, at);
     case WeightType::kBF16:
       return to_float(load<BFloat16>(w.data, (in / 2 * kPanelOutputs + out) * 2 + in % 2));
-    case WeightType::kInt8: return grouped_weight<Int8Group>(w, in, out);
-    case WeightType::kInt4: break;
+    case WeightType::kInt8: return grouped_weight<WeightType::kInt8>(w, in, out);
+    case WeightType::kInt8x2: return grouped_weight<WeightType::kInt8x2>(w, in, out);
+    case WeightType::kInt4: return grouped_weight<WeightType::kInt4>(w, in, out);
   }
-  return grouped_weight<Int4Group>(w, in, out);
+  return 0;
 }
 
 }  // namespace

@@ -7,8 +7,6 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
-
-#include <type_traits>
 // after highway.h
 #include <hwy/contrib/math/math-inl.h>
 
@@ -29,40 +27,46 @@ struct Quad {
   Vec input[4];  // weights of inputs 4i ... 4i + 3
 };
 
+// Inputs that share a scale.
 template <WeightType kType>
-using GroupOf = std::conditional_t<kType == WeightType::kInt4, Int4Group, Int8Group>;
+constexpr int64_t kPartInputs = kWeightGroup / group_parts(kType);
 
-// Scales and offsets of one 32-group; nothing for types without.
-struct Group {
+template <WeightType kType>
+HWY_INLINE const GroupOf<kType>& group_of(const PanelView& w, int64_t in) {
+  return reinterpret_cast<const GroupOf<kType>*>(w.data)[in / kWeightGroup];
+}
+
+// Scales and offsets of one part of a group; nothing for types without.
+struct Part {
   Vec scale, offset;
 };
 
+// The part that begins with input `in`.
 template <WeightType kType>
-HWY_INLINE Group load_group(const PanelView& w, int64_t group, int column) {
+HWY_INLINE Part load_part(const PanelView& w, int64_t in, int column) {
   if constexpr (!has_groups(kType)) return {hn::Zero(F32()), hn::Zero(F32())};
   const hn::Rebind<hwy::float16_t, F32> f16;
-  const auto& weights = reinterpret_cast<const GroupOf<kType>*>(w.data)[group];
-  const auto* scales = reinterpret_cast<const hwy::float16_t*>(weights.scales);
-  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(weights.offsets);
+  const auto& group = group_of<kType>(w, in);
+  const int64_t part = in % kWeightGroup / kPartInputs<kType>;
+  const auto* scales = reinterpret_cast<const hwy::float16_t*>(group.scales[part]);
+  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(group.offsets[part]);
   return {hn::PromoteTo(F32(), hn::Load(f16, scales + column)),
           hn::PromoteTo(F32(), hn::Load(f16, offsets + column))};
 }
 
-// Where the codes of inputs in ... in + 3 are.
 template <WeightType kType>
 HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
-  const auto& group = reinterpret_cast<const GroupOf<kType>*>(w.data)[in / kWeightGroup];
-  return group.codes[in % kWeightGroup / (kType == WeightType::kInt4 ? 8 : 4)][column];
+  return group_of<kType>(w, in).codes[in % kWeightGroup / GroupOf<kType>::kQuadInputs][column];
 }
 
-// These codes as floats, kLanes outputs from `column` on.
+// A lane's four bytes, or the nibbles of inputs in ... in + 3 in them, as floats.
 template <WeightType kType>
 HWY_INLINE Quad load_codes(const PanelView& w, int64_t in, int column) {
   const hn::RebindToUnsigned<F32> u32;
   const hn::RebindToSigned<F32> i32;
   auto all = hn::Load(u32, reinterpret_cast<const uint32_t*>(codes_of<kType>(w, in, column)));
-  if constexpr (kType == WeightType::kInt4) {
-    if (in % 8 == 4) all = hn::ShiftRight<4>(all);
+  if constexpr (code_bits(kType) == 4) {
+    if (GroupOf<kType>::shift(in) != 0) all = hn::ShiftRight<4>(all);
     all = hn::And(all, hn::Set(u32, 0x0F0F0F0Fu));
   }
   const auto byte = hn::Set(u32, 0xFF);
@@ -74,7 +78,7 @@ HWY_INLINE Quad load_codes(const PanelView& w, int64_t in, int column) {
 
 // Weights of inputs in ... in + 3 (a multiple of 4), kLanes outputs from `column` on.
 template <WeightType kType>
-HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Group& group) {
+HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Part& part) {
   if constexpr (kType == WeightType::kF32) {
     const float* at = reinterpret_cast<const float*>(w.data) + in * kPanelOutputs + column;
     return {{hn::Load(F32(), at), hn::Load(F32(), at + kPanelOutputs),
@@ -90,21 +94,20 @@ HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Grou
              hn::BitCast(F32(), hn::And(second, high))}};
   } else {
     Quad quad = load_codes<kType>(w, in, column);
-    for (Vec& v : quad.input) v = hn::MulAdd(v, group.scale, group.offset);
+    for (Vec& v : quad.input) v = hn::MulAdd(v, part.scale, part.offset);
     return quad;
   }
 }
 
 // Asks for the codes of four inputs (of 4 bits: eight), two groups ahead. Decoding them keeps the
-// core too busy for the hardware to run far enough ahead by itself; types without groups gain
-// nothing.
+// core too busy for the hardware to run far enough ahead by itself; the other types gain nothing.
 template <WeightType kType>
 HWY_INLINE void prefetch_codes(const PanelView& w, int64_t in) {
-  if (kType == WeightType::kInt4 && in % 8 != 0) return;
-  constexpr auto kAhead = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
-  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) {
-    hwy::Prefetch(codes_of<kType>(w, in, 0) + kAhead + i);
-  }
+  if constexpr (!has_groups(kType)) return;
+  if (GroupOf<kType>::shift(in) != 0) return;
+  constexpr auto kTwoGroups = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
+  const uint8_t* codes = codes_of<kType>(w, in, 0);
+  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) hwy::Prefetch(codes + kTwoGroups + i);
 }
 
 // As many vectors of outputs as have room for kRows sums each in half the registers.
@@ -123,15 +126,15 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   for (auto& row : sum) {
     for (Vec& v : row) v = hn::Zero(F32());
   }
-  Group groups[kWidth];
-  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+  Part parts[kWidth];
+  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
     for (int i = 0; i < kWidth; ++i) {
-      groups[i] = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
+      parts[i] = load_part<kType>(w, first, column + i * kLanes);
     }
-    for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-      if constexpr (has_groups(kType)) prefetch_codes<kType>(w, in);
+    for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+      prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
-        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, groups[i]);
+        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, parts[i]);
         for (int row = 0; row < kRows; ++row) {
           const float* at = x.data + row * x.stride + in;
           for (int j = 0; j < 4; ++j) {
@@ -148,34 +151,34 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   }
 }
 
-// As block_product for one row and a panel of groups, with scale and offset applied to a group's
-// sums: an operation less for each weight, which is what bounds this kernel.
+// As block_product for one row of a panel of 8-bit codes, with scale and offset applied to the sums
+// of a part: an operation less for each weight, which is what bounds this kernel.
 template <WeightType kType>
-HWY_INLINE void group_product(const PanelView& w, const float* x, int column,
-                              float* HWY_RESTRICT y) {
+HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
+                                   float* HWY_RESTRICT y) {
   constexpr int kWidth = block_vectors(2);
   Vec sum[kWidth];
   for (Vec& v : sum) v = hn::Zero(F32());
-  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
-    Vec group_sum[kWidth];
-    for (Vec& v : group_sum) v = hn::Zero(F32());
-    for (int64_t in = first; in < first + kWeightGroup; in += 4) {
+  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
+    Vec part_sum[kWidth];
+    for (Vec& v : part_sum) v = hn::Zero(F32());
+    for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
       prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
         const Quad codes = load_codes<kType>(w, in, column + i * kLanes);
         for (int j = 0; j < 4; ++j) {
-          group_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), group_sum[i]);
+          part_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), part_sum[i]);
         }
       }
     }
     Vec inputs = hn::Zero(F32());
-    for (int i = 0; i < kWeightGroup; i += kLanes) {
+    for (int i = 0; i < kPartInputs<kType>; i += kLanes) {
       inputs = hn::Add(inputs, hn::LoadU(F32(), x + first + i));
     }
     inputs = hn::SumOfLanes(F32(), inputs);
     for (int i = 0; i < kWidth; ++i) {
-      const Group group = load_group<kType>(w, first / kWeightGroup, column + i * kLanes);
-      sum[i] = hn::MulAdd(group.offset, inputs, hn::MulAdd(group.scale, group_sum[i], sum[i]));
+      const Part part = load_part<kType>(w, first, column + i * kLanes);
+      sum[i] = hn::MulAdd(part.offset, inputs, hn::MulAdd(part.scale, part_sum[i], sum[i]));
     }
   }
   for (int i = 0; i < kWidth; ++i) hn::StoreU(sum[i], F32(), y + column + i * kLanes);
@@ -185,7 +188,7 @@ template <WeightType kType, int kRows>
 void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
   if constexpr (has_groups(kType) && kRows == 1) {
     for (int i = 0; i < kVectors; i += block_vectors(2)) {
-      group_product<kType>(w, x.data, i * kLanes, y);
+      block_product_int8<kType>(w, x.data, i * kLanes, y);
     }
   } else {
     for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
@@ -215,17 +218,18 @@ void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) {
     case WeightType::kF32: return typed_product<WeightType::kF32>(w, x, y);
     case WeightType::kBF16: return typed_product<WeightType::kBF16>(w, x, y);
     case WeightType::kInt8: return typed_product<WeightType::kInt8>(w, x, y);
+    case WeightType::kInt8x2: return typed_product<WeightType::kInt8x2>(w, x, y);
     case WeightType::kInt4: return typed_product<WeightType::kInt4>(w, x, y);
   }
 }
 
 template <WeightType kType>
 void typed_unpack(const PanelView& w, float* HWY_RESTRICT out) {
-  for (int64_t first = 0; first < w.padded_in; first += kWeightGroup) {
+  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
     for (int column = 0; column < kPanelOutputs; column += kLanes) {
-      const Group group = load_group<kType>(w, first / kWeightGroup, column);
-      for (int64_t in = first; in < first + kWeightGroup; in += 4) {
-        const Quad weights = load_quad<kType>(w, in, column, group);
+      const Part part = load_part<kType>(w, first, column);
+      for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+        const Quad weights = load_quad<kType>(w, in, column, part);
         for (int j = 0; j < 4; ++j) {
           hn::Store(weights.input[j], F32(), out + (in + j) * kPanelOutputs + column);
         }
@@ -239,6 +243,7 @@ void unpack_panel(const PanelView& w, float* out) {
     case WeightType::kF32: return typed_unpack<WeightType::kF32>(w, out);
     case WeightType::kBF16: return typed_unpack<WeightType::kBF16>(w, out);
     case WeightType::kInt8: return typed_unpack<WeightType::kInt8>(w, out);
+    case WeightType::kInt8x2: return typed_unpack<WeightType::kInt8x2>(w, out);
     case WeightType::kInt4: return typed_unpack<WeightType::kInt4>(w, out);
   }
 }

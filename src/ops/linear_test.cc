@@ -37,7 +37,7 @@ void quantized_row(int64_t row, int num_codes, QuantizedRow out) {
 PackedMatrix make_matrix(int64_t num_out, int64_t num_in, WeightType type, ThreadPool& pool,
                          int64_t seed = 0) {
   if (has_groups(type)) {
-    const int num_codes = type == WeightType::kInt8 ? 256 : 16;
+    const int num_codes = 1 << code_bits(type);
     return PackedMatrix::pack_groups(
         num_out, num_in, type,
         [=](int64_t row, QuantizedRow out) { quantized_row(row + seed, num_codes, out); }, pool);
@@ -127,6 +127,7 @@ std::string type_name(WeightType type) {
     case WeightType::kF32: return "f32";
     case WeightType::kBF16: return "bf16";
     case WeightType::kInt8: return "int8";
+    case WeightType::kInt8x2: return "int8x2";
     case WeightType::kInt4: return "int4";
   }
   return "";
@@ -226,7 +227,7 @@ double int8_bound(std::span<const float> weights, std::span<const float> x) {
   return bound * 0x1p-14;
 }
 
-TEST_P(Linear, KeepsToTheBoundOfFewRowsTimesInt8) {
+TEST_P(Linear, KeepsToTheBoundOfFewRowsTimesGroups) {
   if (!has_groups(type())) return;
   for (const Shape shape : shapes()) {
     const auto w = make_matrix(shape.num_out, shape.num_in, type(), pool_);
@@ -255,7 +256,7 @@ TEST_P(Linear, KeepsToTheBoundOfFewRowsTimesInt8) {
   }
 }
 
-TEST_P(Linear, ErrsFarLessThanBf16OnFewRowsTimesInt8) {
+TEST_P(Linear, ErrsFarLessThanBf16OnFewRowsTimesGroups) {
   if (!has_groups(type())) return;
   const auto w = make_matrix(130, 320, type(), pool_);
   for (const int64_t rows : {1, 3, 12}) {
@@ -369,7 +370,8 @@ TEST_P(Linear, KeepsInfinitiesAndNotANumbersInTheirRow) {
 INSTANTIATE_TEST_SUITE_P(AllBackends, Linear,
                          testing::Combine(testing::ValuesIn(available_backends()),
                                           testing::Values(WeightType::kF32, WeightType::kBF16,
-                                                          WeightType::kInt8, WeightType::kInt4)),
+                                                          WeightType::kInt8, WeightType::kInt8x2,
+                                                          WeightType::kInt4)),
                          [](const auto& info) {
                            return std::string(backend_name(std::get<0>(info.param))) + "_" +
                                   type_name(std::get<1>(info.param));

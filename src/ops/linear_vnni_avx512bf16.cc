@@ -1,7 +1,7 @@
-// Products with panels of groups by 8-bit integer dot products (VNNI): inputs are two signed bytes
-// each, four of them are multiplied with four unsigned codes and added up by one instruction, and a
-// group's sum is an exact integer. Nothing is widened, so that reading the codes is what takes
-// time.
+// Products with panels of 8-bit codes by 8-bit integer dot products (VNNI): inputs are two signed
+// bytes each, four of them are multiplied with four unsigned codes and added up by one instruction,
+// and the sum of what shares a scale is an exact integer. Nothing is widened, so that reading the
+// codes is what takes time.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns of its own intrinsics' undefined vectors (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -21,9 +21,9 @@ constexpr int64_t kGroup = 32;    // kWeightGroup
 constexpr int64_t kOutputs = 64;  // kPanelOutputs
 constexpr float kSteps = 16256;   // 127 * 128: the largest magnitude of a rounded input
 
-// Sums over a group's inputs of codes times high and low bytes.
+// Sums over a part's inputs of codes times high and low bytes.
 template <int kRows, int kWidth>
-struct GroupSums {
+struct PartSums {
   __m512i high[kRows][kWidth], low[kRows][kWidth];
 };
 
@@ -34,32 +34,32 @@ __m512i broadcast_quad(const int8_t* bytes) {
 }
 
 // Codes of the inputs 4 quad ... 4 quad + 3 of 16 outputs.
-inline __m512i load_quad(const Int8Group& w, int quad, int column) {
-  return _mm512_load_si512(w.codes[quad][column]);
-}
-inline __m512i load_quad(const Int4Group& w, int quad, int column) {
+template <int kBits, int kParts>
+__m512i load_quad(const CodeGroup<kBits, kParts>& w, int quad, int column) {
+  if constexpr (kBits == 8) return _mm512_load_si512(w.codes[quad][column]);
   const __m512i both = _mm512_load_si512(w.codes[quad / 2][column]);
   return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
 }
 
-template <int kRows, int kWidth, class Group>
-GroupSums<kRows, kWidth> sum_group(const Group& w, const InputGroup* x, int64_t stride,
-                                   int column) {
-  GroupSums<kRows, kWidth> sums;
+template <int kRows, int kWidth, WeightType kType>
+PartSums<kRows, kWidth> sum_part(const GroupOf<kType>& w, const PanelInput<InputGroup>& x,
+                                 int column, int part) {
+  PartSums<kRows, kWidth> sums;
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kWidth; ++i) {
       sums.high[row][i] = _mm512_setzero_si512();
       sums.low[row][i] = _mm512_setzero_si512();
     }
   }
-  for (int quad = 0; quad < kQuads; ++quad) {
+  constexpr int kPartQuads = kQuads / group_parts(kType);
+  for (int quad = part * kPartQuads; quad < (part + 1) * kPartQuads; ++quad) {
     __m512i codes[kWidth];
     for (int i = 0; i < kWidth; ++i) {
       codes[i] = load_quad(w, quad, column + i * kLanes);
     }
     for (int row = 0; row < kRows; ++row) {
-      const __m512i high = broadcast_quad(x[row * stride].high + 4 * quad);
-      const __m512i low = broadcast_quad(x[row * stride].low + 4 * quad);
+      const __m512i high = broadcast_quad(x.data[row * x.stride].high + 4 * quad);
+      const __m512i low = broadcast_quad(x.data[row * x.stride].low + 4 * quad);
       for (int i = 0; i < kWidth; ++i) {
         sums.high[row][i] = _mm512_dpbusd_epi32(sums.high[row][i], codes[i], high);
         sums.low[row][i] = _mm512_dpbusd_epi32(sums.low[row][i], codes[i], low);
@@ -74,24 +74,29 @@ __m512 load_halves(const Half* halves) {
 }
 
 // kRows rows of x with kWidth vectors of outputs from `column` on.
-template <class Group, int kRows, int kWidth>
+template <int kRows, int kWidth, WeightType kType>
 void block_product(const PanelView& w, const PanelInput<InputGroup>& x, int column, float* y) {
-  const auto* groups = reinterpret_cast<const Group*>(w.data);
+  constexpr int kParts = group_parts(kType);
+  const auto* groups = reinterpret_cast<const GroupOf<kType>*>(w.data);
   __m512 sum[kRows][kWidth];
   for (auto& row : sum) {
     for (__m512& v : row) v = _mm512_setzero_ps();
   }
-  for (int64_t g = 0; g < w.padded_in / kGroup; ++g) {
-    const auto dots = sum_group<kRows, kWidth>(groups[g], x.data + g, x.stride, column);
+  for (int64_t index = 0; index < w.padded_in / kGroup * kParts; ++index) {
+    const int64_t g = index / kParts;
+    const auto part = static_cast<int>(index % kParts);
+    const PanelInput<InputGroup> at = {x.data + g, x.stride, x.num_rows};
+    const auto dots = sum_part<kRows, kWidth, kType>(groups[g], at, column, part);
     for (int i = 0; i < kWidth; ++i) {
-      const __m512 scale = load_halves(groups[g].scales + column + i * kLanes);
-      const __m512 offset = load_halves(groups[g].offsets + column + i * kLanes);
+      const __m512 scale = load_halves(groups[g].scales[part] + column + i * kLanes);
+      const __m512 offset = load_halves(groups[g].offsets[part] + column + i * kLanes);
       for (int row = 0; row < kRows; ++row) {
-        const InputGroup& input = x.data[row * x.stride + g];
+        const InputGroup& input = at.data[row * at.stride];
+        const float input_sum = kParts == 1 ? input.sum : input.part_sums[part];
         const __m512i high = _mm512_slli_epi32(dots.high[row][i], 7);
         const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(high, dots.low[row][i]));
         const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(input.scale));
-        sum[row][i] = _mm512_fmadd_ps(offset, _mm512_set1_ps(input.sum),
+        sum[row][i] = _mm512_fmadd_ps(offset, _mm512_set1_ps(input_sum),
                                       _mm512_fmadd_ps(step, dot, sum[row][i]));
       }
     }
@@ -104,27 +109,26 @@ void block_product(const PanelView& w, const PanelInput<InputGroup>& x, int colu
 }
 
 // As many vectors of outputs as leave the sums in registers.
-template <class Group, int kRows>
+template <int kRows, WeightType kType>
 void rows_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) {
   constexpr int kWidth = kRows <= 2 ? kVectors : kVectors / 2;
   for (int i = 0; i < kVectors; i += kWidth) {
-    block_product<Group, kRows, kWidth>(w, x, i * kLanes, y);
+    block_product<kRows, kWidth, kType>(w, x, i * kLanes, y);
   }
 }
 
-template <class Group>
-void group_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) {
-  PanelInput<InputGroup> rest = x;
-  while (rest.num_rows > 0) {
-    const int64_t num_rows = rest.num_rows < 4 ? rest.num_rows : 4;
+template <WeightType kType>
+void typed_product(const PanelView& w, PanelInput<InputGroup> x, float* y) {
+  while (x.num_rows > 0) {
+    const int64_t num_rows = x.num_rows < 4 ? x.num_rows : 4;
     switch (num_rows) {
-      case 1: rows_product<Group, 1>(w, rest, y); break;
-      case 2: rows_product<Group, 2>(w, rest, y); break;
-      case 3: rows_product<Group, 3>(w, rest, y); break;
-      default: rows_product<Group, 4>(w, rest, y); break;
+      case 1: rows_product<1, kType>(w, x, y); break;
+      case 2: rows_product<2, kType>(w, x, y); break;
+      case 3: rows_product<3, kType>(w, x, y); break;
+      default: rows_product<4, kType>(w, x, y); break;
     }
-    rest.num_rows -= num_rows;
-    rest.data += num_rows * rest.stride;
+    x.num_rows -= num_rows;
+    x.data += num_rows * x.stride;
     y += num_rows * kOutputs;
   }
 }
@@ -144,7 +148,7 @@ void quantize_group(const float* x, InputGroup& out) {
   out.scale = is_zero ? 0.0f : largest / kSteps;
   if (!is_finite) out.scale = __builtin_nanf("");
 
-  __m512i sum = _mm512_setzero_si512();
+  int sums[2];
   for (int i = 0; i < 2; ++i) {
     // A NaN times zero becomes the integer INT_MIN; what bytes it has does not matter then.
     const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
@@ -152,16 +156,21 @@ void quantize_group(const float* x, InputGroup& out) {
     const __m512i low = _mm512_sub_epi32(rounded, _mm512_slli_epi32(high, 7));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out.high + i * kLanes), _mm512_cvtepi32_epi8(high));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + i * kLanes), _mm512_cvtepi32_epi8(low));
-    sum = _mm512_add_epi32(sum, rounded);
+    sums[i] = _mm512_reduce_add_epi32(rounded);
+    out.part_sums[i] = out.scale * static_cast<float>(sums[i]);
   }
-  out.sum = out.scale * static_cast<float>(_mm512_reduce_add_epi32(sum));
+  // Added as unsigned, which may wrap: rounded NaNs are large.
+  const auto all =
+      static_cast<int>(static_cast<unsigned>(sums[0]) + static_cast<unsigned>(sums[1]));
+  out.sum = out.scale * static_cast<float>(all);
 }
 
 }  // namespace
 
 void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept {
-  if (w.type == WeightType::kInt4) return group_product<Int4Group>(w, x, y);
-  group_product<Int8Group>(w, x, y);
+  if (w.type == WeightType::kInt8x2) return typed_product<WeightType::kInt8x2>(w, x, y);
+  if (w.type == WeightType::kInt4) return typed_product<WeightType::kInt4>(w, x, y);
+  typed_product<WeightType::kInt8>(w, x, y);
 }
 
 void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept {

@@ -17,7 +17,15 @@ void read_tensor(const GgufTensor& tensor) {
   for (int64_t b = 0; b < num_blocks; ++b) {
     format.to_floats(tensor.data.data() + b * format.block_bytes, 1, out.data());
   }
-  if (format.fits_groups != nullptr) format.fits_groups(tensor.data.data(), num_blocks);
+  if (format.groups.size == 0) return;
+  if (format.groups.fit != nullptr) format.groups.fit(tensor.data.data(), num_blocks);
+  std::vector<uint8_t> codes(static_cast<size_t>(format.block_size));
+  std::vector<Half> scales(static_cast<size_t>(format.block_size / format.groups.size));
+  std::vector<Half> offsets(scales.size());
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const std::byte* block = tensor.data.data() + b * format.block_bytes;
+    format.groups.convert(block, 1, {codes, scales, offsets});
+  }
 }
 
 template <class Read>
