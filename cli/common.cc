@@ -263,13 +263,15 @@ std::string format_bytes(int64_t bytes) {
 int64_t parse_bytes(const std::string& text) {
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  const std::string unit(end, text.data() + text.size());
+  std::string unit(end, text.data() + text.size());
+  for (char& c : unit) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   const std::vector<std::pair<std::string, double>> units = {
-      {"", 1},         {"B", 1},      {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
-      {"TiB", 0x1p40}, {"kB", 1e3},   {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
-      {"TB", 1e12},    {"K", 0x1p10}, {"M", 0x1p20},   {"G", 0x1p30}};
+      {"", 1},       {"b", 1},        {"k", 0x1p10},   {"m", 0x1p20},   {"g", 0x1p30},
+      {"t", 0x1p40}, {"kib", 0x1p10}, {"mib", 0x1p20}, {"gib", 0x1p30}, {"tib", 0x1p40},
+      {"kb", 1e3},   {"mb", 1e6},     {"gb", 1e9},     {"tb", 1e12}};
   for (const auto& [name, factor] : units) {
-    if (error == std::errc() && unit == name && value > 0 && value * factor < 0x1p62) {
+    const double bytes = value * factor;
+    if (error == std::errc() && unit == name && bytes >= 1 && bytes < 0x1p62) {
       return static_cast<int64_t>(value * factor);
     }
   }

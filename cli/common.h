@@ -73,7 +73,8 @@ std::string format_table(const std::vector<std::vector<std::string>>& rows,
 
 std::string format_bytes(int64_t bytes);  // "1.5 MiB"
 
-// "8GiB", "512MiB", "1000000". Throws std::invalid_argument.
+// "8GiB", "8G" (the same), "512mib", "8GB" (powers of ten), "1000000". Throws
+// std::invalid_argument.
 int64_t parse_bytes(const std::string& text);
 
 // Writes the document where --json says; returns whether it went to stdout (then nothing else

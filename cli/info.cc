@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "cache/forecast.h"
@@ -16,63 +17,86 @@ struct Options {
   std::string memory;
 };
 
-int run(const Options& options) {
-  const auto specs = specs_of(
-      options.common, {"fp16", "bf16", "nuq4", "nuq4-1%", "nuq3", "nuq3-1%", "nuq2", "nuq2-1%"});
-  const int64_t memory = options.memory.empty() ? 0 : parse_bytes(options.memory);
-  Model model = load_model(options.common);
-  const ModelConfig& config = model.config();
-  const int64_t weight_bytes = model.transformer().weight_bytes();
-  const int64_t context = options.common.context > 0 ? options.common.context : config.max_context;
+// A row of the table for a spec, and its object in the results.
+struct Costs {
+  int64_t context = 0;
+  int64_t memory = 0;        // bytes for weights and caches; 0: not asked
+  int64_t weight_bytes = 0;  // as packed
+  double values_per_token = 0;
 
-  Json document = make_document("info", model_info(model), common_config(options.common, model));
-  document["model"].update({{"file_bytes", model.checkpoint().file_bytes()},
-                            {"weight_bytes", weight_bytes},
-                            {"ffn", config.ffn},
-                            {"rope_theta", config.rope_theta},
-                            {"tied_embeddings", config.tied_embeddings}});
-  std::vector<std::vector<std::string>> rows = {
-      {"cache", "bytes/token", "bits/value", fmt::format("at {} tokens", context)}};
-  if (memory > 0) {
-    rows[0].push_back("longest context");
-    rows[0].push_back(fmt::format("batch at {}", context));
-  }
-  const double values_per_token = 2.0 * static_cast<double>(config.num_layers * config.kv_dim());
-  for (const CacheSpec& spec : specs) {
-    const CacheForecast forecast =
-        forecast_cache(model.transformer().kv_shape(), spec, model.pool());
+  void add(const CacheSpec& spec, const CacheForecast& forecast,
+           std::vector<std::vector<std::string>>& rows, Json& results) const {
+    const double per_token = forecast.bytes_per_token();
+    const double bits = 8 * per_token / values_per_token;
+    const auto cache_bytes = static_cast<int64_t>(std::llround(forecast.bytes(context)));
     Json result = spec_fields(spec, CacheMode::kAsServed);
-    result.update({{"bytes_per_token", forecast.bytes_per_token},
-                   {"bits_per_value", 8 * forecast.bytes_per_token / values_per_token},
+    result.update({{"bytes_per_token", per_token},
+                   {"bits_per_value", bits},
                    {"context", context},
-                   {"cache_bytes", static_cast<int64_t>(forecast.bytes(context))}});
-    rows.push_back({spec.text, fmt::format("{:.0f}", forecast.bytes_per_token),
-                    fmt::format("{:.2f}", 8 * forecast.bytes_per_token / values_per_token),
-                    format_bytes(static_cast<int64_t>(forecast.bytes(context)))});
+                   {"cache_bytes", cache_bytes}});
+    rows.push_back({spec.text, fmt::format("{:.0f}", per_token), fmt::format("{:.2f}", bits),
+                    format_bytes(cache_bytes)});
     if (memory > 0) {
-      const double left = std::max(0.0, static_cast<double>(memory - weight_bytes));
-      const auto longest = static_cast<int64_t>(
-          std::max(0.0, (left - forecast.fixed_bytes) / forecast.bytes_per_token));
-      const auto batch = static_cast<int64_t>(left / forecast.bytes(context));
+      const int64_t left = std::max<int64_t>(0, memory - weight_bytes);
+      const int64_t longest = forecast.longest_context(left);
+      const int64_t batch = forecast.largest_batch(left, context);
       result.update({{"longest_context", longest}, {"largest_batch", batch}});
       rows.back().push_back(std::to_string(longest));
       rows.back().push_back(std::to_string(batch));
     }
-    document["results"].push_back(result);
+    results.push_back(result);
   }
-  write_json(options.common, document);
-  if (json_on_stdout(options.common)) return kDone;
+};
 
+void print_model(Model& model) {
+  const ModelConfig& config = model.config();
   fmt::print("{}\n  {}\n", config.name, model.path());
   fmt::print("  {}, {:.1f} M parameters, file {}, packed weights {}\n", config.architecture,
              static_cast<double>(model.checkpoint().num_parameters()) / 1e6,
-             format_bytes(model.checkpoint().file_bytes()), format_bytes(weight_bytes));
+             format_bytes(model.checkpoint().file_bytes()),
+             format_bytes(model.transformer().weight_bytes()));
   fmt::print("  {} layers, hidden {}, ffn {}, {} query and {} KV heads of {}\n", config.num_layers,
              config.hidden, config.ffn, config.num_q_heads, config.num_kv_heads, config.head_dim);
   fmt::print("  vocabulary {}, context {}, RoPE theta {}, {} embeddings\n\n", config.vocab_size,
              config.max_context, config.rope_theta, config.tied_embeddings ? "tied" : "untied");
+}
+
+int run(const Options& options) {
+  const auto specs = specs_of(options.common, {"fp32", "fp16", "bf16", "int8", "int4", "nuq4",
+                                               "nuq4-1%", "nuq3", "nuq3-1%", "nuq2", "nuq2-1%"});
+  const int64_t memory = options.memory.empty() ? 0 : parse_bytes(options.memory);
+  Model model = load_model(options.common);
+  const ModelConfig& config = model.config();
+  Costs costs;
+  costs.context = options.common.context > 0 ? options.common.context : config.max_context;
+  costs.memory = memory;
+  costs.weight_bytes = model.transformer().weight_bytes();
+  costs.values_per_token = 2.0 * static_cast<double>(config.num_layers * config.kv_dim());
+
+  Json document = make_document("info", model_info(model), common_config(options.common, model));
+  document["model"].update({{"file_bytes", model.checkpoint().file_bytes()},
+                            {"weight_bytes", costs.weight_bytes},
+                            {"ffn", config.ffn},
+                            {"rope_theta", config.rope_theta},
+                            {"tied_embeddings", config.tied_embeddings}});
+  if (memory > 0) document["config"]["memory_bytes"] = memory;
+  std::vector<std::vector<std::string>> rows = {
+      {"cache", "bytes/token", "bits/value", fmt::format("at {} tokens", costs.context)}};
+  if (memory > 0) {
+    rows[0].push_back("longest context");
+    rows[0].push_back(fmt::format("batch at {}", costs.context));
+  }
+  for (const CacheSpec& spec : specs) {
+    costs.add(spec, forecast_cache(model.transformer().kv_shape(), spec, model.pool()), rows,
+              document["results"]);
+  }
+  write_json(options.common, document);
+  if (json_on_stdout(options.common)) return kDone;
+
+  print_model(model);
   if (memory > 0) {
     fmt::print("With {} for weights and caches:\n", format_bytes(memory));
+    if (memory <= costs.weight_bytes) fmt::print("(the weights alone need more)\n");
   }
   fmt::print("{}", format_table(rows));
   if (memory > 0) fmt::print("The model itself reads up to {} tokens.\n", config.max_context);
@@ -85,8 +109,12 @@ void add_info(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   auto* command = app.add_subcommand("info", "architecture of a model and cost of its cache");
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
-  command->add_option("--memory", options->memory,
-                      "say what fits into this much memory, weights included, e.g. 8GiB");
+  command
+      ->add_option("--memory", options->memory,
+                   "say what fits into this much memory, weights included, e.g. 8GiB")
+      ->check([](const std::string& size) {  // an unset variable of a script, most likely
+        return size.empty() ? "the size is empty: write for example 8GiB" : std::string();
+      });
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }
 

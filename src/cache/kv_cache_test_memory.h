@@ -60,7 +60,10 @@ class ModelMemory {
     for (Side& side : sides_) {
       if (!side.is_nuq || rows == 0) continue;
       int64_t capacity = bytes(side.window) / side.row_bytes;
-      if (rows > capacity) capacity = std::min(most, std::max<int64_t>({rows, 2 * capacity, 64}));
+      if (rows > capacity) {
+        for (capacity = 64; capacity < rows;) capacity *= 2;
+        capacity = std::min(most, capacity);
+      }
       own(side.window, capacity * side.row_bytes);
     }
     pending_ = 0;

@@ -1,6 +1,7 @@
 #include "cache/layer_store.h"
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <utility>
 
@@ -110,7 +111,9 @@ Half* LayerStore::own_window(Side& side, int64_t first, int64_t num_kept, int64_
   if (num_rows > capacity) {
     const int64_t most =
         plan_->mode == CacheMode::kStrict ? plan_->recent : plan_->recent + kTileTokens;
-    capacity = std::min(most, std::max({num_rows, 2 * capacity, int64_t{kTileTokens}}));
+    // The same however the tokens came, in chunks or one by one: forecasts rely on it.
+    const auto power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(num_rows)));
+    capacity = std::min(most, std::max<int64_t>(power, kTileTokens));
   }
   return side.window.own(capacity * size, first * size, num_kept * size, *plan_->account);
 }

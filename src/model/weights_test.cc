@@ -2,12 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <vector>
 
 #include "base/file.h"
 #include "formats/safetensors.h"
 #include "kvquant/error.h"
+#include "model/gguf_test_builder.h"
 #include "model/make_model.h"
 #include "model/model.h"
 
@@ -66,6 +70,90 @@ TEST_F(Weights, ValuesThatAreNotFiniteAreRefused) {
     Model::load(folder_);
     set_last(name, 0);
   }
+}
+
+// A row of blocks with arbitrary codes whose scales, the Halfs at `places`, are 1/1024.
+std::string blocks_of(const WeightFormat& format, int64_t num_blocks) {
+  std::vector<size_t> places = {0, 2};
+  if (std::string_view(format.name) == "Q6_K") places = {208};
+  if (std::string_view(format.name) == "Q8_0") places = {0};
+  std::string bytes(static_cast<size_t>(num_blocks * format.block_bytes), 0);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 73 + i / 97);
+  const Half scale = to_half(0x1p-10f);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    for (const size_t place : places) {
+      std::memcpy(bytes.data() + static_cast<size_t>(b * format.block_bytes) + place, &scale, 2);
+    }
+  }
+  return bytes;
+}
+
+// A Llama of one layer, hidden 256, whose matrices have different formats.
+GgufBuilder mixed_model() {
+  GgufBuilder builder;
+  builder.text("general.architecture", "llama")
+      .integer("llama.block_count", 1)
+      .integer("llama.context_length", 64)
+      .integer("llama.embedding_length", 256)
+      .integer("llama.feed_forward_length", 256)
+      .integer("llama.attention.head_count", 4)
+      .integer("llama.attention.head_count_kv", 1)
+      .number("llama.attention.layer_norm_rms_epsilon", 1e-6f);
+  const auto add = [&](const char* name, uint64_t num_out, const char* format_name) {
+    const WeightFormat& format = *find_weight_format(std::string_view(format_name));
+    const auto num_blocks = static_cast<int64_t>(num_out) * 256 / format.block_size;
+    builder.tensor(name, {256, num_out}, format.gguf_type, blocks_of(format, num_blocks));
+  };
+  add("token_embd.weight", 8, "Q6_K");
+  add("blk.0.attn_q.weight", 256, "Q4_K");
+  add("blk.0.attn_k.weight", 64, "Q8_0");
+  add("blk.0.attn_v.weight", 64, "Q6_K");
+  add("blk.0.attn_output.weight", 256, "Q5_K");
+  add("blk.0.ffn_gate.weight", 256, "Q5_1");
+  add("blk.0.ffn_up.weight", 256, "Q4_0");
+  add("blk.0.ffn_down.weight", 256, "Q8_0");
+  const std::string ones(256 * 4, 0);
+  for (const char* name :
+       {"blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"}) {
+    builder.tensor(name, {256}, 0, ones);
+  }
+  return builder;
+}
+
+TEST(WeightTypes, QuantizedTensorsOfDifferentFormatsArePackedTogether) {
+  const std::string path = testing::TempDir() + "kvquant_weight_types.gguf";
+  write_file_atomic(path, mixed_model().bytes());
+  const auto checkpoint = open_checkpoint(path);
+  ThreadPool pool(2, ThreadPool::Pin::kNo);
+  const ModelWeights bf16 = load_weights(*checkpoint, Precision::kBF16, pool);
+  EXPECT_EQ(bf16.layers[0].qkv.type(), WeightType::kInt8x2);  // because of Q6_K
+  EXPECT_EQ(bf16.layers[0].output.type(), WeightType::kInt8);
+  EXPECT_EQ(bf16.layers[0].gate.type(), WeightType::kInt8);
+  EXPECT_EQ(bf16.layers[0].up.type(), WeightType::kInt8);
+  EXPECT_EQ(bf16.lm_head.type(), WeightType::kInt8x2);
+  // Exact formats stay groups, scales of K-quants are not rounded.
+  const ModelWeights f32 = load_weights(*checkpoint, Precision::kF32, pool);
+  EXPECT_EQ(f32.layers[0].qkv.type(), WeightType::kF32);
+  EXPECT_EQ(f32.layers[0].output.type(), WeightType::kF32);
+  EXPECT_EQ(f32.layers[0].gate.type(), WeightType::kInt8);
+  EXPECT_EQ(f32.layers[0].up.type(), WeightType::kInt8);
+
+  std::vector<float> expected(256), row(256);
+  for (int64_t r = 0; r < 384; ++r) {
+    const char* name = r < 256 ? "q" : r < 320 ? "k" : "v";
+    const int64_t first = r < 256 ? 0 : r < 320 ? 256 : 320;
+    checkpoint->read_row("model.layers.0.self_attn." + std::string(name) + "_proj.weight",
+                         r - first, expected);
+    f32.layers[0].qkv.read_row(r, row);
+    ASSERT_EQ(row, expected) << "row " << r;
+    bf16.layers[0].qkv.read_row(r, row);
+    float largest = 0;
+    for (const float value : expected) largest = std::max(largest, std::abs(value));
+    for (size_t i = 0; i < row.size(); ++i) {
+      ASSERT_NEAR(row[i], expected[i], r / 64 == 4 ? 0 : largest * 0x1p-10f) << "row " << r;
+    }
+  }
+  std::remove(path.c_str());
 }
 
 }  // namespace

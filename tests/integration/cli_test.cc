@@ -46,6 +46,47 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("perplexity -m embedded --max-ppl-delta nan", "max-ppl-delta");
 }
 
+TEST_F(Cli, SizesOfMemoryAreRead) {
+  const auto memory_of = [&](const std::string& size) {
+    const Outcome outcome = run("info -m embedded --kv fp16 -q --json - --memory " + size);
+    EXPECT_EQ(outcome.code, 0) << size << outcome.err;
+    return nlohmann::json::parse(outcome.out).at("config").at("memory_bytes").get<int64_t>();
+  };
+  constexpr int64_t kMega = int64_t{1} << 20;
+  EXPECT_EQ(memory_of("8GiB"), 8192 * kMega);
+  EXPECT_EQ(memory_of("8G"), 8192 * kMega);
+  EXPECT_EQ(memory_of("512M"), 512 * kMega);
+  EXPECT_EQ(memory_of("1.5gib"), 1536 * kMega);
+  EXPECT_EQ(memory_of("2T"), 2 * kMega * kMega);
+  EXPECT_EQ(memory_of("500MB"), 500000000);
+  EXPECT_EQ(memory_of("1000000"), 1000000);
+  for (const char* size : {"''", "0", "0.5", "-8GiB", "GiB", "8GiBs", "8 GiB", "8,5G", "nan", "inf",
+                           "1e30", "9999999999T", "x8"}) {
+    const std::string quoted = std::string("--memory='") + size + "'";
+    expect_refused(
+        std::string("info -m embedded ") + (size[0] == '\'' ? "--memory ''" : quoted.c_str()),
+        "8GiB");
+  }
+}
+
+TEST_F(Cli, InfoSaysWhatFitsForEveryFormat) {
+  const Outcome outcome = run("info -m embedded -q --json - --memory 64MiB -c 300");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto document = nlohmann::json::parse(outcome.out);
+  const auto weight_bytes = document.at("model").at("weight_bytes").get<int64_t>();
+  ASSERT_EQ(document.at("results").size(), 11u);
+  for (const auto& result : document.at("results")) {
+    const auto cache_bytes = result.at("cache_bytes").get<int64_t>();
+    const auto batch = result.at("largest_batch").get<int64_t>();
+    EXPECT_EQ(result.at("context"), 300);
+    EXPECT_GT(result.at("longest_context").get<int64_t>(), 300);
+    EXPECT_NEAR(static_cast<double>(batch * cache_bytes + weight_bytes), 64 * 1048576.0,
+                static_cast<double>(cache_bytes));
+  }
+  const Outcome none = run("info -m embedded --memory 1MiB --kv nuq4");
+  EXPECT_NE(none.out.find("the weights alone need more"), std::string::npos) << none.out;
+}
+
 TEST_F(Cli, ANumberThatIsNoneIsNamedWithItsLeast) {
   for (const char* number : {"-1", "x", "1.5", "nan", "99999999999999999999"}) {
     const std::string text = number;
