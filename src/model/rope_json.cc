@@ -67,6 +67,7 @@ double number_or(const Json& section, const char* key, double otherwise, const s
 
 void read_yarn(const Json& section, int64_t max_context, const std::string& path,
                RopeScaling& out) {
+  if (!section.contains("factor")) fail(path, "rope scaling without factor");
   if (const auto factor = json_number(section, "factor", path)) {
     out.factor = *factor;
   } else if (out.original_context > 0) {

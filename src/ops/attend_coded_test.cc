@@ -126,6 +126,28 @@ TEST(AttendCoded, LongContextsInSeveralSpansMatchTheReference) {
   }
 }
 
+// Divisors of a file may order them in any way; slow pairs are read by shortcuts.
+TEST(AttendCoded, FrequenciesNeedNotFall) {
+  TestRandom random(27);
+  std::vector<double> frequencies(32, 1e-4);
+  for (const size_t fast : {1, 7, 12, 31}) frequencies[fast] = 1;
+  frequencies[20] = 0.02;
+  for (const auto& some :
+       {frequencies, std::vector<double>(32, 1e-4), std::vector<double>(32, 3)}) {
+    const RopeTable rope(400, some);
+    for (const TestCodec& codec : {TestCodec{4, 4, 1, 1}, TestCodec{3, 2}}) {
+      const TestCodedRun run(codec, rope, 300, 20, random);
+      for (int64_t queries : {1, 2, 40}) {
+        ErrorCheck check(shape_of(64, 1), fast_variants());
+        for (int repeat = 0; repeat < 10; ++repeat) {
+          check.add(only(run).test(shape_of(64, 1), queries, 350 - queries, random));
+        }
+        check.expect_within_twice_naive(codec.name() + ", " + std::to_string(queries));
+      }
+    }
+  }
+}
+
 TEST(AttendCoded, SinksBeforeAndATailBehindAreMixedIn) {
   TestRandom random(22);
   const RopeTable rope(64, 400, 10000);
