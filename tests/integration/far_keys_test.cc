@@ -99,5 +99,20 @@ TEST(FarKeys, OfQwen2SurviveNuq4ButNotFourSymmetricBits) {
   EXPECT_GT(naive, 10 * strict);
 }
 
+// Where the CPU has bf16 dot products, keys are rounded to bf16 on their way, far means and all.
+TEST(FarKeys, OfQwen2SurviveBf16Attention) {
+  const auto load = [](Precision precision) {
+    return Model::load(test::golden_path("tiny_qwen2"), {.num_threads = 2, .precision = precision});
+  };
+  Model exact = load(Precision::kF32), rounded = load(Precision::kBF16);
+  const int64_t vocab = exact.config().vocab_size;
+  const auto expected = logits_of(exact, "fp32", CacheMode::kStrict);
+  const double dense = mean_kl(expected, logits_of(rounded, "fp16", CacheMode::kStrict), vocab);
+  const double coded = mean_kl(expected, logits_of(rounded, "nuq4-1%", CacheMode::kStrict), vocab);
+  const double f32 = mean_kl(expected, logits_of(exact, "nuq4-1%", CacheMode::kStrict), vocab);
+  EXPECT_LT(dense, 0.01);       // 0.001
+  EXPECT_LT(coded, 1.5 * f32);  // 0.050 and 0.046
+}
+
 }  // namespace
 }  // namespace kvquant
