@@ -133,8 +133,9 @@ Precision precision_of(const CommonOptions& options) {
 
 Model load_model(const CommonOptions& options) {
   check_not_built(options);
-  Model model = Model::load(find_model(options.model),
-                            {.num_threads = options.threads, .precision = precision_of(options)});
+  Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
+                                                        .precision = precision_of(options),
+                                                        .context = options.context});
   if (!options.calibration.empty()) model.set_calibration(load_calibration(options.calibration));
   return model;
 }

@@ -17,6 +17,40 @@ struct Options {
   std::string memory;
 };
 
+// Beside theta.
+std::string rope_text(const RopeScaling& scaling) {
+  std::string text;
+  if (scaling.type != RopeScalingType::kNone) {
+    text = fmt::format(" stretched {} times ({}", scaling.factor, rope_scaling_name(scaling.type));
+    if (scaling.original_context > 0)
+      text += fmt::format(" of {} tokens", scaling.original_context);
+    if (scaling.attention_factor != 1) {
+      text += fmt::format(", attention factor {:.4g}", scaling.attention_factor);
+    }
+    text += ")";
+  }
+  return scaling.divisors.empty() ? text : text + " with divisors of its own";
+}
+
+// What plain Llamas don't have.
+std::string special_parts(const ModelConfig& config) {
+  std::vector<std::string> parts;
+  if (config.sliding_window > 0) {
+    parts.push_back(fmt::format("sliding window of {} tokens", config.sliding_window));
+  }
+  if (config.qkv_bias) parts.emplace_back("biases of queries, keys and values");
+  if (config.qk_norm) parts.emplace_back("norms of queries and keys");
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+Json rope_fields(const RopeScaling& scaling) {
+  return {{"type", rope_scaling_name(scaling.type)},
+          {"factor", scaling.factor},
+          {"original_context", scaling.original_context},
+          {"attention_factor", scaling.attention_factor},
+          {"has_divisors", !scaling.divisors.empty()}};
+}
+
 // A row of the table for a spec, and its object in the results.
 struct Costs {
   int64_t context = 0;
@@ -57,8 +91,11 @@ void print_model(Model& model) {
              format_bytes(model.transformer().weight_bytes()));
   fmt::print("  {} layers, hidden {}, ffn {}, {} query and {} KV heads of {}\n", config.num_layers,
              config.hidden, config.ffn, config.num_q_heads, config.num_kv_heads, config.head_dim);
-  fmt::print("  vocabulary {}, context {}, RoPE theta {}, {} embeddings\n\n", config.vocab_size,
-             config.max_context, config.rope_theta, config.tied_embeddings ? "tied" : "untied");
+  fmt::print("  vocabulary {}, context {}, RoPE theta {}{}, {} embeddings\n", config.vocab_size,
+             config.max_context, config.rope_theta, rope_text(config.rope_scaling),
+             config.tied_embeddings ? "tied" : "untied");
+  const std::string special = special_parts(config);
+  fmt::print("{}\n", special.empty() ? "" : "  " + special + "\n");
 }
 
 int run(const Options& options) {
@@ -78,6 +115,10 @@ int run(const Options& options) {
                             {"weight_bytes", costs.weight_bytes},
                             {"ffn", config.ffn},
                             {"rope_theta", config.rope_theta},
+                            {"rope_scaling", rope_fields(config.rope_scaling)},
+                            {"sliding_window", config.sliding_window},
+                            {"qkv_bias", config.qkv_bias},
+                            {"qk_norm", config.qk_norm},
                             {"tied_embeddings", config.tied_embeddings}});
   if (memory > 0) document["config"]["memory_bytes"] = memory;
   std::vector<std::vector<std::string>> rows = {

@@ -85,6 +85,8 @@ KvShape checked(const KvShape& shape, const RopeTable& rope) {
             fmt::format("cache: {} layers, {} KV heads, head_dim {}: sizes must be positive and "
                         "head_dim a multiple of 8 up to {}",
                         shape.num_layers, shape.num_kv_heads, shape.head_dim, kMaxDenseHeadDim));
+  check_arg(shape.sliding_window >= 0,
+            fmt::format("cache: a sliding window of {} tokens", shape.sliding_window));
   check_arg(rope.head_dim() == shape.head_dim,
             fmt::format("cache: head_dim {} differs from the RoPE table's {}", shape.head_dim,
                         rope.head_dim()));
@@ -135,6 +137,7 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
     plan.sink = std::min<int64_t>(*spec.sink, rope.num_positions());
     plan.recent = *spec.recent;
     plan.mode = mode;
+    if (shape.sliding_window > 0) plan.max_lag = shape.sliding_window;
     plan.num_kv_heads = shape.num_kv_heads;
     plan.head_dim = shape.head_dim;
     plan.rope = &rope;

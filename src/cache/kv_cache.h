@@ -36,6 +36,9 @@ struct KvShape {
   int64_t num_layers = 0;
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
+  // Of the model: a query reads so many tokens, its own included, sinks and recent ones among them;
+  // 0: all. What no query will read any more is kept all the same.
+  int64_t sliding_window = 0;
 };
 
 enum class CacheMode {

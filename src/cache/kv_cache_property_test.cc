@@ -16,7 +16,8 @@ enum class Operation { kAdd, kAppend, kFork, kDrop, kTruncate, kSettle, kMeasure
 
 class History {
  public:
-  History(const char* spec, CacheMode mode) : pair_({2, 2, 8}, spec, mode) {}
+  History(const char* spec, CacheMode mode, int64_t sliding_window)
+      : pair_({2, 2, 8, sliding_window}, spec, mode) {}
 
   void step() {
     constexpr size_t kMostSequences = 5;
@@ -71,13 +72,11 @@ class History {
 
 class KvCacheHistory : public testing::TestWithParam<CacheMode> {};
 
-TEST_P(KvCacheHistory, FollowsTheModel) {
-  setenv("RC_PARAMS", "seed=42 max_success=150", /*overwrite=*/1);
-  const CacheMode mode = GetParam();
-  EXPECT_TRUE(rc::check([mode] {
+void check_histories(CacheMode mode, const std::vector<int64_t>& sliding_windows) {
+  EXPECT_TRUE(rc::check([&] {
     History history(*rc::gen::elementOf(
                         std::vector<const char*>(std::begin(test::kSpecs), std::end(test::kSpecs))),
-                    mode);
+                    mode, *rc::gen::elementOf(sliding_windows));
     const int num_steps = *rc::gen::inRange(1, 16);
     for (int step = 0; step < num_steps; ++step) {
       history.step();
@@ -86,6 +85,16 @@ TEST_P(KvCacheHistory, FollowsTheModel) {
     history.finish();
     RC_ASSERT(!testing::Test::HasFailure());
   }));
+}
+
+TEST_P(KvCacheHistory, FollowsTheModel) {
+  setenv("RC_PARAMS", "seed=42 max_success=150", /*overwrite=*/1);
+  check_histories(GetParam(), {0});
+}
+
+TEST_P(KvCacheHistory, FollowsTheModelInASlidingWindow) {
+  setenv("RC_PARAMS", "seed=43 max_success=60", /*overwrite=*/1);
+  check_histories(GetParam(), {1, 9, 10, 64, 70, 100, 200});
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, KvCacheHistory,

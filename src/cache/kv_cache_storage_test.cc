@@ -132,6 +132,27 @@ TEST(KvCacheStorage, OnlyTokensThatWereReadCompressedCount) {
   EXPECT_EQ(strict.cache.num_compressed_tokens(other), 10);
 }
 
+TEST(KvCacheStorage, CompressedTokensBehindASlidingWindowDontCount) {
+  const auto rows = stream(301);
+  const auto count = [&](const char* spec, CacheMode mode, int64_t sliding_window) {
+    Fixture f(spec, mode, /*num_threads=*/1, sliding_window);
+    const auto id = f.cache.add_sequence();
+    f.append(id, rows, 0, 300);
+    f.append(id, rows, 300, 1);
+    return f.cache.num_compressed_tokens(id);
+  };
+  // Compressed are [4, 196) as served, [10, 301 - 20) strict; the last query is at 300.
+  EXPECT_EQ(count("nuq4", CacheMode::kAsServed, 1000), 192);
+  EXPECT_EQ(count("nuq4", CacheMode::kAsServed, 297), 192);
+  EXPECT_EQ(count("nuq4", CacheMode::kAsServed, 296), 191);
+  EXPECT_EQ(count("nuq4", CacheMode::kAsServed, 106), 1);
+  EXPECT_EQ(count("nuq4", CacheMode::kAsServed, 105), 0);
+  EXPECT_EQ(count("nuq4", CacheMode::kAsServed, 1), 0);
+  EXPECT_EQ(count("nuq4,sink=10,recent=20", CacheMode::kStrict, 301), 271);
+  EXPECT_EQ(count("nuq4,sink=10,recent=20", CacheMode::kStrict, 50), 30);
+  EXPECT_EQ(count("nuq4,sink=10,recent=20", CacheMode::kStrict, 20), 0);
+}
+
 TEST(KvCacheStorage, DroppedSequencesGiveTheirBlocksBack) {
   const auto rows = stream(300);
   for (const char* spec : {"fp16", "nuq2-5%,block=64"}) {

@@ -12,9 +12,10 @@ inline constexpr KvShape kFedShape{2, 3, 16};
 inline constexpr int64_t kFedRowSize = 48;
 
 struct FedCache {
-  explicit FedCache(const char* spec, CacheMode mode, int num_threads = 1)
+  explicit FedCache(const char* spec, CacheMode mode, int num_threads = 1,
+                    int64_t sliding_window = 0)
       : pool(num_threads, ThreadPool::Pin::kNo),
-        cache(kFedShape, parse_spec(spec), mode, rope, pool) {}
+        cache({2, 3, 16, sliding_window}, parse_spec(spec), mode, rope, pool) {}
 
   // Rows [first, first + num_new) of a stream.
   void append(KvCache::SequenceId id, const std::vector<Row>& rows, int64_t first,

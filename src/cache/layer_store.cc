@@ -78,7 +78,7 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
   const int64_t first_exact = std::max(length_, plan_->sink);
   length_ += num_new;
   last_chunk_ = num_new;
-  read_compressed_ = num_encoded();
+  set_read_compressed(num_encoded());
   if (!plan_->is_compressed() || first_exact >= length_) return;
   pending_ = length_ - first_exact;
   if (plan_->mode == CacheMode::kAsServed) return;
@@ -89,7 +89,13 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
     if (!side->nuq->is_fitted()) side->nuq->fit(rows, pool);
     side->nuq->append(rows, pool);
   }
-  read_compressed_ = std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded());
+  set_read_compressed(std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded()));
+}
+
+// Of the first num_compressed tokens behind the sinks, those count that the last query sees.
+void LayerStore::set_read_compressed(int64_t num_compressed) {
+  const int64_t num_unseen = std::max<int64_t>(0, length_ - plan_->max_lag - num_sinks());
+  read_compressed_ = std::max<int64_t>(0, num_compressed - num_unseen);
 }
 
 // The first num_rows of window and staging.
@@ -186,19 +192,20 @@ bool LayerStore::can_view() const {
 }
 
 std::vector<RunPlan> LayerStore::runs() const {
-  if (!plan_->is_compressed()) return {{.num_tokens = length_}};
+  if (!plan_->is_compressed()) return {{.num_tokens = length_, .max_lag = plan_->max_lag}};
   const int64_t sinks = num_sinks(), encoded = num_encoded();
   const bool strict = plan_->mode == CacheMode::kStrict;
   std::vector<RunPlan> runs;
-  runs.push_back({.num_tokens = sinks});
+  runs.push_back({.num_tokens = sinks, .max_lag = plan_->max_lag});
   runs.push_back({.kind = RunKind::kEncoded,
                   .first_position = sinks,
                   .num_tokens = encoded,
-                  .min_lag = strict ? plan_->recent : 0});
+                  .min_lag = strict ? plan_->recent : 0,
+                  .max_lag = plan_->max_lag});
   const int64_t oldest_needed = length_ - last_chunk_ - plan_->recent + 1;
   const int64_t tail = strict ? std::max(sinks, oldest_needed) : sinks + encoded;
   if (!strict || plan_->recent > 0) {
-    const int64_t max_lag = strict ? plan_->recent : INT64_MAX;
+    const int64_t max_lag = strict ? std::min(plan_->recent, plan_->max_lag) : plan_->max_lag;
     const int64_t staged = std::max(tail, staging_first());
     for (const auto& [first, end] : {std::pair(tail, staged), std::pair(staged, length_)}) {
       runs.push_back({.first_position = first, .num_tokens = end - first, .max_lag = max_lag});

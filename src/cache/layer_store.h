@@ -32,6 +32,7 @@ struct LayerPlan {
   int64_t sink = 0;    // tokens
   int64_t recent = 0;  // tokens
   CacheMode mode = CacheMode::kStrict;
+  int64_t max_lag = INT64_MAX;  // of the model: queries see no older tokens
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   const RopeTable* rope = nullptr;
@@ -154,6 +155,7 @@ class LayerStore {
                                  int64_t num_rows) const;
   Half* own_window(Side& side, int64_t first, int64_t num_kept, int64_t num_rows);
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
+  void set_read_compressed(int64_t num_compressed);
   bool may_have_encoded(int64_t num_encoded) const;
   void restore_rows(SharedRows& rows, int64_t num_rows, int64_t capacity, const std::string& name,
                     SectionReader& in);

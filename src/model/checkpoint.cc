@@ -5,6 +5,7 @@
 #include <bit>
 #include <cassert>
 #include <filesystem>
+#include <stdexcept>
 #include <unordered_map>
 #include <utility>
 
@@ -24,6 +25,26 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (const int64_t dim : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(dim);
   return text + "]";
+}
+
+void add_number(double number, Hash64& hash) { hash.add_integer(std::bit_cast<int64_t>(number)); }
+
+// What plain Llamas don't have; they keep the fingerprints they had before there was any of it.
+void add_variant(const ModelConfig& config, Hash64& hash) {
+  if (config.sliding_window > 0) {
+    hash.add_text("sliding_window");
+    hash.add_integer(config.sliding_window);
+  }
+  const RopeScaling& scaling = config.rope_scaling;
+  if (scaling == RopeScaling{}) return;
+  hash.add_text(rope_scaling_name(scaling.type));
+  hash.add_integer(scaling.original_context);
+  hash.add_integer(scaling.truncate);
+  for (const double number : {scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor,
+                              scaling.beta_fast, scaling.beta_slow, scaling.attention_factor}) {
+    add_number(number, hash);
+  }
+  for (const double divisor : scaling.divisors) add_number(divisor, hash);
 }
 
 class FileCheckpoint final : public Checkpoint {
@@ -47,6 +68,7 @@ class FileCheckpoint final : public Checkpoint {
   }
 
   const ModelConfig& config() const override { return parts_.config; }
+  void extend_context(int64_t context) override;
   std::vector<int32_t> eos_token_ids() const override { return parts_.eos_token_ids; }
   bool has(const std::string& name) const override { return weights_.contains(name); }
 
@@ -142,6 +164,16 @@ class FileCheckpoint final : public Checkpoint {
   std::unordered_map<std::string, Weight> weights_;
 };
 
+void FileCheckpoint::extend_context(int64_t context) {
+  const bool is_dynamic = parts_.config.rope_scaling.type == RopeScalingType::kDynamic;
+  if (!is_dynamic || context <= parts_.config.max_context || context > kMaxContext) {
+    throw std::invalid_argument("the context of " + path_ + " is " +
+                                std::to_string(parts_.config.max_context) + " tokens, not " +
+                                std::to_string(context));
+  }
+  parts_.config.max_context = context;
+}
+
 std::string FileCheckpoint::fingerprint() const {
   const ModelConfig& c = parts_.config;
   Hash64 hash;
@@ -153,6 +185,7 @@ std::string FileCheckpoint::fingerprint() const {
   hash.add_integer(std::bit_cast<int32_t>(c.rope_theta));
   hash.add_integer(std::bit_cast<int32_t>(c.norm_eps));
   hash.add_integer(c.tied_embeddings);
+  add_variant(c, hash);
   for (const std::string& name : order_) {
     const StoredWeight& stored = weights_.find(name)->second.stored;
     hash.add_text(name);

@@ -35,6 +35,10 @@ class Checkpoint {
   virtual ~Checkpoint() = default;
 
   virtual const ModelConfig& config() const = 0;
+  // A model whose RoPE scaling is dynamic can read more than its max_context tokens, but rotates
+  // all of them according to the length: from now on as for sequences of `context` tokens. Changes
+  // config and fingerprint. Throws std::invalid_argument for other models and shorter contexts.
+  virtual void extend_context(int64_t context) = 0;
 
   // Throws FormatError when the checkpoint has no tokenizer or one that is not supported: the
   // weights are usable all the same.

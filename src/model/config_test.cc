@@ -80,18 +80,146 @@ TEST(Config, RopeParametersOfTransformersFiveAreRead) {
 }
 
 TEST(Config, WhatIsNotSupportedIsRefusedByName) {
-  expect_refused("architectures", {"MistralForCausalLM"}, "MistralForCausalLM");
+  for (const char* other : {"GemmaForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM"}) {
+    expect_refused("architectures", {other}, other);
+    expect_refused("architectures", {other}, "Qwen2ForCausalLM, Qwen3ForCausalLM");
+  }
   expect_refused("architectures", nullptr, "architectures");
-  expect_refused("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}, "llama3");
-  expect_refused("rope_scaling", {{"type", "linear"}, {"factor", 2.0}}, "linear");
-  expect_refused("rope_scaling", {{"factor", 2.0}}, "factor");
-  expect_refused("rope_scaling", 2, "rope_scaling");
-  expect_refused("rope_parameters", {{"rope_type", "yarn"}}, "yarn");
   expect_refused("attention_bias", true, "attention_bias");
-  expect_refused("mlp_bias", true, "mlp_bias");
+  expect_refused("sliding_window", 64, "sliding_window of a LlamaForCausalLM");
+  for (const char* flag : {"mlp_bias", "use_qk_norm", "qk_layernorm", "alibi"}) {
+    expect_refused(flag, true, flag);
+  }
+  for (const char* number :
+       {"attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_multiplier",
+        "num_local_experts", "num_experts", "clip_qkv", "query_pre_attn_scalar"}) {
+    expect_refused(number, 8.0, number);
+  }
   expect_refused("hidden_act", "gelu", "gelu");
   expect_refused("partial_rotary_factor", 0.5, "partial_rotary_factor");
   expect_refused("quantization_config", {{"quant_method", "awq"}}, "quantization_config");
+}
+
+Json config_of(const char* architecture) {
+  Json json = small_config();
+  json["architectures"] = {architecture};
+  return json;
+}
+
+void expect_refused(const Json& json, const std::string& part) {
+  try {
+    read(json);
+    ADD_FAILURE() << "accepted: " << json;
+  } catch (const FormatError& error) {
+    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+  }
+}
+
+TEST(Config, ArchitecturesSayWhatTheyAreMadeOf) {
+  const auto parts = [](const char* architecture) {
+    const ModelConfig config = read(config_of(architecture));
+    return std::tuple(config.architecture, config.qkv_bias, config.qk_norm, config.head_dim);
+  };
+  EXPECT_EQ(parts("LlamaForCausalLM"), std::tuple("llama", false, false, 16));
+  EXPECT_EQ(parts("MistralForCausalLM"), std::tuple("mistral", false, false, 16));
+  EXPECT_EQ(parts("Qwen2ForCausalLM"), std::tuple("qwen2", true, false, 16));
+  EXPECT_EQ(parts("Qwen3ForCausalLM"), std::tuple("qwen3", false, true, 128));
+}
+
+TEST(Config, MistralsWindowIsThatOfAllLayers) {
+  Json json = config_of("MistralForCausalLM");
+  EXPECT_EQ(read(json).sliding_window, 4096);  // the default of transformers
+  json["sliding_window"] = 50;
+  EXPECT_EQ(read(json).sliding_window, 50);
+  json["layer_types"] = {"sliding_attention", "sliding_attention"};
+  EXPECT_EQ(read(json).sliding_window, 50);
+  json["layer_types"] = {"sliding_attention", "full_attention"};
+  expect_refused(json, "contradict");
+  json["layer_types"] = {"full_attention", "full_attention"};
+  expect_refused(json, "contradict");
+  json["sliding_window"] = nullptr;
+  EXPECT_EQ(read(json).sliding_window, 0);
+  for (const Json& wrong : std::vector<Json>{0, -1, 1.5, "50", int64_t{1} << 40}) {
+    json = config_of("MistralForCausalLM");
+    json["sliding_window"] = wrong;
+    expect_refused(json, "window");
+  }
+}
+
+TEST(Config, QwensWindowMattersWhenItIsUsed) {
+  for (const char* architecture : {"Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
+    Json json = config_of(architecture);
+    json["sliding_window"] = 50;
+    json["max_window_layers"] = 1;
+    EXPECT_EQ(read(json).sliding_window, 0);
+    json["use_sliding_window"] = false;
+    json["layer_types"] = {"full_attention", "full_attention"};
+    EXPECT_EQ(read(json).sliding_window, 0);
+    json["layer_types"] = {"full_attention", "sliding_attention"};
+    expect_refused(json, "no sliding window");
+    json.erase("layer_types");
+    json["use_sliding_window"] = true;
+    expect_refused(json, "max_window_layers: a sliding window of some layers");
+    json["max_window_layers"] = 2;
+    EXPECT_EQ(read(json).sliding_window, 0);
+    json["max_window_layers"] = 0;
+    EXPECT_EQ(read(json).sliding_window, 50);
+    json["layer_types"] = {"full_attention", "full_attention"};
+    EXPECT_EQ(read(json).sliding_window, 0);
+    json["layer_types"] = {"full_attention", "sliding_attention"};
+    expect_refused(json, "layer_types: a sliding window of some layers");
+    json["layer_types"] = {"sliding_attention", "sliding_attention"};
+    EXPECT_EQ(read(json).sliding_window, 50);
+    json["layer_types"] = {"chunked_attention", "sliding_attention"};
+    expect_refused(json, "chunked_attention");
+    json["layer_types"] = {"sliding_attention"};
+    expect_refused(json, "layer_types is not a list of 2");
+  }
+}
+
+TEST(Config, BiasesAreThoseOfTheArchitecture) {
+  for (const char* architecture : {"MistralForCausalLM", "Qwen3ForCausalLM"}) {
+    Json json = config_of(architecture);
+    json["attention_bias"] = true;
+    expect_refused(json, "attention_bias");
+    json["attention_bias"] = false;
+    json.erase("num_key_value_heads");  // the defaults of transformers differ
+    expect_refused(json, "num_key_value_heads is missing");
+  }
+  Json json = config_of("Qwen2ForCausalLM");
+  json["attention_bias"] = true;  // said by some files; it always has them
+  EXPECT_TRUE(read(json).qkv_bias);
+}
+
+TEST(Config, YarnStretchesTheContext) {
+  Json json = small_config();
+  json["rope_scaling"] = {
+      {"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 128}};
+  EXPECT_EQ(read(json).max_context, 512);
+  json["max_position_embeddings"] = 1000;
+  EXPECT_EQ(read(json).max_context, 1000);
+  json["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  EXPECT_EQ(read(json).max_context, 1000);
+}
+
+TEST(Config, ScalingThatMakesNoSenseIsRefused) {
+  const auto yarn = [](const char* key, const Json& value) {
+    Json scaling = {{"rope_type", "yarn"}, {"factor", 4.0}};
+    scaling[key] = value;
+    return scaling;
+  };
+  expect_refused("rope_scaling", {{"type", "linear"}, {"factor", 0.5}}, "linear: factor 0.5");
+  expect_refused("rope_scaling", {{"type", "linear"}, {"factor", 1e9}}, "factor 1000000000");
+  expect_refused("rope_scaling", yarn("original_max_position_embeddings", 0),
+                 "original_max_position_embeddings 0");
+  expect_refused("rope_scaling", yarn("beta_fast", 0.5), "beta_fast 0.5");
+  expect_refused("rope_scaling", yarn("attention_factor", 0), "attention_factor 0");
+  expect_refused("rope_scaling",
+                 {{"rope_type", "llama3"},
+                  {"factor", 8.0},
+                  {"low_freq_factor", 4.0},
+                  {"high_freq_factor", 4.0}},
+                 "low_freq_factor 4");
 }
 
 TEST(Config, NumbersThatDoNotFitTogetherAreRefused) {

@@ -46,6 +46,7 @@ std::unique_ptr<Checkpoint> open_hugging_face_checkpoint(const std::string& fold
 // Of a GGUF file's metadata. Throw FormatError naming what is not supported.
 class Gguf;
 ModelConfig config_from_gguf(const Gguf& gguf);
+inline constexpr const char* kRopeDivisors = "rope_freqs.weight";  // a tensor that belongs to it
 TokenizerData tokenizer_data_from_gguf(const Gguf& gguf);
 
 }  // namespace kvquant

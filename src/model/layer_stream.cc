@@ -60,6 +60,11 @@ class Activations {
   TensorView<float, 3> view_;
 };
 
+KvShape one_layer(KvShape shape) {
+  shape.num_layers = 1;
+  return shape;
+}
+
 class LayerStream {
  public:
   LayerStream(Model& model, std::span<const std::vector<int32_t>> samples, int64_t ubatch)
@@ -78,8 +83,8 @@ class LayerStream {
         rotated_queries_(num_samples_ * seq_len_, config_.num_q_heads, config_.head_dim),
         output_gram_(
             static_cast<size_t>(config_.num_kv_heads * config_.head_dim * config_.head_dim)),
-        cache_({1, config_.num_kv_heads, config_.head_dim}, parse_spec("fp16"),
-               CacheMode::kAsServed, transformer_.rope_table(), model.pool()) {}
+        cache_(one_layer(transformer_.kv_shape()), parse_spec("fp16"), CacheMode::kAsServed,
+               transformer_.rope_table(), model.pool()) {}
 
   Buffer<float> run(const LayerConsumer& consumer, const Progress& progress) {
     const Observation observation(transformer_, [this](const ObservedChunk& c) { keep(c); });

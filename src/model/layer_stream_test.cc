@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "kvquant/error.h"
+#include "model/golden_test_models.h"
 #include "model/session.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
@@ -17,7 +18,7 @@ namespace {
 constexpr int64_t kUbatch = 24;
 
 std::string model_path(const std::string& name) {
-  return KVQUANT_SOURCE_DIR + (name == "ref5m" ? "/assets/" + name : "/tests/golden/" + name);
+  return name == "ref5m" ? KVQUANT_SOURCE_DIR "/assets/" + name : test::golden_path(name);
 }
 
 std::vector<std::vector<int32_t>> some_samples(const Model& model, int64_t count, int64_t length) {
@@ -55,7 +56,7 @@ class LayerStreams : public testing::TestWithParam<const char*> {};
 
 TEST_P(LayerStreams, EndInTheHiddenStatesOfForwardToTheBit) {
   for (const Precision precision : {Precision::kF32, default_precision()}) {
-    Model model = Model::load(model_path(GetParam()), {.precision = precision});
+    Model model = Model::load(model_path(GetParam()), {.precision = precision, .context = 61});
     const auto samples = some_samples(model, 3, 61);
     std::vector<int64_t> layers;
     const Buffer<float> residual = stream_layers(model, samples, {.ubatch = kUbatch},
@@ -80,7 +81,7 @@ TEST_P(LayerStreams, EndInTheHiddenStatesOfForwardToTheBit) {
 }
 
 TEST_P(LayerStreams, ShowWhatForwardShowsToAnObserver) {
-  Model model = Model::load(model_path(GetParam()), {.precision = Precision::kF32});
+  Model model = Model::load(model_path(GetParam()), {.precision = Precision::kF32, .context = 50});
   const auto samples = some_samples(model, 2, 50);
   struct Layer {
     std::vector<float> keys, values, queries, rotated_queries;
@@ -128,9 +129,9 @@ TEST_P(LayerStreams, ShowWhatForwardShowsToAnObserver) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, LayerStreams,
-                         testing::Values("tiny_untied", "tiny_tied", "tiny_mqa", "tiny_sharded",
-                                         "ref5m"),
+INSTANTIATE_TEST_SUITE_P(Models, LayerStreams, testing::ValuesIn(test::kTinyModels),
+                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Embedded, LayerStreams, testing::Values("ref5m"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(LayerStream, OutputGramIsThatOfTheProjectionRows) {

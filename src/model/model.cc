@@ -59,6 +59,10 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
   Model model;
   model.path_ = path;
   model.checkpoint_ = open_checkpoint(path);
+  if (model.config().rope_scaling.type == RopeScalingType::kDynamic &&
+      options.context > model.config().max_context) {
+    model.checkpoint_->extend_context(options.context);
+  }
   model.tokenizer_ = std::make_unique<Tokenizer>(model.checkpoint_->tokenizer());
   model.pool_ = std::make_unique<ThreadPool>(options.num_threads);
   try {

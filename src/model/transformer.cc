@@ -41,6 +41,13 @@ TensorView<const float, Rank> as_const(const TensorView<float, Rank>& view) {
   return out;
 }
 
+// Yarn's factor of queries and keys is one of their products.
+float score_scale(const ModelConfig& config) {
+  const double factor = config.rope_scaling.attention_factor;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  return static_cast<float>(factor * factor) * scale;
+}
+
 void copy_rows(TensorView<float, 3> source, Buffer<float>& out) {
   const int64_t size = source.shape[1] * source.shape[2];  // heads of a row lie side by side
   out.reserve_discarding(source.shape[0] * size);
@@ -56,11 +63,12 @@ Transformer::Transformer(const Checkpoint& checkpoint, Precision precision, Thre
       config_(checkpoint.config()),
       precision_(precision),
       pool_(pool),
-      rope_(config_.head_dim, config_.max_context, config_.rope_theta),
+      rope_(config_.max_context, rope_frequencies(config_.head_dim, config_.rope_theta,
+                                                  config_.rope_scaling, config_.max_context)),
       weights_(load_weights(checkpoint, precision, pool)) {}
 
 KvShape Transformer::kv_shape() const {
-  return {config_.num_layers, config_.num_kv_heads, config_.head_dim};
+  return {config_.num_layers, config_.num_kv_heads, config_.head_dim, config_.sliding_window};
 }
 
 void Transformer::check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const {
@@ -149,6 +157,7 @@ void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk
   rms_norm(as_const(residual), weights.attention_norm, config_.norm_eps, normed);
   linear(weights.qkv, as_const(normed), row_major(qkv_.data(), {n, width}), Epilogue::kStore,
          linear_context());
+  finish_qkv(weights, n);
   int64_t row = 0;
   for (const auto& chunk : chunks) {
     attend_chunk(layer, chunk, row, cache);
@@ -158,6 +167,27 @@ void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk
                                             .shape = {n, config_.num_q_heads * config_.head_dim},
                                             .stride = {width, 1}};
   linear(weights.output, attended, residual, Epilogue::kAdd, linear_context());
+}
+
+// Biases, and the norms of queries and keys, of all rows of qkv_.
+void Transformer::finish_qkv(const LayerWeights& weights, int64_t num_rows) {
+  const int64_t width = qkv_width(config_), head_dim = config_.head_dim;
+  if (!weights.qkv_bias.empty()) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      float* out = qkv_.data() + row * width;
+      for (int64_t i = 0; i < width; ++i) out[i] += weights.qkv_bias[static_cast<size_t>(i)];
+    }
+  }
+  if (weights.query_norm.empty()) return;
+  const auto norm_heads = [&](float* first, int64_t count, std::span<const float> weight) {
+    const auto heads = row_major(first, {count, head_dim});
+    rms_norm(as_const(heads), weight, config_.norm_eps, heads);
+  };
+  for (int64_t row = 0; row < num_rows; ++row) {
+    float* queries = qkv_.data() + row * width;
+    norm_heads(queries, config_.num_q_heads, weights.query_norm);
+    norm_heads(queries + config_.num_q_heads * head_dim, config_.num_kv_heads, weights.key_norm);
+  }
 }
 
 // One chunk, whose first token is row `row` of qkv_: append, rotate, attend.
@@ -196,8 +226,7 @@ void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int6
                     .first_position = first,
                     .runs = cache.view(layer.cache, chunk.sequence, head)});
   }
-  const AttendShape shape{config_.head_dim, config_.group(),
-                          1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+  const AttendShape shape{config_.head_dim, config_.group(), score_scale(config_)};
   // Before the next sequence's view replaces this one.
   if (attention_function_) return attention_function_(layer.model, chunk.sequence, shape, jobs);
   attend(shape, jobs, precision_, pool_);

@@ -1,5 +1,5 @@
-// The forward pass of a Llama-style decoder (arXiv 2302.13971): a ragged batch of token chunks
-// through all layers, reading and extending a KvCache.
+// The forward pass of a Llama-style decoder (arXiv 2302.13971), Mistral's and Qwen's among them: a
+// ragged batch of token chunks through all layers, reading and extending a KvCache.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,9 @@ struct ForwardChunk {
 struct ObservedChunk {
   int64_t layer = 0;
   KvCache::SequenceId sequence = 0;
-  int64_t first_position = 0;                  // of the chunk in its sequence
-  TensorView<const float, 3> queries;          // [n, num_q_heads, head_dim], before RoPE
+  int64_t first_position = 0;  // of the chunk in its sequence
+  // [n, num_q_heads, head_dim], before RoPE, with biases and norms where the model has them
+  TensorView<const float, 3> queries;
   TensorView<const float, 3> rotated_queries;  // after it
   TensorView<const float, 3> keys;             // [n, num_kv_heads, head_dim], before RoPE
   TensorView<const float, 3> values;           // [n, num_kv_heads, head_dim]
@@ -94,6 +95,7 @@ class Transformer {
   };
   void attention_block(LayerIndex layer, std::span<const ForwardChunk> chunks, KvCache& cache,
                        TensorView<float, 2> residual);
+  void finish_qkv(const LayerWeights& weights, int64_t num_rows);
   void attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row, KvCache& cache);
   void mlp_block(int64_t layer, TensorView<float, 2> residual);
   void reserve(int64_t num_tokens);

@@ -17,6 +17,11 @@ constexpr std::pair<std::string_view, std::string_view> kLayerNames[] = {
     {"attn_q.weight", "self_attn.q_proj.weight"},
     {"attn_k.weight", "self_attn.k_proj.weight"},
     {"attn_v.weight", "self_attn.v_proj.weight"},
+    {"attn_q.bias", "self_attn.q_proj.bias"},
+    {"attn_k.bias", "self_attn.k_proj.bias"},
+    {"attn_v.bias", "self_attn.v_proj.bias"},
+    {"attn_q_norm.weight", "self_attn.q_norm.weight"},
+    {"attn_k_norm.weight", "self_attn.k_norm.weight"},
     {"attn_output.weight", "self_attn.o_proj.weight"},
     {"ffn_norm.weight", "post_attention_layernorm.weight"},
     {"ffn_gate.weight", "mlp.gate_proj.weight"},
@@ -36,6 +41,15 @@ std::vector<NamedShape> llama_weights(const ModelConfig& config) {
     weights.push_back({prefix + "self_attn.q_proj.weight", {q_dim, config.hidden}});
     weights.push_back({prefix + "self_attn.k_proj.weight", {config.kv_dim(), config.hidden}});
     weights.push_back({prefix + "self_attn.v_proj.weight", {config.kv_dim(), config.hidden}});
+    if (config.qkv_bias) {
+      weights.push_back({prefix + "self_attn.q_proj.bias", {q_dim}});
+      weights.push_back({prefix + "self_attn.k_proj.bias", {config.kv_dim()}});
+      weights.push_back({prefix + "self_attn.v_proj.bias", {config.kv_dim()}});
+    }
+    if (config.qk_norm) {
+      weights.push_back({prefix + "self_attn.q_norm.weight", {config.head_dim}});
+      weights.push_back({prefix + "self_attn.k_norm.weight", {config.head_dim}});
+    }
     weights.push_back({prefix + "self_attn.o_proj.weight", {config.hidden, q_dim}});
     weights.push_back({prefix + "post_attention_layernorm.weight", {config.hidden}});
     weights.push_back({prefix + "mlp.gate_proj.weight", {config.ffn, config.hidden}});

@@ -1,4 +1,5 @@
-// The weights of a Llama by Hugging Face's names, with their shapes, and GGUF's names for them.
+// The weights of a Llama-style decoder by Hugging Face's names, with their shapes, and GGUF's names
+// for them.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,12 @@ struct NamedShape {
 };
 
 // All of them, in the order of the computation: embeddings, layers, final norm, and
-// "lm_head.weight" unless the embeddings are tied. Requires: check_config passed.
+// "lm_head.weight" unless the embeddings are tied; biases and norms of queries and keys where the
+// model has them. Requires: check_config passed.
 std::vector<NamedShape> llama_weights(const ModelConfig& config);
 
-// "model.layers.3.self_attn.q_proj.weight" for "blk.3.attn_q.weight"; empty when it is none of
-// Llama's weights.
+// "model.layers.3.self_attn.q_proj.weight" for "blk.3.attn_q.weight"; empty when no model that is
+// supported has it.
 std::string hugging_face_name(std::string_view gguf_name);
 
 }  // namespace kvquant

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 namespace kvquant {
@@ -37,9 +38,26 @@ TEST(WeightNames, TiedEmbeddingsHaveNoHead) {
   EXPECT_EQ(llama_weights(config).back().name, "model.norm.weight");
 }
 
+TEST(WeightNames, BiasesAndNormsFollowTheirMatrices) {
+  ModelConfig config = small_config();
+  config.qkv_bias = config.qk_norm = true;
+  const auto weights = llama_weights(config);
+  ASSERT_EQ(weights.size(), 2u * 14 + 3);
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const auto& weight : weights) shapes[weight.name] = weight.shape;
+  const std::string layer = "model.layers.1.self_attn.";
+  EXPECT_EQ(shapes.at(layer + "q_proj.bias"), std::vector<int64_t>{32});
+  EXPECT_EQ(shapes.at(layer + "k_proj.bias"), std::vector<int64_t>{16});
+  EXPECT_EQ(shapes.at(layer + "v_proj.bias"), std::vector<int64_t>{16});
+  EXPECT_EQ(shapes.at(layer + "q_norm.weight"), std::vector<int64_t>{8});
+  EXPECT_EQ(shapes.at(layer + "k_norm.weight"), std::vector<int64_t>{8});
+}
+
 TEST(WeightNames, GgufNamesMapOntoAllOfThem) {
   std::set<std::string> expected, mapped;
-  for (const auto& weight : llama_weights(small_config())) expected.insert(weight.name);
+  ModelConfig config = small_config();
+  config.qkv_bias = config.qk_norm = true;
+  for (const auto& weight : llama_weights(config)) expected.insert(weight.name);
   for (const char* name : {"token_embd.weight", "output_norm.weight", "output.weight"}) {
     mapped.insert(hugging_face_name(name));
   }
@@ -48,14 +66,18 @@ TEST(WeightNames, GgufNamesMapOntoAllOfThem) {
                              "ffn_gate", "ffn_up", "ffn_down"}) {
       mapped.insert(hugging_face_name("blk." + std::string(layer) + "." + name + ".weight"));
     }
+    for (const char* name : {"attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_q_norm.weight",
+                             "attn_k_norm.weight"}) {
+      mapped.insert(hugging_face_name("blk." + std::string(layer) + "." + name));
+    }
   }
   EXPECT_EQ(mapped, expected);
 }
 
 TEST(WeightNames, OtherNamesMapOntoNothing) {
   for (const char* name : {"", "blk.", "blk.0", "blk..attn_q.weight", "blk.x.attn_q.weight",
-                           "blk.01.attn_q.weight", "blk.0.attn_q.bias", "rope_freqs.weight",
-                           "blk.0.attn_q_norm.weight", "blk.-1.attn_q.weight"}) {
+                           "blk.01.attn_q.weight", "blk.0.attn_output.bias", "rope_freqs.weight",
+                           "blk.0.attn_v_norm.weight", "blk.-1.attn_q.weight"}) {
     EXPECT_EQ(hugging_face_name(name), "") << name;
   }
 }

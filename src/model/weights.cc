@@ -124,6 +124,17 @@ LayerWeights load_layer(const Checkpoint& checkpoint, int64_t layer, Precision p
   LayerWeights weights;
   weights.attention_norm = read_vector(checkpoint, prefix + "input_layernorm.weight");
   weights.qkv = matrix({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"});
+  const ModelConfig& config = checkpoint.config();
+  if (config.qkv_bias) {
+    for (const char* name : {"q_proj", "k_proj", "v_proj"}) {
+      const auto bias = read_vector(checkpoint, prefix + "self_attn." + name + ".bias");
+      weights.qkv_bias.insert(weights.qkv_bias.end(), bias.begin(), bias.end());
+    }
+  }
+  if (config.qk_norm) {
+    weights.query_norm = read_vector(checkpoint, prefix + "self_attn.q_norm.weight");
+    weights.key_norm = read_vector(checkpoint, prefix + "self_attn.k_norm.weight");
+  }
   weights.output = matrix({"self_attn.o_proj"});
   weights.mlp_norm = read_vector(checkpoint, prefix + "post_attention_layernorm.weight");
   weights.gate = matrix({"mlp.gate_proj"});
@@ -140,8 +151,10 @@ int64_t ModelWeights::num_bytes() const {
     for (const auto* matrix : {&layer.qkv, &layer.output, &layer.gate, &layer.up, &layer.down}) {
       total += matrix->num_bytes();
     }
-    total +=
-        static_cast<int64_t>((layer.attention_norm.size() + layer.mlp_norm.size()) * sizeof(float));
+    for (const auto* vector : {&layer.attention_norm, &layer.qkv_bias, &layer.query_norm,
+                               &layer.key_norm, &layer.mlp_norm}) {
+      total += static_cast<int64_t>(vector->size() * sizeof(float));
+    }
   }
   return total;
 }

@@ -14,6 +14,9 @@ namespace kvquant {
 struct LayerWeights {
   std::vector<float> attention_norm;  // [hidden]
   PackedMatrix qkv;                   // [(num_q_heads + 2 num_kv_heads) * head_dim, hidden]
+  std::vector<float> qkv_bias;        // [(num_q_heads + 2 num_kv_heads) * head_dim], or empty
+  std::vector<float> query_norm;      // [head_dim], or empty
+  std::vector<float> key_norm;        // [head_dim], or empty
   PackedMatrix output;                // [hidden, num_q_heads * head_dim]
   std::vector<float> mlp_norm;        // [hidden]
   PackedMatrix gate, up;              // [ffn, hidden]

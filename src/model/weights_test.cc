@@ -129,14 +129,14 @@ TEST(WeightTypes, QuantizedTensorsOfDifferentFormatsArePackedTogether) {
   EXPECT_EQ(bf16.layers[0].qkv.type(), WeightType::kInt8x2);  // because of Q6_K
   EXPECT_EQ(bf16.layers[0].output.type(), WeightType::kInt8);
   EXPECT_EQ(bf16.layers[0].gate.type(), WeightType::kInt8);
-  EXPECT_EQ(bf16.layers[0].up.type(), WeightType::kInt8);
+  EXPECT_EQ(bf16.layers[0].up.type(), WeightType::kInt4);
   EXPECT_EQ(bf16.lm_head.type(), WeightType::kInt8x2);
   // Exact formats stay groups, scales of K-quants are not rounded.
   const ModelWeights f32 = load_weights(*checkpoint, Precision::kF32, pool);
   EXPECT_EQ(f32.layers[0].qkv.type(), WeightType::kF32);
   EXPECT_EQ(f32.layers[0].output.type(), WeightType::kF32);
   EXPECT_EQ(f32.layers[0].gate.type(), WeightType::kInt8);
-  EXPECT_EQ(f32.layers[0].up.type(), WeightType::kInt8);
+  EXPECT_EQ(f32.layers[0].up.type(), WeightType::kInt4);
 
   std::vector<float> expected(256), row(256);
   for (int64_t r = 0; r < 384; ++r) {

@@ -126,6 +126,25 @@ TEST(AttendCoded, LongContextsInSeveralSpansMatchTheReference) {
   }
 }
 
+// Divisors of a file may order them in any way; slow pairs are read by shortcuts.
+TEST(AttendCoded, FrequenciesNeedNotFall) {
+  TestRandom random(27);
+  std::vector<double> mixed(32, 1e-4);
+  for (const size_t fast : {1, 7, 12, 31}) mixed[fast] = 1;
+  mixed[20] = 0.02;
+  for (const auto& frequencies : {mixed, std::vector<double>(32, 3)}) {
+    const RopeTable rope(200, frequencies);
+    const TestCodedRun run({4, 4, 1, 1}, rope, 130, 20, random);
+    for (const auto& [queries, repeats] : {std::pair(1, 10), std::pair(2, 5), std::pair(20, 1)}) {
+      ErrorCheck check(shape_of(64, 1), fast_variants());
+      for (int repeat = 0; repeat < repeats; ++repeat) {
+        check.add(only(run).test(shape_of(64, 1), queries, 160 - queries, random));
+      }
+      check.expect_within_twice_naive(std::to_string(queries) + " queries");
+    }
+  }
+}
+
 TEST(AttendCoded, SinksBeforeAndATailBehindAreMixedIn) {
   TestRandom random(22);
   const RopeTable rope(64, 400, 10000);

@@ -67,11 +67,11 @@ void make_value_table(const NuqCodebook& book, uint16_t* table) {
       table, (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(levels + 16), _mm512_load_ps(levels)));
 }
 
-// Rows of codes up to the first, rounded up to 4, whose largest angle within 16 tokens is at most
-// `angle`. Frequencies fall.
+// Rows of codes up to the last, rounded up to 4, whose largest angle within 16 tokens is above
+// `angle`. Frequencies fall as a rule, but a file may hold any.
 int64_t num_rows_above(const CodedTile& tile, int64_t half, float angle) {
-  int64_t rows = 0;
-  while (rows < half && RopeTiles::kLaneMiddle * tile.rope->frequencies[rows] > angle) ++rows;
+  int64_t rows = half;
+  while (rows > 0 && RopeTiles::kLaneMiddle * tile.rope->frequencies[rows - 1] <= angle) --rows;
   return (rows + 3) / 4 * 4;
 }
 

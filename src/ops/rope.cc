@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "formats/dense_tile.h"
 #include "ops/rope.h"
+#include "ops/rope_scaling.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvquant {
@@ -58,20 +59,22 @@ int64_t table_size(int64_t head_dim, int64_t num_positions) {
 }  // namespace
 
 RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
-    : head_dim_(head_dim),
+    : RopeTable(num_positions, rope_frequencies(head_dim, theta, {}, num_positions)) {}
+
+RopeTable::RopeTable(int64_t num_positions, std::span<const double> frequencies)
+    : head_dim_(2 * static_cast<int64_t>(frequencies.size())),
       num_positions_(num_positions),
-      cos_(table_size(head_dim, num_positions)),
-      sin_(table_size(head_dim, num_positions)),
-      tile_cos_(head_dim / 2 * kTileTokens),
-      tile_sin_(head_dim / 2 * kTileTokens),
-      lane_cos_sin_(head_dim / 2 * 32),
-      frequencies_(head_dim / 2) {
-  check_arg(theta > 0 && std::isfinite(theta),
-            fmt::format("rope: theta must be positive, not {}", theta));
-  const int64_t half = head_dim / 2;
+      cos_(table_size(head_dim_, num_positions)),
+      sin_(table_size(head_dim_, num_positions)),
+      tile_cos_(head_dim_ / 2 * kTileTokens),
+      tile_sin_(head_dim_ / 2 * kTileTokens),
+      lane_cos_sin_(head_dim_ / 2 * 32),
+      frequencies_(head_dim_ / 2) {
+  const int64_t half = head_dim_ / 2;
   for (int64_t c = 0; c < half; ++c) {
-    const double frequency =
-        std::pow(theta, -2.0 * static_cast<double>(c) / static_cast<double>(head_dim));
+    const double frequency = frequencies[static_cast<size_t>(c)];
+    check_arg(frequency >= 0 && std::isfinite(frequency),
+              fmt::format("rope: a frequency of {}", frequency));
     frequencies_[c] = static_cast<float>(frequency);
     for (int64_t position = 0; position < num_positions + kTileTokens; ++position) {
       const double angle = static_cast<double>(position) * frequency;

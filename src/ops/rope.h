@@ -1,8 +1,10 @@
 // Rotary position embedding (arXiv 2104.09864) in Hugging Face's convention: channel c rotates with
-// channel c + head_dim / 2 by the angle position * theta^(-2c / head_dim).
+// channel c + head_dim / 2 by the angle position * frequency[c], theta^(-2c / head_dim) as a rule
+// (rope_scaling.h has the others).
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "base/buffer.h"
 #include "kvquant/tensor_view.h"
@@ -16,8 +18,8 @@ struct RopeTiles {
   static constexpr int64_t kLaneMiddle = 8;  // the same of 16 tokens
   const float* tile_cos = nullptr;           // [head_dim / 2][64], of t - kMiddle
   const float* tile_sin = nullptr;
-  const float* lane_cos_sin = nullptr;  // [head_dim / 2][2][16], of t - kLaneMiddle
-  const float* frequencies = nullptr;   // [head_dim / 2], angle between positions, falling
+  const float* lane_cos_sin = nullptr;            // [head_dim / 2][2][16], of t - kLaneMiddle
+  const float* frequencies = nullptr;             // [head_dim / 2], angle between positions
   const float* near_cos[2] = {nullptr, nullptr};  // [head_dim / 2], of angles of 8 and 24 tokens
   const float* near_sin[2] = {nullptr, nullptr};
 };
@@ -27,6 +29,8 @@ class RopeTable {
  public:
   RopeTable() = default;
   RopeTable(int64_t head_dim, int64_t num_positions, double theta);
+  // frequencies [head_dim / 2]: angles between neighbouring positions, at least 0.
+  RopeTable(int64_t num_positions, std::span<const double> frequencies);
 
   int64_t head_dim() const { return head_dim_; }
   int64_t num_positions() const { return num_positions_; }

@@ -28,6 +28,20 @@ TEST(Rope, RotatesPairsByHand) {
   EXPECT_NEAR(x[3], 4 * std::cos(0.02) + 2 * std::sin(0.02), 1e-6);
 }
 
+TEST(Rope, TakesFrequenciesOfAnyKind) {
+  const std::vector<double> frequencies = {0.5, 0, 2};
+  const RopeTable table(10, frequencies);
+  EXPECT_EQ(table.head_dim(), 6);
+  for (size_t c = 0; c < 3; ++c) {
+    EXPECT_NEAR(table.cos(7)[c], std::cos(7 * frequencies[c]), 1e-7);
+    EXPECT_NEAR(table.sin(7)[c], std::sin(7 * frequencies[c]), 1e-7);
+    EXPECT_EQ(table.tiles().frequencies[c], static_cast<float>(frequencies[c]));
+  }
+  EXPECT_THROW(RopeTable(10, std::vector<double>{-1}), std::invalid_argument);
+  EXPECT_THROW(RopeTable(10, std::vector<double>{NAN}), std::invalid_argument);
+  EXPECT_THROW(RopeTable(10, std::vector<double>{}), std::invalid_argument);
+}
+
 TEST(Rope, LeavesPositionZeroAlone) {
   const RopeTable table(64, 1, 10000.0);
   auto x = random_values(64, 1);

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Writes the golden files of the integration tests with transformers, in float32.
 
-    make_golden.py tiny      tests/golden/tiny_*/: random Llama checkpoints with golden.json
+    make_golden.py tiny [NAME...]   tests/golden/tiny_*/: random checkpoints with golden.json
+    make_golden.py rope      tests/golden/rope.json: frequencies of all kinds of RoPE scaling
     make_golden.py smollm2   tests/golden/smollm2.json, from models/ (scripts/get-model smollm2)
 
 Needs torch, transformers, safetensors, tokenizers, gguf and numpy from PyPI. Versions used are
 written into the files. golden.json: `prompts`, each with `ids`, `logits` {position: [vocab]} and
-`greedy` (12 tokens, stop tokens go on);
+`greedy` (12 tokens, stop tokens go on; every step is a forward pass over the whole sequence, which
+matters where RoPE depends on its length);
 smollm2.json: `tokenizer`, `greedy`, `perplexity`.
 """
 import argparse
@@ -34,6 +36,28 @@ SHAPES = {
     "tiny_sharded": dict(hidden=32, ffn=32, layers=1, heads=2, kv_heads=1, head_dim=24, tied=False,
                          dtype=torch.bfloat16, theta=10000.0, eps=1e-5, shards=3),
 }
+# Other architectures and RoPE scaling: one small shape, `config` says what is special.
+COMMON = dict(hidden=32, ffn=32, layers=2, heads=4, kv_heads=2, head_dim=16, tied=True,
+              dtype=torch.bfloat16, theta=10000.0, eps=1e-6, shards=1)
+for _name, _config in {
+    "tiny_mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": 8},
+    "tiny_qwen2": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False,
+                   "sliding_window": 8, "max_window_layers": 1},
+    "tiny_qwen3": {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False,
+                   "sliding_window": None, "max_window_layers": 2},
+    # Half of the wavelengths are on either side of the blends.
+    "tiny_llama3": {"rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}},
+    "tiny_linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    # The longest prompt and what it generates are longer than this.
+    "tiny_dynamic": {"max_position_embeddings": 24,
+                     "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "tiny_yarn": {"max_position_embeddings": 64, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+        "original_max_position_embeddings": 64, "beta_fast": 8.0, "beta_slow": 1.0}},
+}.items():
+    SHAPES[_name] = dict(COMMON, config=_config)
 
 
 def write_json(path: pathlib.Path, content) -> None:
@@ -68,6 +92,11 @@ def config_json(shape: dict) -> dict:
         "tie_word_embeddings": shape["tied"], "attention_bias": False, "mlp_bias": False,
         "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": str(shape["dtype"]).split(".")[1],
     }
+    config.update(shape.get("config", {}))
+    architecture = config["architectures"][0].removesuffix("ForCausalLM").lower()
+    config["model_type"] = architecture
+    if "rope_parameters" in config:
+        return config
     if shape["shards"] > 1:  # the newer spelling, once
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": shape["theta"]}
     else:
@@ -79,7 +108,13 @@ def random_weights(model, generator: torch.Generator) -> None:
     """Gains that keep the residual stream alive and spread the logits over several units."""
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 1:
+        if name.endswith(".bias"):
+            weight.data = noise
+            if "k_proj" in name:  # as in Qwen2: far means of channels that hardly rotate
+                heads = weight.data.view(-1, 16)
+                heads[:, 7] += 25
+                heads[:, 15] -= 40
+        elif weight.dim() == 1:
             weight.data = 1 + 0.2 * noise
         else:
             gain = 1.5 if "layers" in name else 3.0
@@ -118,19 +153,22 @@ def prompt_golden(model, ids: list[int], positions: list[int]) -> dict:
             "greedy": greedy[len(ids):], "margins": margins}
 
 
-def make_tiny() -> None:
+def make_tiny(names: list[str]) -> None:
     for seed, (name, shape) in enumerate(SHAPES.items(), start=11):
+        if names and name not in names:
+            continue
         folder = HERE / name
         folder.mkdir(exist_ok=True)
         config = config_json(shape)
         generator = torch.Generator().manual_seed(seed)
         write_json(folder / "config.json", config)
         tiny_tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config))
+        model_config = transformers.AutoConfig.from_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_config(model_config)
         random_weights(model, generator)
         save_checkpoint(folder, model, shape)
         # Load again: the golden is what transformers computes from the files.
-        model = transformers.LlamaForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager").eval()
         prompts = [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in (1, 7, 40)]
         write_json(folder / "golden.json", {
@@ -140,6 +178,48 @@ def make_tiny() -> None:
         margins = [m for p in json.loads((folder / "golden.json").read_text())["prompts"]
                    for m in p["margins"]]
         print(f"{name}: least greedy margin {min(margins)}")
+
+
+# ---- RoPE scaling --------------------------------------------------------------------------------
+
+ROPE_CASES = [  # rope_scaling as config.json has it, and what is beside it
+    ({"type": "linear", "factor": 2.5}, {}),
+    ({"rope_type": "dynamic", "factor": 2.0}, {"length": 4096}),
+    ({"rope_type": "dynamic", "factor": 2.0}, {"length": 5000}),
+    ({"rope_type": "dynamic", "factor": 8.0}, {"length": 30000, "head_dim": 80}),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192}, {"head_dim": 128, "theta": 500000.0}),
+    ({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192}, {"theta": 500000.0}),
+    ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+     {"head_dim": 128, "theta": 1000000.0}),
+    ({"rope_type": "yarn", "factor": 16.0, "finetuned": True}, {}),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096,
+      "beta_fast": 16, "beta_slow": 2, "truncate": False, "attention_factor": 1.25}, {}),
+    ({"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096,
+      "mscale": 1.0, "mscale_all_dim": 0.8}, {"head_dim": 64}),
+    ({"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 64}, {}),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, {"head_dim": 16}),
+]
+
+
+def make_rope() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    cases = []
+    for scaling, beside in ROPE_CASES:
+        head_dim, theta = beside.get("head_dim", 96), beside.get("theta", 10000.0)
+        fields = {"head_dim": head_dim, "rope_theta": theta, "max_position_embeddings": 4096,
+                  "rope_scaling": scaling}
+        config = transformers.LlamaConfig(hidden_size=head_dim * 4, num_attention_heads=4,
+                                          **json.loads(json.dumps(fields)))
+        kind = scaling.get("rope_type", scaling.get("type"))
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu",
+                                                        seq_len=beside.get("length"))
+        cases.append({"config": fields, "length": beside.get("length", 0),
+                      "attention_factor": factor,
+                      "frequencies": [float(f"{x:.8g}") for x in frequencies.tolist()]})
+    write_json(HERE / "rope.json", {"made_by": versions(), "cases": cases})
 
 
 # ---- SmolLM2 -------------------------------------------------------------------------------------
@@ -202,5 +282,10 @@ def make_smollm2() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny", "smollm2"])
-    {"tiny": make_tiny, "smollm2": make_smollm2}[parser.parse_args().what]()
+    parser.add_argument("what", choices=["tiny", "rope", "smollm2"])
+    parser.add_argument("names", nargs="*", help="of tiny: only these folders")
+    arguments = parser.parse_args()
+    if arguments.what == "tiny":
+        make_tiny(arguments.names)
+    else:
+        {"rope": make_rope, "smollm2": make_smollm2}[arguments.what]()

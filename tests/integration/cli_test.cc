@@ -87,6 +87,30 @@ TEST_F(Cli, InfoSaysWhatFitsForEveryFormat) {
   EXPECT_NE(none.out.find("the weights alone need more"), std::string::npos) << none.out;
 }
 
+TEST_F(Cli, InfoSaysWhatIsSpecialAboutAModel) {
+  const std::string golden = KVQUANT_SOURCE_DIR "/tests/golden/";
+  const auto expect_info = [&](const char* model, const char* part) {
+    const Outcome outcome = run("info --kv fp16 -m " + golden + model);
+    EXPECT_EQ(outcome.code, 0);
+    EXPECT_NE(outcome.out.find(part), std::string::npos) << outcome.out;
+  };
+  expect_info("tiny_mistral", "\n  sliding window of 8 tokens\n");
+  expect_info("tiny_qwen2", "\n  biases of queries, keys and values\n");
+  expect_info("tiny_qwen3", "\n  norms of queries and keys\n");
+  expect_info("tiny_linear", "RoPE theta 10000 stretched 4 times (linear), ");
+  expect_info("tiny_llama3", "stretched 8 times (llama3 of 64 tokens), ");
+  expect_info("tiny_yarn", "stretched 4 times (yarn of 64 tokens, attention factor 1.139), ");
+  expect_info("tiny_untied", "RoPE theta 10000, untied embeddings\n\n");
+}
+
+TEST_F(Cli, ADynamicModelReadsMoreWhenMoreIsAskedFor) {
+  const std::string model = "generate -n 1 -m " KVQUANT_SOURCE_DIR "/tests/golden/tiny_dynamic -p ";
+  const std::string prompt = "abcdefghijklmnopqrstuvwxyz0123";
+  expect_refused(model + prompt, "the prompt needs 30 tokens, the context has 24");
+  expect_refused(model + prompt + " -c 20", "the context has 20");
+  EXPECT_EQ(run(model + prompt + " -c 40").code, 0);
+}
+
 TEST_F(Cli, ANumberThatIsNoneIsNamedWithItsLeast) {
   for (const char* number : {"-1", "x", "1.5", "nan", "99999999999999999999"}) {
     const std::string text = number;
