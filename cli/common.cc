@@ -61,6 +61,11 @@ Json calibration_config(const Calibration* calibration) {
           {"fingerprint", calibration_fingerprint(info)}};
 }
 
+WeightStorage weights_of(const CommonOptions& options) {
+  if (options.weights == "bf16") return WeightStorage::kBF16;
+  return options.weights == "int8" ? WeightStorage::kInt8 : WeightStorage::kAuto;
+}
+
 }  // namespace
 
 CLI::Validator at_least(int64_t least) {
@@ -84,6 +89,12 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
     command.add_option("--device", options.device, "cpu or cuda[:N]")->capture_default_str();
     command.add_option("--precision", options.precision, "arithmetic of matrix products")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+        ->capture_default_str();
+    command
+        .add_option("--weights", options.weights,
+                    "how matrices are kept: auto (4 or 8-bit codes of quantized files as they are, "
+                    "else bf16), bf16, int8 (floats become 8-bit codes, too)")
+        ->check(CLI::IsMember({"auto", "bf16", "int8"}))
         ->capture_default_str();
   }
   if (flags & kSpecFlags) {
@@ -135,6 +146,7 @@ Model load_model(const CommonOptions& options) {
   check_not_built(options);
   Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
                                                         .precision = precision_of(options),
+                                                        .weights = weights_of(options),
                                                         .context = options.context});
   if (!options.calibration.empty()) model.set_calibration(load_calibration(options.calibration));
   return model;
@@ -309,6 +321,7 @@ Json common_config(const CommonOptions& options, Model& model) {
   return {{"threads", model.pool().num_threads()},
           {"device", options.device},
           {"precision", precision_of(options) == Precision::kBF16 ? "bf16" : "f32"},
+          {"weights", options.weights},
           {"ubatch", options.ubatch},
           {"seed", options.seed},
           {"calibration", calibration_config(model.calibration().get())}};

@@ -26,6 +26,7 @@ struct CommonOptions {
   int threads = 0;
   std::string device = "cpu";
   std::string precision = "auto";
+  std::string weights = "auto";
   std::vector<std::string> kv;
   std::string key_codec, value_codec;  // -ctk, -ctv
   std::string calibration, preset;

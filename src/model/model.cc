@@ -67,7 +67,8 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
   model.pool_ = std::make_unique<ThreadPool>(options.num_threads);
   try {
     model.transformer_ = std::make_unique<Transformer>(
-        *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_);
+        *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_,
+        options.weights);
   } catch (const FormatError& error) {  // of weights, which don't know where they come from
     throw FormatError(path + ": " + error.what());
   }

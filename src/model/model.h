@@ -17,6 +17,7 @@ namespace kvquant {
 struct ModelOptions {
   int num_threads = 0;                 // 0: every core the process may use
   std::optional<Precision> precision;  // unset: bf16 where the CPU has bf16 dot products, else f32
+  WeightStorage weights = WeightStorage::kAuto;
   // Tokens of the longest sequence. It matters to models of dynamic RoPE scaling only, when it is
   // above what they were trained for: they rotate by it, see Checkpoint::extend_context.
   int64_t context = 0;

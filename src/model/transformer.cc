@@ -58,14 +58,15 @@ void copy_rows(TensorView<float, 3> source, Buffer<float>& out) {
 
 }  // namespace
 
-Transformer::Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool)
+Transformer::Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool,
+                         WeightStorage storage)
     : checkpoint_(checkpoint),
       config_(checkpoint.config()),
       precision_(precision),
       pool_(pool),
       rope_(config_.max_context, rope_frequencies(config_.head_dim, config_.rope_theta,
                                                   config_.rope_scaling, config_.max_context)),
-      weights_(load_weights(checkpoint, precision, pool)) {}
+      weights_(load_weights(checkpoint, precision, pool, storage)) {}
 
 KvShape Transformer::kv_shape() const {
   return {config_.num_layers, config_.num_kv_heads, config_.head_dim, config_.sliding_window};

@@ -50,7 +50,8 @@ using LayerAttention =
 class Transformer {
  public:
   // `checkpoint` and `pool` must outlive this.
-  Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool);
+  Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool,
+              WeightStorage storage = WeightStorage::kAuto);
 
   const ModelConfig& config() const { return config_; }
   const RopeTable& rope_table() const { return rope_; }

@@ -47,7 +47,8 @@ class Stack {
   int64_t num_out() const { return first_rows_.back(); }
   int64_t num_in() const { return infos_[0].shape[1]; }
 
-  WeightType weight_type(Precision precision) const {
+  WeightType weight_type(Precision precision, WeightStorage storage) const {
+    if (storage == WeightStorage::kBF16) return WeightType::kBF16;
     const auto all = [&](auto predicate) {
       return std::all_of(infos_.begin(), infos_.end(), predicate);
     };
@@ -61,12 +62,13 @@ class Stack {
       return all([](const WeightInfo& info) { return info.group_bits <= 4; }) ? WeightType::kInt4
                                                                               : WeightType::kInt8;
     }
+    if (storage == WeightStorage::kInt8 && num_in() % kWeightGroup == 0) return WeightType::kInt8;
     const bool fits_bf16 = all([](const WeightInfo& info) { return info.type == "BF16"; });
     return precision == Precision::kBF16 || fits_bf16 ? WeightType::kBF16 : WeightType::kF32;
   }
 
-  PackedMatrix pack(Precision precision, ThreadPool& pool) const {
-    const WeightType type = weight_type(precision);
+  PackedMatrix pack(Precision precision, WeightStorage storage, ThreadPool& pool) const {
+    const WeightType type = weight_type(precision, storage);
     std::atomic<int64_t> bad_row = -1;  // readers must not throw
     PackedMatrix packed;
     if (has_groups(type)) {
@@ -74,7 +76,7 @@ class Stack {
           num_out(), num_in(), type,
           [&](int64_t row, QuantizedRow out) {
             const size_t part = part_of(row);
-            checkpoint_.read_row_groups(names_[part], row - first_rows_[part], out);
+            read_groups(part, row - first_rows_[part], type, out);
             if (!all_finite(std::span<const Half>(out.scales)) ||
                 !all_finite(std::span<const Half>(out.offsets)))
               bad_row = row;
@@ -95,6 +97,16 @@ class Stack {
   }
 
  private:
+  // As in the file, or floats rounded to groups.
+  void read_groups(size_t part, int64_t row, WeightType type, QuantizedRow out) const {
+    if (infos_[part].group_size == kWeightGroup || type == WeightType::kInt8x2) {
+      return checkpoint_.read_row_groups(names_[part], row, out);
+    }
+    std::vector<float> floats(static_cast<size_t>(num_in()));
+    checkpoint_.read_row(names_[part], row, floats);
+    quantize_to_groups(floats, out);
+  }
+
   size_t part_of(int64_t row) const {
     const auto next = std::upper_bound(first_rows_.begin(), first_rows_.end(), row);
     return static_cast<size_t>(next - first_rows_.begin()) - 1;
@@ -113,13 +125,19 @@ std::vector<float> read_vector(const Checkpoint& checkpoint, const std::string& 
   return out;
 }
 
-LayerWeights load_layer(const Checkpoint& checkpoint, int64_t layer, Precision precision,
+// How matrices are packed.
+struct Packing {
+  Precision precision;
+  WeightStorage storage;
+};
+
+LayerWeights load_layer(const Checkpoint& checkpoint, int64_t layer, Packing packing,
                         ThreadPool& pool) {
   const std::string prefix = "model.layers." + std::to_string(layer) + ".";
   const auto matrix = [&](std::initializer_list<const char*> names) {
     std::vector<std::string> full;
     for (const char* name : names) full.push_back(prefix + name + ".weight");
-    return Stack(checkpoint, std::move(full)).pack(precision, pool);
+    return Stack(checkpoint, std::move(full)).pack(packing.precision, packing.storage, pool);
   };
   LayerWeights weights;
   weights.attention_norm = read_vector(checkpoint, prefix + "input_layernorm.weight");
@@ -159,16 +177,17 @@ int64_t ModelWeights::num_bytes() const {
   return total;
 }
 
-ModelWeights load_weights(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool) {
+ModelWeights load_weights(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool,
+                          WeightStorage storage) {
   const ModelConfig& config = checkpoint.config();
   ModelWeights weights;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    weights.layers.push_back(load_layer(checkpoint, layer, precision, pool));
+    weights.layers.push_back(load_layer(checkpoint, layer, {precision, storage}, pool));
     checkpoint.release_pages();
   }
   weights.final_norm = read_vector(checkpoint, "model.norm.weight");
   const std::string head = config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  weights.lm_head = Stack(checkpoint, {head}).pack(precision, pool);
+  weights.lm_head = Stack(checkpoint, {head}).pack(precision, storage, pool);
   checkpoint.release_pages();
   return weights;
 }

@@ -1,0 +1,34 @@
+// What keeping weights as 8-bit codes costs. The figures are printed.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "base/file.h"
+#include "eval/perplexity.h"
+#include "model/model.h"
+
+namespace kvquant {
+namespace {
+
+double perplexity_of(WeightStorage weights, int64_t& weight_bytes) {
+  Model model = Model::load(find_model("embedded"), {.num_threads = 2, .weights = weights});
+  weight_bytes = model.transformer().weight_bytes();
+  const auto tokens =
+      model.tokenizer().encode(read_text(find_asset("sample.txt")), Tokenizer::Special::kAsText);
+  const std::vector<CacheSpec> specs = {parse_spec("fp16")};
+  return evaluate_perplexity(model, tokens, specs, {.window = 1024, .max_windows = 2})[0]
+      .perplexity;
+}
+
+TEST(WeightStorage, CodesOf8BitsCostLittleAndTakeHalfTheMemory) {
+  int64_t float_bytes = 0, code_bytes = 0;
+  const double floats = perplexity_of(WeightStorage::kBF16, float_bytes);
+  const double codes = perplexity_of(WeightStorage::kInt8, code_bytes);
+  fmt::print("perplexity with bf16 weights {:.4f} ({} bytes), with 8-bit codes {:.4f} ({} bytes)\n",
+             floats, float_bytes, codes, code_bytes);
+  EXPECT_NE(floats, codes);
+  EXPECT_NEAR(codes / floats, 1, 0.002);
+  EXPECT_NEAR(static_cast<double>(code_bytes) / static_cast<double>(float_bytes), 9.0 / 16, 0.01);
+}
+
+}  // namespace
+}  // namespace kvquant
