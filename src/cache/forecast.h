@@ -35,9 +35,9 @@ class CacheForecast {
   double growth_bytes_;
 };
 
-// As served, with outliers as normal data has them and without calibration, which moves what
-// sequences hold by less than a percent. Layers with codecs of their own count as such. Throws what
-// KvCache throws.
+// As served, with outliers as normal data has them, without calibration and without the exact copy
+// of a chunk that is being read. Layers with codecs of their own count as such. Throws what KvCache
+// throws.
 CacheForecast forecast_cache(const KvShape& shape, const CacheSpec& spec, ThreadPool& pool);
 
 }  // namespace kvquant

@@ -10,7 +10,10 @@ namespace kvquant {
 namespace {
 
 double perplexity_of(WeightStorage weights, int64_t& weight_bytes) {
-  Model model = Model::load(find_model("embedded"), {.num_threads = 2, .weights = weights});
+  ModelOptions options;
+  options.num_threads = 2;
+  options.weights = weights;
+  Model model = Model::load(find_model("embedded"), options);
   weight_bytes = model.transformer().weight_bytes();
   const auto tokens =
       model.tokenizer().encode(read_text(find_asset("sample.txt")), Tokenizer::Special::kAsText);
