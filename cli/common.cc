@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <memory>
+#include <system_error>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -23,10 +25,13 @@ namespace kvquant::cli {
 namespace {
 
 volatile std::sig_atomic_t interrupted = 0;
+int interrupt_pipe[2] = {-1, -1};  // a byte in it: interrupted
 
 void on_interrupt(int) {
   if (interrupted != 0) _exit(kInterrupted);  // the second Ctrl-C doesn't wait
   interrupted = 1;
+  const int error = errno;
+  if (write(interrupt_pipe[1], "", 1) < 0) errno = error;
 }
 
 std::string format_eta(double seconds) {
@@ -220,9 +225,18 @@ Progress progress_on_stderr(const CommonOptions& options, const std::string& wha
 }
 
 bool was_interrupted() { return interrupted != 0; }
-void clear_interrupted() { interrupted = 0; }
+void clear_interrupted() {
+  if (interrupted == 0) return;
+  char byte;
+  if (read(interrupt_pipe[0], &byte, 1) < 0) return;  // being interrupted again: it stays
+  interrupted = 0;
+}
+int interrupt_fd() { return interrupt_pipe[0]; }
 
 void install_interrupt_handler() {
+  if (pipe(interrupt_pipe) != 0) {
+    throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
+  }
   struct sigaction action {};
   action.sa_handler = on_interrupt;
   sigaction(SIGINT, &action, nullptr);  // no SA_RESTART: a blocked read returns

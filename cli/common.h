@@ -66,6 +66,7 @@ struct Interrupted {};
 bool was_interrupted();  // since the last clear
 void clear_interrupted();
 void install_interrupt_handler();
+int interrupt_fd();  // readable while was_interrupted()
 
 // "a  b  c" with aligned columns, the first left, others right; or a Markdown table.
 enum class TableStyle { kText, kMarkdown };

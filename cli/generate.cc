@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "cli/chat_prompt.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/sampling.h"
@@ -18,34 +19,36 @@ namespace {
 struct Options {
   CommonOptions common;
   SamplingOptions sampling;
-  std::string prompt, file, system;
+  std::string prompt, file, system, chat_template;
   std::string save_cache, load_cache;
   bool chat = false;
   bool ignore_eos = false;
 };
 
-std::string prompt_text(const Options& options, const Model& model) {
+std::string prompt_text(const Options& options, Model& model) {
   check_arg(options.prompt.empty() || options.file.empty(), "-p and -f exclude each other");
   const std::string text = options.file.empty() ? options.prompt : read_utf8(options.file);
   if (text.empty() && !options.load_cache.empty()) return text;  // go on where it stopped
   check_arg(!text.empty(), "the prompt is empty: give -p TEXT or -f FILE");
   if (!options.chat) {
     check_arg(options.system.empty(), "--system needs --chat");
+    check_arg(options.chat_template.empty(), "--chat-template needs --chat");
     return text;
   }
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", text});
-  return render_chat(recognise_chat_template(model.checkpoint().tokenizer().chat_template),
-                     messages);
+  return render_chat(chat_format_of(options.chat_template, model), messages, chat_tokens(model));
 }
 
 // What has to be computed: the prompt, or what of it isn't in the file of --load-cache. A prompt
 // that doesn't begin with the file's tokens comes behind them.
 std::vector<int32_t> tokens_to_feed(const Options& options, Session& session) {
-  const Model& model = session.model();
+  Model& model = session.model();
   const std::string text = prompt_text(options, model);
-  auto prompt = model.tokenizer().encode(text);
+  // A chat template says itself where bos goes.
+  const auto bos = options.chat ? Tokenizer::Bos::kNever : Tokenizer::Bos::kAsConfigured;
+  auto prompt = model.tokenizer().encode(text, Tokenizer::Special::kParse, bos);
   if (options.load_cache.empty()) return prompt;
   session.load(options.load_cache);
   const auto loaded = session.tokens();
@@ -159,6 +162,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   command->add_option("-f,--file", options->file, "file with the prompt");
   command->add_flag("--chat", options->chat, "wrap the prompt in the model's chat template");
   command->add_option("--system", options->system, "system message (with --chat)");
+  add_chat_template_flag(*command, options->chat_template);
   command->add_flag("--ignore-eos", options->ignore_eos, "go on after a stop token");
   command
       ->add_option("--save-cache", options->save_cache,

@@ -92,8 +92,8 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace kvquant::cli;
-  install_interrupt_handler();
   try {
+    install_interrupt_handler();
     return run(argc, argv);
   } catch (const Interrupted&) {
     return fail(kInterrupted, "interrupted");

@@ -26,10 +26,10 @@ BpeMerges::BpeMerges(std::span<const BpeMerge> merges) {
   const size_t num_slots = std::bit_ceil(merges.size() * 2 + 2);
   table_.assign(num_slots, Entry{kNoPair, kNoRank, -1});
   shift_ = 64 - std::countr_zero(num_slots);
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const uint64_t pair = pair_of(merges[rank].left, merges[rank].right);
+  for (const BpeMerge& merge : merges) {
+    const uint64_t pair = pair_of(merge.left, merge.right);
     Entry& entry = table_[slot_of(pair)];
-    if (entry.pair == kNoPair) entry = {pair, static_cast<int32_t>(rank), merges[rank].merged};
+    if (entry.pair == kNoPair) entry = {pair, merge.rank, merge.merged};
   }
 }
 

@@ -1,5 +1,6 @@
 // Byte-pair merges on token ids (arXiv 1508.07909): the adjacent pair of the lowest rank, the
-// leftmost of equals, becomes one token until no pair has a merge.
+// leftmost of equals, becomes one token until no pair has a merge. sentencepiece's merges are the
+// same with ranks by score; pairs of equal scores have equal ranks.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +13,14 @@ struct BpeMerge {
   int32_t left = 0;
   int32_t right = 0;
   int32_t merged = 0;
+  int32_t rank = 0;
 };
 
 // Thread-safe after construction.
 class BpeMerges {
  public:
-  // By rank, lowest first; of two merges of the same pair the first counts. Requires: ids >= 0.
+  // Of two merges of the same pair the first counts. Requires: ids and ranks >= 0, fewer than 2^31
+  // merges.
   explicit BpeMerges(std::span<const BpeMerge> merges);
 
   // Merges `symbols` in place. Requires: fewer than 2^31 of them.

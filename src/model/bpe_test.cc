@@ -9,7 +9,9 @@ namespace {
 
 using Symbols = std::vector<int32_t>;
 
-Symbols merged(const std::vector<BpeMerge>& merges, Symbols symbols) {
+// Their place in the list is their rank.
+Symbols merged(std::vector<BpeMerge> merges, Symbols symbols) {
+  for (size_t i = 0; i < merges.size(); ++i) merges[i].rank = static_cast<int32_t>(i);
   BpeMerges(merges).apply(symbols);
   return symbols;
 }
@@ -44,6 +46,17 @@ TEST(BpeMerges, OfEqualRanksTheLeftmostIsMergedFirst) {
   EXPECT_EQ(merged({{0, 0, 1}, {1, 1, 2}}, Symbols(100, 0)), Symbols(25, 2));
 }
 
+TEST(BpeMerges, PairsMayShareARank) {
+  const std::vector<BpeMerge> merges{{0, 1, 5, 0}, {1, 2, 6, 0}, {3, 0, 7, 1}};
+  for (const size_t num_others : {0, 60}) {  // short and long words
+    Symbols symbols(num_others, 9);
+    symbols.insert(symbols.begin(), {3, 0, 1, 2});
+    BpeMerges(merges).apply(symbols);
+    symbols.resize(symbols.size() - num_others);
+    EXPECT_EQ(symbols, (Symbols{3, 5, 2}));
+  }
+}
+
 TEST(BpeMerges, OfTwoMergesOfOnePairTheFirstCounts) {
   EXPECT_EQ(merged({{0, 1, 5}, {0, 1, 6}}, {0, 1}), (Symbols{5}));
 }
@@ -59,7 +72,7 @@ TEST(BpeMerges, ShortAndLongWordsAreMergedAsDefined) {
   const auto below = [&](int32_t n) { return static_cast<int32_t>(random() % n); };
   for (int trial = 0; trial < 300; ++trial) {
     std::vector<BpeMerge> merges;
-    for (int32_t id = 3; id < 40; ++id) merges.push_back({below(id), below(id), id});
+    for (int32_t id = 3; id < 40; ++id) merges.push_back({below(id), below(id), id, 0});
     for (const int32_t size : {1, 2, 3, 20, 47, 48, 49, 50, 200}) {
       Symbols symbols(size);
       for (int32_t& symbol : symbols) symbol = below(3);

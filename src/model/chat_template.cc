@@ -1,310 +1,185 @@
-// The Jinja text is cut into statements, literals and variables, written one way whatever quotes,
-// spacing or whitespace control the file uses, and compared with ChatML's.
 #include "model/chat_template.h"
 
 #include <fmt/core.h>
 
-#include <array>
-#include <cctype>
-#include <optional>
+#include <stdexcept>
 #include <utility>
-#include <vector>
 
-#include "kvquant/error.h"
+#include "model/text_normalizer.h"
 
 namespace kvquant {
 namespace {
 
-constexpr std::string_view kStart = "<|im_start|>";
-constexpr std::string_view kEnd = "<|im_end|>\n";
+using Around = ChatFormat::Around;
+using SystemPlace = ChatFormat::SystemPlace;
 
-struct Item {
-  enum class Kind { kStatement, kLiteral, kVariable };
-  Kind kind;
-  std::string text;
-
-  bool operator==(const Item&) const = default;
-};
-
-Item statement(std::string_view text) { return {Item::Kind::kStatement, std::string(text)}; }
-Item literal(std::string_view text) { return {Item::Kind::kLiteral, std::string(text)}; }
-Item variable(std::string_view text) { return {Item::Kind::kVariable, std::string(text)}; }
-
-bool is_space(char c) { return std::isspace(static_cast<unsigned char>(c)) != 0; }
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
-bool is_quote(char c) { return c == '\'' || c == '"'; }
-
-std::string_view trim_left(std::string_view text) {
-  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
-  return text;
+ChatFormat chat_ml(const std::string& name, const std::string& default_system) {
+  ChatFormat format;
+  format.name = name;
+  const auto turn = [](const std::string& role) {
+    return Around{"<|im_start|>" + role + "\n", "<|im_end|>\n"};
+  };
+  format.system = turn("system");
+  format.user = turn("user");
+  format.assistant = turn("assistant");
+  format.generation = format.assistant.before;
+  format.default_system = default_system;
+  format.drops_thoughts = name == "qwen3";
+  return format;
 }
 
-std::string_view trim_right(std::string_view text) {
-  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
-  return text;
+ChatFormat llama2() {
+  ChatFormat format;
+  format.name = "llama2";
+  format.bos = ChatFormat::Bos::kEveryUserTurn;
+  format.system = {"<<SYS>>\n", "\n<</SYS>>\n\n"};
+  format.user = {"[INST] ", " [/INST]"};
+  format.assistant = {" ", " "};
+  format.eos_after_answer = true;
+  format.system_place = SystemPlace::kFirstUser;
+  format.trims_answers = format.trims_others = true;
+  return format;
 }
 
-// Offset behind the quoted text that starts at `start`; text.size() when it is not closed.
-size_t end_of_quotes(std::string_view text, size_t start) {
-  for (size_t i = start + 1; i < text.size(); ++i) {
-    if (text[i] == '\\') {
-      ++i;
-    } else if (text[i] == text[start]) {
-      return i + 1;
-    }
-  }
-  return text.size();
+ChatFormat llama3(const std::string& name, const std::string& system_preamble) {
+  ChatFormat format;
+  format.name = name;
+  format.bos = ChatFormat::Bos::kFirst;
+  const auto turn = [](const std::string& role) {
+    return Around{"<|start_header_id|>" + role + "<|end_header_id|>\n\n", "<|eot_id|>"};
+  };
+  format.system = turn("system");
+  format.user = turn("user");
+  format.assistant = turn("assistant");
+  format.generation = format.assistant.before;
+  format.system_preamble = system_preamble;
+  format.trims_answers = format.trims_others = true;
+  return format;
 }
 
-// One spelling: single quotes, a.b for a['b'], no space beside punctuation.
-std::string canonical(std::string_view code) {
-  std::string result;
-  for (size_t i = 0; i < code.size();) {
-    if (is_quote(code[i])) {
-      const size_t end = end_of_quotes(code, i);
-      result += '\'';
-      result += code.substr(i + 1, end < i + 2 ? 0 : end - i - 2);
-      result += '\'';
-      i = end;
-    } else if (is_space(code[i])) {
-      while (i < code.size() && is_space(code[i])) ++i;
-      const bool between_words =
-          !result.empty() && is_word(result.back()) && i < code.size() && is_word(code[i]);
-      if (between_words) result += ' ';
-    } else {
-      result += code[i++];
-    }
-  }
-  for (size_t open = 0; (open = result.find("['", open)) != std::string::npos;) {
-    const size_t close = result.find("']", open + 2);
-    if (close == std::string::npos) break;
-    result = result.substr(0, open) + "." + result.substr(open + 2, close - open - 2) +
-             result.substr(close + 2);
-  }
-  return result;
+ChatFormat mistral(const std::string& name, Around user, SystemPlace system_place) {
+  ChatFormat format;
+  format.name = name;
+  format.bos = ChatFormat::Bos::kFirst;
+  format.system = {"", "\n\n"};
+  format.user = std::move(user);
+  format.assistant = {name == "mistral-v3-tekken" ? "" : " ", ""};
+  format.eos_after_answer = true;
+  format.system_place = system_place;
+  return format;
 }
 
-// Text of a quoted literal; nullopt when it is something else.
-std::optional<std::string> unquote(std::string_view code) {
-  if (code.size() < 2 || !is_quote(code[0]) || end_of_quotes(code, 0) != code.size() ||
-      code.back() != code[0]) {
-    return std::nullopt;
-  }
-  std::string text;
-  for (size_t i = 1; i + 1 < code.size(); ++i) {
-    if (code[i] != '\\') {
-      text += code[i];
-      continue;
-    }
-    switch (code[++i]) {
-      case 'n': text += '\n'; break;
-      case 't': text += '\t'; break;
-      case '\\':
-      case '\'':
-      case '"': text += code[i]; break;
-      default: return std::nullopt;
-    }
-  }
-  return text;
+std::vector<ChatFormat> named_formats() {
+  return {
+      chat_ml("chatml", ""), llama2(), llama3("llama3", ""),
+      // The template asks for today's date; the one it falls back to keeps prompts the same.
+      llama3("llama3.1", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"),
+      mistral("mistral-v1", {"[INST] ", " [/INST]"}, SystemPlace::kFirstUser),
+      mistral("mistral-v3", {"[INST] ", "[/INST]"}, SystemPlace::kLastUser),
+      mistral("mistral-v3-tekken", {"[INST]", "[/INST]"}, SystemPlace::kLastUser),
+      chat_ml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+      chat_ml("qwen3", "")};
 }
 
-class JinjaReader {
- public:
-  explicit JinjaReader(std::string_view jinja) : rest_(jinja) {
-    if (rest_.ends_with('\n')) rest_.remove_suffix(1);  // Jinja drops it
+std::string trimmed(std::string_view text, bool trims) {
+  if (trims) {
+    text.remove_prefix(leading_white_space(text));
+    text.remove_suffix(trailing_white_space(text));
   }
-
-  // nullopt when a tag is not closed.
-  std::optional<std::vector<Item>> read() {
-    while (!rest_.empty()) {
-      size_t open = 0;
-      while ((open = rest_.find('{', open)) != std::string_view::npos &&
-             (open + 1 == rest_.size() ||
-              std::string_view("{%#").find(rest_[open + 1]) == std::string_view::npos)) {
-        ++open;
-      }
-      if (open == std::string_view::npos) {
-        add_literal(rest_);
-        break;
-      }
-      if (!read_tag(open)) return std::nullopt;
-    }
-    return std::move(items_);
-  }
-
- private:
-  // Chat templates run with trim_blocks and lstrip_blocks.
-  bool read_tag(size_t open) {
-    const char kind = rest_[open + 1];
-    const std::string_view before = rest_.substr(0, open);
-    const size_t close = find_close(open + 2, kind == '{' ? '}' : kind);
-    if (close == std::string_view::npos) return false;
-    std::string_view code = rest_.substr(open + 2, close - open - 2);
-    rest_.remove_prefix(close + 2);
-
-    std::string_view text = before;
-    if (code.starts_with('-')) {
-      code.remove_prefix(1);
-      text = trim_right(text);
-    } else if (kind != '{') {
-      const size_t indent = text.find_last_not_of(" \t");
-      const bool starts_line =
-          indent == std::string_view::npos ? at_line_start_ : text[indent] == '\n';
-      if (starts_line) text = text.substr(0, indent + 1);  // npos + 1 is 0
-    }
-    add_literal(text);
-    at_line_start_ = false;
-    if (code.ends_with('-')) {
-      code.remove_suffix(1);
-      rest_ = trim_left(rest_);
-    } else if (kind != '{' && rest_.starts_with('\n')) {
-      rest_.remove_prefix(1);
-      at_line_start_ = true;
-    }
-    if (kind == '%') items_.push_back(statement(canonical(trim_left(trim_right(code)))));
-    if (kind == '{') add_output(code);
-    return true;
-  }
-
-  // Offset of `mark` "}" outside quotes.
-  size_t find_close(size_t start, char mark) const {
-    for (size_t i = start; i + 1 < rest_.size();) {
-      if (rest_[i] == mark && rest_[i + 1] == '}') return i;
-      i = mark != '#' && is_quote(rest_[i]) ? end_of_quotes(rest_, i) : i + 1;
-    }
-    return std::string_view::npos;
-  }
-
-  // Operands of "+" and "~".
-  void add_output(std::string_view code) {
-    size_t start = 0;
-    for (size_t i = 0; i <= code.size();) {
-      if (i == code.size() || code[i] == '+' || code[i] == '~') {
-        const std::string_view operand = trim_left(trim_right(code.substr(start, i - start)));
-        if (const auto text = unquote(operand)) {
-          add_literal(*text);
-        } else {
-          items_.push_back(variable(canonical(operand)));
-        }
-        start = ++i;
-      } else {
-        i = is_quote(code[i]) ? end_of_quotes(code, i) : i + 1;
-      }
-    }
-  }
-
-  void add_literal(std::string_view text) {
-    if (text.empty()) return;
-    if (!items_.empty() && items_.back().kind == Item::Kind::kLiteral) {
-      items_.back().text += text;
-    } else {
-      items_.push_back(literal(text));
-    }
-  }
-
-  std::string_view rest_;
-  bool at_line_start_ = true;
-  std::vector<Item> items_;
-};
-
-// Takes `expected` from the front of `items` if it is there.
-bool take(std::span<const Item>& items, std::span<const Item> expected) {
-  if (items.size() < expected.size()) return false;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (items[i] != expected[i]) return false;
-  }
-  items = items.subspan(expected.size());
-  return true;
-}
-
-// The message in "<|im_start|>system\n...<|im_end|>\n".
-std::optional<std::string> system_message(const Item& item) {
-  const std::string prefix = std::string(kStart) + "system\n";
-  std::string_view text = item.text;
-  if (item.kind != Item::Kind::kLiteral || !text.starts_with(prefix) || !text.ends_with(kEnd) ||
-      text.size() <= prefix.size() + kEnd.size()) {
-    return std::nullopt;
-  }
-  text = text.substr(prefix.size(), text.size() - prefix.size() - kEnd.size());
-  if (text.find("<|im_") != std::string_view::npos) return std::nullopt;
   return std::string(text);
 }
 
-std::optional<RecognisedTemplate> match_chat_ml(std::span<const Item> items) {
-  const std::array no_prompt_by_default{statement("if not add_generation_prompt is defined"),
-                                        statement("set add_generation_prompt=false"),
-                                        statement("endif")};
-  const std::array loop{statement("for message in messages")};
-  const std::array if_no_system{statement("if loop.first and messages[0].role!='system'")};
-  const std::array end_if{statement("endif")};
-  const std::array rest{literal(kStart),
-                        variable("message.role"),
-                        literal("\n"),
-                        variable("message.content"),
-                        literal(kEnd),
-                        statement("endfor"),
-                        statement("if add_generation_prompt"),
-                        literal(std::string(kStart) + "assistant\n"),
-                        statement("endif")};
-  RecognisedTemplate result{ChatTemplate::kChatMl, ""};
-  take(items, no_prompt_by_default);
-  if (!take(items, loop)) return std::nullopt;
-  if (take(items, if_no_system)) {
-    if (items.empty()) return std::nullopt;
-    const auto message = system_message(items[0]);
-    items = items.subspan(1);
-    if (!message || !take(items, end_if)) return std::nullopt;
-    result.default_system = *message;
-  }
-  if (!take(items, rest) || !items.empty()) return std::nullopt;
-  return result;
+std::string around(const Around& around, const std::string& text) {
+  return around.before + text + around.after;
 }
 
-// The text's beginning in one line.
-std::string excerpt(std::string_view jinja) {
-  constexpr size_t kMaxBytes = 60;
-  std::string text;
-  for (const char c : jinja.substr(0, kMaxBytes)) {
-    text += c >= 0x20 && c < 0x7F ? c : ' ';
-  }
-  return jinja.size() > kMaxBytes ? text + "..." : text;
+std::string end_of_answer(const ChatFormat& format, const ChatTokens& tokens) {
+  return format.assistant.after + (format.eos_after_answer ? tokens.eos + format.after_eos : "");
 }
 
-void append_message(std::string& text, std::string_view role, std::string_view content) {
-  text += kStart;
-  text += role;
-  text += '\n';
-  text += content;
-  text += kEnd;
+std::string user_turn(const ChatFormat& format, const std::string& content,
+                      const ChatTokens& tokens) {
+  const bool has_bos = format.bos == ChatFormat::Bos::kEveryUserTurn;
+  return (has_bos ? tokens.bos : "") + around(format.user, trimmed(content, format.trims_others));
+}
+
+std::string without_thoughts(const ChatFormat& format, const std::string& answer) {
+  constexpr std::string_view kEnd = "</think>";
+  const size_t end = format.drops_thoughts ? answer.rfind(kEnd) : std::string::npos;
+  if (end == std::string::npos) return answer;
+  const size_t begin = answer.find_first_not_of('\n', end + kEnd.size());
+  return begin == std::string::npos ? "" : answer.substr(begin);
+}
+
+void check_has_template(const ChatFormat& format) {
+  if (!format.name.empty()) return;
+  throw std::invalid_argument("chat: the model has no chat template");
+}
+
+std::string system_turn(const ChatFormat& format, const std::string& content) {
+  return around(format.system, format.system_preamble + trimmed(content, format.trims_others));
 }
 
 }  // namespace
 
-RecognisedTemplate recognise_chat_template(std::string_view jinja) {
-  if (jinja.empty()) return {};
-  if (const auto items = JinjaReader(jinja).read()) {
-    if (const auto result = match_chat_ml(*items)) return *result;
-  }
-  throw FormatError(
-      fmt::format("chat template: only ChatML, with or without a default system message, is "
-                  "supported, not \"{}\"",
-                  excerpt(jinja)));
+std::vector<std::string> chat_format_names() {
+  std::vector<std::string> names;
+  for (const ChatFormat& format : named_formats()) names.push_back(format.name);
+  return names;
 }
 
-std::string render_chat(const RecognisedTemplate& chat_template,
-                        std::span<const ChatMessage> messages) {
-  if (chat_template.kind == ChatTemplate::kNone) {
-    throw std::invalid_argument("chat: the model has no chat template");
+ChatFormat chat_format_named(const std::string& name) {
+  std::string names;
+  for (const ChatFormat& format : named_formats()) {
+    if (format.name == name) return format;
+    names += (names.empty() ? "" : ", ") + format.name;
   }
-  std::string text;
-  const bool has_system = messages.empty() || messages[0].role == "system";
-  if (!has_system && !chat_template.default_system.empty()) {
-    append_message(text, "system", chat_template.default_system);
+  throw std::invalid_argument(fmt::format("there is no chat template '{}': {}", name, names));
+}
+
+std::string render_chat(const ChatFormat& format, std::span<const ChatMessage> messages,
+                        const ChatTokens& tokens) {
+  check_has_template(format);
+  const bool has_system = !messages.empty() && messages[0].role == "system";
+  const std::string system = has_system         ? messages[0].content
+                             : messages.empty() ? ""
+                                                : format.default_system;
+  const bool own_turn = format.system_place == SystemPlace::kOwnTurn;
+  if (has_system && format.system_place == SystemPlace::kNowhere) {
+    throw std::invalid_argument("chat: the model's template has no place for a system message");
   }
-  for (const ChatMessage& message : messages) append_message(text, message.role, message.content);
-  text += kStart;
-  text += "assistant\n";
-  return text;
+  std::string text = format.bos == ChatFormat::Bos::kFirst ? tokens.bos : "";
+  if (own_turn && (has_system || !system.empty() || !format.system_preamble.empty())) {
+    text += system_turn(format, system);
+  }
+  if (has_system) messages = messages.subspan(1);
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const auto& [role, content] = messages[i];
+    if (role == "user") {
+      const bool takes_system =
+          (format.system_place == SystemPlace::kFirstUser && i == 0) ||
+          (format.system_place == SystemPlace::kLastUser && i + 1 == messages.size());
+      const bool with_system = takes_system && (has_system || !system.empty());
+      text +=
+          user_turn(format, (with_system ? around(format.system, system) : "") + content, tokens);
+    } else if (role == "assistant") {
+      const std::string answer = without_thoughts(format, content);
+      text += format.assistant.before + trimmed(answer, format.trims_answers) +
+              end_of_answer(format, tokens);
+    } else if (role == "system" && own_turn) {
+      text += system_turn(format, content);
+    } else {
+      throw std::invalid_argument(fmt::format(
+          "chat: the template {} has no place here for a message of role '{}'", format.name, role));
+    }
+  }
+  return text + format.generation;
+}
+
+std::string render_next_turn(const ChatFormat& format, const std::string& user,
+                             const ChatTokens& tokens) {
+  check_has_template(format);
+  return end_of_answer(format, tokens) + user_turn(format, user, tokens) + format.generation;
 }
 
 }  // namespace kvquant

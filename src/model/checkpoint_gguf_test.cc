@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "base/file.h"
@@ -8,6 +9,7 @@
 #include "model/file_checkpoint.h"
 #include "model/gguf.h"
 #include "model/gguf_test_builder.h"
+#include "model/tokenizer.h"
 #include "model/weight_names.h"
 
 namespace kvquant {
@@ -228,7 +230,7 @@ TEST_F(GgufCheckpoint, ShardsAreTheSameModelAsTheWholeFile) {
 }
 
 TEST_F(GgufCheckpoint, AModelWithoutASupportedTokenizerStillHasWeights) {
-  for (const char* pre : {"", "qwen2"}) {
+  for (const char* pre : {"", "bert-bpe"}) {
     GgufBuilder builder = llama_metadata();
     if (pre[0] != 0) add_tokenizer(builder, pre);
     add_weights(builder);
@@ -303,6 +305,68 @@ TEST_F(GgufCheckpoint, MetadataThatIsNotSupportedIsRefusedByName) {
                  "rope.dimension_count 8 is not the head_dim 16");
   expect_refused(with([](auto& b) { b.integer("tokenizer.ggml.eos_token_id", 6); }),
                  "eos_token_id 6");
+}
+
+GgufBuilder sentencepiece_metadata(size_t num_scores = 5, float score = -1) {
+  std::string array("\6\0\0\0", 4);
+  const uint64_t count = num_scores;
+  array.append(reinterpret_cast<const char*>(&count), 8);
+  for (size_t i = 0; i < num_scores; ++i) array.append(reinterpret_cast<const char*>(&score), 4);
+  GgufBuilder builder;
+  builder.text("tokenizer.ggml.model", "llama")
+      .texts("tokenizer.ggml.tokens", {"<unk>", "<s>", "\u2581", "a", "\u2581a"})
+      .integers("tokenizer.ggml.token_type", {2, 3, 1, 1, 1})
+      .raw("tokenizer.ggml.scores", 9, array);
+  return builder;
+}
+
+TokenizerData read_tokenizer(const GgufBuilder& builder) {
+  const std::string bytes = builder.bytes();
+  return tokenizer_data_from_gguf(Gguf(as_byte_span(bytes), "a.gguf"));
+}
+
+TEST_F(GgufCheckpoint, SentencepieceTokenizersAreReadWithScores) {
+  const TokenizerData data = read_tokenizer(sentencepiece_metadata());
+  EXPECT_EQ(data.merge_order, MergeOrder::kScores);
+  EXPECT_EQ(data.bos, 1);
+  EXPECT_EQ(data.eos, 2);
+  EXPECT_EQ(data.unk, 0);
+  EXPECT_TRUE(data.add_bos);
+  EXPECT_EQ(Tokenizer(data).encode("a a"), (std::vector<int32_t>{1, 4, 4}));
+  const TokenizerData bare =
+      read_tokenizer(sentencepiece_metadata().boolean("tokenizer.ggml.add_space_prefix", false));
+  EXPECT_EQ(Tokenizer(bare).encode("a a"), (std::vector<int32_t>{1, 3, 4}));
+  EXPECT_THROW(read_tokenizer(sentencepiece_metadata(4)), FormatError);
+  EXPECT_THROW(Tokenizer(read_tokenizer(sentencepiece_metadata(5, NAN))), FormatError);
+  for (const char* key : {"remove_extra_whitespaces", "add_eos_token"}) {
+    auto builder = sentencepiece_metadata();
+    builder.boolean(std::string("tokenizer.ggml.") + key, true);
+    EXPECT_THROW(read_tokenizer(builder), FormatError) << key;
+  }
+}
+
+TEST_F(GgufCheckpoint, PatternsAreNamedAsInOtherPrograms) {
+  const auto with = [](const char* name) {
+    GgufBuilder builder;
+    builder.text("tokenizer.ggml.model", "gpt2").texts("tokenizer.ggml.tokens", {"a"});
+    if (name[0] != 0) builder.text("tokenizer.ggml.pre", name);
+    return read_tokenizer(builder);
+  };
+  EXPECT_EQ(with("qwen2").pre_tokenizer, PreTokenizer::kLlama3SingleDigits);
+  EXPECT_TRUE(with("qwen2").nfc);
+  EXPECT_FALSE(with("deepseek-r1-qwen").nfc);
+  EXPECT_EQ(with("falcon").pre_tokenizer, PreTokenizer::kFalcon);
+  EXPECT_EQ(with("tekken").pre_tokenizer, PreTokenizer::kTekken);
+  EXPECT_TRUE(with("tekken").ignore_merges);
+  EXPECT_EQ(with("").pre_tokenizer, PreTokenizer::kGgufDefault);
+  try {
+    with("bert-bpe");
+    FAIL();
+  } catch (const FormatError& error) {
+    EXPECT_NE(std::string(error.what()).find("\"bert-bpe\" is not supported; these are: default, "),
+              std::string::npos)
+        << error.what();
+  }
 }
 
 TEST_F(GgufCheckpoint, TokenizerMetadataIsChecked) {

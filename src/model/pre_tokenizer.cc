@@ -5,8 +5,10 @@
 #include <pcre2.h>
 
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace kvquant {
 namespace {
@@ -41,15 +43,52 @@ std::string llama3_pattern(const char* digits) {
       kSpace, digits);
 }
 
-std::string pattern_text(PreTokenizer pre_tokenizer) {
+// Mistral Nemo: a word begins with its capitals and ends with its small letters.
+std::string tekken_pattern() {
+  return fmt::format(
+      "[^\\r\\n\\p{{L}}\\p{{N}}]?[\\p{{Lu}}\\p{{Lt}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]*"
+      "[\\p{{Ll}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]+"
+      "|[^\\r\\n\\p{{L}}\\p{{N}}]?[\\p{{Lu}}\\p{{Lt}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]+"
+      "[\\p{{Ll}}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]*"
+      "|\\p{{N}}| ?[^{0}\\p{{L}}\\p{{N}}]+[\\r\\n/]*|[{0}]*[\\r\\n]+|[{0}]+(?![^{0}])|[{0}]+",
+      kSpace);
+}
+
+struct StageText {
+  // kWords: matches follow each other without gaps. kIsolate: what is between matches is a word,
+  // too. kIsolateBytes: the same on bytes rather than characters.
+  enum class Kind { kWords, kIsolate, kIsolateBytes };
+  Kind kind;
+  std::string pattern;
+};
+
+constexpr const char* kPunctuation = "[\\p{P}$+<=>^~|`]+";
+// ASCII digits, and the bytes whose character in the byte alphabet is numeric: falcon's digits are
+// looked for behind that alphabet.
+constexpr const char* kDigitBytes = "[0-9\\xB2\\xB3\\xB9\\xBC-\\xBE]+";
+constexpr const char* kThreeDigits = "[0-9][0-9][0-9]";
+
+std::vector<StageText> stage_texts(PreTokenizer pre_tokenizer) {
+  using Kind = StageText::Kind;
   switch (pre_tokenizer) {
-    case PreTokenizer::kGpt2: return gpt2_pattern();
-    case PreTokenizer::kLlama3: return llama3_pattern("\\p{N}{1,3}");
-    case PreTokenizer::kLlama3SingleDigits: return llama3_pattern("\\p{N}");
-    case PreTokenizer::kSmolLm: return smollm_pattern();
+    case PreTokenizer::kGpt2: return {{Kind::kWords, gpt2_pattern()}};
+    case PreTokenizer::kLlama3: return {{Kind::kWords, llama3_pattern("\\p{N}{1,3}")}};
+    case PreTokenizer::kLlama3SingleDigits: return {{Kind::kWords, llama3_pattern("\\p{N}")}};
+    case PreTokenizer::kSmolLm: return {{Kind::kWords, smollm_pattern()}};
+    case PreTokenizer::kTekken: return {{Kind::kWords, tekken_pattern()}};
+    case PreTokenizer::kFalcon:
+      return {{Kind::kIsolate, kPunctuation},
+              {Kind::kWords, gpt2_pattern()},
+              {Kind::kIsolateBytes, kDigitBytes},
+              {Kind::kIsolateBytes, kThreeDigits}};
+    case PreTokenizer::kGgufDefault:
+      return {{Kind::kIsolate, "[\\p{P}$+<=>^~|]+"},
+              {Kind::kWords, gpt2_pattern()},
+              {Kind::kIsolate, "\\p{N}+"},
+              {Kind::kIsolate, kThreeDigits}};
     case PreTokenizer::kMetaspace: break;
   }
-  return "";
+  return {};
 }
 
 std::string pcre2_message(int code) {
@@ -71,26 +110,39 @@ using MatchContext = std::unique_ptr<pcre2_match_context, FreeWith<pcre2_match_c
 
 }  // namespace
 
-struct WordSplitter::Pattern {
+struct WordSplitter::Stage {
   Code code;
   MatchContext context;
+  bool keeps_gaps;  // what is between matches is a word
+
+  explicit Stage(const StageText& text) : keeps_gaps(text.kind != StageText::Kind::kWords) {
+    const uint32_t options = (text.kind == StageText::Kind::kIsolateBytes ? 0 : PCRE2_UTF) |
+                             (keeps_gaps ? 0 : PCRE2_ANCHORED);
+    int error = 0;
+    size_t offset = 0;
+    code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.pattern.data()), text.pattern.size(),
+                             options, &error, &offset, nullptr));
+    if (!code) throw std::runtime_error("pre-tokenizer pattern: " + pcre2_message(error));
+    // Without JIT support in the library pcre2_match interprets: slower, same result.
+    pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);
+    context.reset(pcre2_match_context_create(nullptr));
+    if (!context) throw std::bad_alloc();
+    // A long run of spaces is walked back once: linear in its length, no reason to give up.
+    pcre2_set_match_limit(context.get(), std::numeric_limits<uint32_t>::max());
+  }
+
+  // False when nothing matches at `start` or, with gaps, behind it.
+  bool match(std::string_view text, size_t start, pcre2_match_data* data) const {
+    const int result = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()),
+                                   text.size(), start, PCRE2_NO_UTF_CHECK, data, context.get());
+    if (result == PCRE2_ERROR_NOMATCH && keeps_gaps) return false;
+    if (result < 0) throw std::runtime_error("pre-tokenizer: " + pcre2_message(result));
+    return true;
+  }
 };
 
 WordSplitter::WordSplitter(PreTokenizer pre_tokenizer) {
-  const std::string text = pattern_text(pre_tokenizer);
-  if (text.empty()) return;
-  pattern_ = std::make_unique<Pattern>();
-  int error = 0;
-  size_t offset = 0;
-  pattern_->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
-                                     PCRE2_UTF | PCRE2_ANCHORED, &error, &offset, nullptr));
-  if (!pattern_->code) throw std::runtime_error("pre-tokenizer pattern: " + pcre2_message(error));
-  // Without JIT support in the library pcre2_match interprets: slower, same result.
-  pcre2_jit_compile(pattern_->code.get(), PCRE2_JIT_COMPLETE);
-  pattern_->context.reset(pcre2_match_context_create(nullptr));
-  if (!pattern_->context) throw std::bad_alloc();
-  // A long run of spaces is walked back once: linear in its length, no reason to give up.
-  pcre2_set_match_limit(pattern_->context.get(), std::numeric_limits<uint32_t>::max());
+  for (const StageText& text : stage_texts(pre_tokenizer)) stages_.emplace_back(text);
 }
 
 WordSplitter::~WordSplitter() = default;
@@ -98,21 +150,37 @@ WordSplitter::WordSplitter(WordSplitter&&) noexcept = default;
 
 void WordSplitter::split(std::string_view text,
                          const std::function<void(std::string_view)>& word) const {
-  if (!pattern_) {
-    if (!text.empty()) word(text);
+  if (!text.empty()) split_from(0, text, word);
+}
+
+void WordSplitter::split_from(size_t stage, std::string_view text,
+                              const std::function<void(std::string_view)>& word) const {
+  if (stage == stages_.size()) {
+    word(text);
     return;
   }
   const MatchData match(pcre2_match_data_create(1, nullptr));
   if (!match) throw std::bad_alloc();
   const size_t* range = pcre2_get_ovector_pointer(match.get());
-  for (size_t start = 0; start < text.size(); start = range[1]) {
-    const int result =
-        pcre2_match(pattern_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
-                    start, PCRE2_NO_UTF_CHECK, match.get(), pattern_->context.get());
-    if (result < 0) throw std::runtime_error("pre-tokenizer: " + pcre2_message(result));
-    if (range[1] <= start) throw std::runtime_error("pre-tokenizer: empty match");
-    word(text.substr(start, range[1] - start));
+  const bool is_last = stage + 1 == stages_.size();
+  const auto pass_on = [&](size_t begin, size_t end) {
+    if (begin == end) return;
+    if (is_last) {
+      word(text.substr(begin, end - begin));
+    } else {
+      split_from(stage + 1, text.substr(begin, end - begin), word);
+    }
+  };
+  size_t start = 0;
+  while (start < text.size() && stages_[stage].match(text, start, match.get())) {
+    if (range[1] <= range[0] || range[0] < start) {
+      throw std::runtime_error("pre-tokenizer: empty match");
+    }
+    pass_on(start, range[0]);
+    pass_on(range[0], range[1]);
+    start = range[1];
   }
+  pass_on(start, text.size());
 }
 
 }  // namespace kvquant

@@ -5,8 +5,8 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <string_view>
+#include <vector>
 
 #include "model/tokenizer_data.h"
 
@@ -19,13 +19,16 @@ class WordSplitter {
   ~WordSplitter();
   WordSplitter(WordSplitter&&) noexcept;
 
-  // Calls `word` with every word from left to right; together they are the text. Requires: valid
-  // UTF-8.
+  // Calls `word` with every word from left to right; together they are the text. Falcon's words may
+  // end inside a character. Requires: valid UTF-8.
   void split(std::string_view text, const std::function<void(std::string_view)>& word) const;
 
  private:
-  struct Pattern;
-  std::unique_ptr<Pattern> pattern_;  // null: the text is one word
+  struct Stage;
+  void split_from(size_t stage, std::string_view text,
+                  const std::function<void(std::string_view)>& word) const;
+
+  std::vector<Stage> stages_;  // each cuts the words of the one before; none: the text is one word
 };
 
 }  // namespace kvquant

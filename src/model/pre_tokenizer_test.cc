@@ -41,6 +41,28 @@ TEST(WordSplitter, SmolLmCutsDigitsOutFirst) {
   EXPECT_EQ(split(smollm, "\u2167 \u0663"), (Words{"\u2167", " ", "\u0663"}));  // any numeric
 }
 
+TEST(WordSplitter, FalconIsolatesPunctuationAndThreesOfDigits) {
+  const auto falcon = PreTokenizer::kFalcon;
+  EXPECT_EQ(split(falcon, "He's $12345 ok!!"),
+            (Words{"He", "'", "s", " ", "$", "123", "45", " ok", "!!"}));
+  EXPECT_EQ(split(falcon, " 12"), (Words{" ", "12"}));
+  // Its digits are looked for behind the byte alphabet, where 0xB2 is a superscript two.
+  EXPECT_EQ(split(falcon, "x\u00F2"), (Words{"x\xC3", "\xB2"}));
+}
+
+TEST(WordSplitter, GgufsDefaultDoesTheSameOnCharacters) {
+  const auto gguf = PreTokenizer::kGgufDefault;
+  EXPECT_EQ(split(gguf, "a 1234`x\u00F2"), (Words{"a", " ", "123", "4", "`", "x\u00F2"}));
+  EXPECT_EQ(split(gguf, "(x)"), (Words{"(", "x", ")"}));
+}
+
+TEST(WordSplitter, TekkenCutsWordsByCase) {
+  const auto tekken = PreTokenizer::kTekken;
+  EXPECT_EQ(split(tekken, "CamelCase XMLHttp 12"),
+            (Words{"Camel", "Case", " XMLHttp", " ", "1", "2"}));
+  EXPECT_EQ(split(tekken, "a//\nb"), (Words{"a", "//\n", "b"}));
+}
+
 TEST(WordSplitter, WhitespaceIsThatOfUnicode) {
   const auto gpt2 = PreTokenizer::kGpt2;
   EXPECT_EQ(split(gpt2, "a\u0085\u3000b"), (Words{"a", "\u0085", "\u3000", "b"}));
@@ -57,7 +79,8 @@ TEST(WordSplitter, LongRunsAreOneWordAndTakeLinearTime) {
   const std::string spaces(3'000'000, ' ');
   const std::string letters(3'000'000, 'a');
   for (const auto pre_tokenizer :
-       {PreTokenizer::kGpt2, PreTokenizer::kLlama3, PreTokenizer::kSmolLm}) {
+       {PreTokenizer::kGpt2, PreTokenizer::kLlama3, PreTokenizer::kSmolLm, PreTokenizer::kFalcon,
+        PreTokenizer::kGgufDefault, PreTokenizer::kTekken}) {
     EXPECT_EQ(split(pre_tokenizer, spaces).size(), 1u);
     EXPECT_EQ(split(pre_tokenizer, letters).size(), 1u);
   }

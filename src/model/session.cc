@@ -75,6 +75,67 @@ void Session::truncate(int64_t length) {
   tokens_.resize(static_cast<size_t>(length));
 }
 
+void Session::restart() {
+  cache_.drop(sequence_);
+  sequence_ = cache_.add_sequence();
+  tokens_.clear();
+  is_broken_ = false;
+}
+
+bool Session::can_move_tiles() const {
+  for (int64_t layer = 0; layer < cache_.shape().num_layers; ++layer) {
+    if (!cache_.reads_codes(layer)) return false;
+  }
+  return cache_.mode() == CacheMode::kAsServed || cache_.spec().recent.value_or(0) == 0;
+}
+
+Session::Shift Session::shift(int64_t keep, int64_t num_tokens) {
+  check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
+  check_arg(0 <= keep && 0 < num_tokens && keep + num_tokens < length(),
+            "shift: " + std::to_string(num_tokens) + " tokens behind " + std::to_string(keep) +
+                " are not within " + std::to_string(length()));
+  const std::vector<int32_t> before = std::move(tokens_);
+  const KvCache::SequenceId source = sequence_;
+  const auto tiles_up_to = [](int64_t count) { return (count + kTileTokens - 1) / kTileTokens; };
+  int64_t sink = 0, first_gone = keep, first_moved = keep + num_tokens, end_moved = first_moved;
+  bool moves = can_move_tiles();
+  if (moves) {
+    sink = cache_.spec().sink.value_or(0);
+    const int64_t num_tiles = cache_.store(source).num_encoded / kTileTokens;
+    const int64_t num_kept = std::min(num_tiles, tiles_up_to(std::max<int64_t>(0, keep - sink)));
+    const int64_t num_gone = std::min(num_tiles - num_kept, tiles_up_to(num_tokens));
+    moves = num_gone > 0;
+    if (moves) {
+      first_gone = sink + num_kept * kTileTokens;
+      first_moved = first_gone + num_gone * kTileTokens;
+      end_moved = sink + num_tiles * kTileTokens;
+    }
+  }
+  const std::span<const int32_t> all = before;
+  const auto part = [&](int64_t begin, int64_t end) {
+    return all.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+  };
+  tokens_.clear();
+  sequence_ = cache_.add_sequence();
+  if (!moves) {
+    cache_.drop(source);
+    if (first_gone > 0) feed(part(0, first_gone));
+    feed(part(first_moved, std::ssize(before)));
+    return {num_tokens, length(), false};
+  }
+  const auto move = [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    cache_.splice(sequence_, source, begin, end - begin);
+    tokens_.insert(tokens_.end(), before.begin() + begin, before.begin() + end);
+  };
+  if (sink > 0) feed(part(0, sink));
+  move(sink, first_gone);
+  move(first_moved, end_moved);
+  cache_.drop(source);
+  if (end_moved < std::ssize(before)) feed(part(end_moved, std::ssize(before)));
+  return {first_moved - first_gone, sink + std::ssize(before) - end_moved, true};
+}
+
 void Session::save(const std::string& path, const std::string& kvquant_version) {
   check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   save_cache(
@@ -83,13 +144,16 @@ void Session::save(const std::string& path, const std::string& kvquant_version) 
       path);
 }
 
-void Session::load(const std::string& path) {
+void Session::load(const std::string& path, std::optional<int64_t> num_expected) {
   LoadedSequence loaded = load_cache(cache_, model_.checkpoint().fingerprint(), path);
   try {
     check_vocabulary(model_, loaded.tokens);
     const auto count = static_cast<int64_t>(loaded.tokens.size());
     check_arg(count <= context_, "it has " + std::to_string(count) + " tokens, the context has " +
                                      std::to_string(context_));
+    check_arg(!num_expected || count == *num_expected,
+              "it has " + std::to_string(count) + " tokens, not " +
+                  std::to_string(num_expected.value_or(0)));
   } catch (const std::invalid_argument& error) {
     cache_.drop(loaded.id);
     throw FormatError(path + ": " + error.what());

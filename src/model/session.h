@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,13 +40,29 @@ class Session {
   void truncate(int64_t length);
   bool can_truncate(int64_t length) const { return cache_.can_truncate(sequence_, length); }
 
+  // Forgets everything, also an error.
+  void restart();
+
+  // Forgets about `num_tokens` tokens behind the first `keep`; those after them move down. Where
+  // the cache compresses both sides of all layers and a whole tile can go, tiles move as they are
+  // encoded (`keep` and what is forgotten are rounded up to tiles) and only sinks and the exact
+  // tail are read again; else all that is kept is. Throws what feed does. Requires 0 <= keep,
+  // 0 < num_tokens, keep + num_tokens < length().
+  struct Shift {
+    int64_t num_forgotten = 0;
+    int64_t num_read_again = 0;
+    bool moved_tiles = false;
+  };
+  Shift shift(int64_t keep, int64_t num_tokens);
+
   // Writes the cache and its tokens to a file (cache/cache_file.h). `kvquant_version` says who
   // wrote it. Throws what save_cache does.
   void save(const std::string& path, const std::string& kvquant_version);
   // Takes the place of what is in the session: the file's tokens, as if they had been fed. The
   // file must be of this model, spec, mode and calibration. Throws what load_cache does, and
-  // FormatError when the tokens don't fit into the context; then nothing has changed.
-  void load(const std::string& path);
+  // FormatError when the tokens don't fit into the context, or aren't as many as expected; then
+  // nothing has changed.
+  void load(const std::string& path, std::optional<int64_t> num_expected = {});
 
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t context() const { return context_; }
@@ -55,6 +72,8 @@ class Session {
   int64_t num_compressed_tokens() const { return cache_.num_compressed_tokens(sequence_); }
 
  private:
+  bool can_move_tiles() const;
+
   Model& model_;
   int64_t context_;
   int64_t ubatch_;

@@ -181,5 +181,35 @@ TEST(Session, ACacheThatDoesNotFitLeavesTheSessionAsItWas) {
   std::filesystem::remove(path);
 }
 
+TEST(Session, AShiftForgetsTheMiddle) {
+  Model model = Model::load(kEmbedded);
+  const auto tokens = tokens_of(model, 300);
+  Session exact(model, {.spec = parse_spec("fp16")});
+  exact.feed(tokens);
+  const auto read_again = exact.shift(20, 100);
+  EXPECT_EQ(read_again.num_forgotten, 100);
+  EXPECT_EQ(read_again.num_read_again, 200);
+  EXPECT_FALSE(read_again.moved_tiles);
+  auto kept = tokens;
+  kept.erase(kept.begin() + 20, kept.begin() + 120);
+  EXPECT_TRUE(std::equal(kept.begin(), kept.end(), exact.tokens().begin(), exact.tokens().end()));
+
+  // 4 sinks and 3 tiles are compressed: the first tile stays, the second goes.
+  Session coded(model, {.spec = parse_spec("nuq4-1%")});
+  coded.feed(tokens);
+  const auto moved = coded.shift(20, 60);
+  EXPECT_TRUE(moved.moved_tiles);
+  EXPECT_EQ(moved.num_forgotten, 64);
+  EXPECT_EQ(moved.num_read_again, 4 + 300 - 196);
+  kept = tokens;
+  kept.erase(kept.begin() + 68, kept.begin() + 132);
+  EXPECT_TRUE(std::equal(kept.begin(), kept.end(), coded.tokens().begin(), coded.tokens().end()));
+  EXPECT_EQ(coded.length(), 236);
+  coded.feed(std::span(tokens).first(10));
+  EXPECT_EQ(coded.length(), 246);
+  EXPECT_THROW(coded.shift(200, 46), std::invalid_argument);
+  EXPECT_THROW(coded.shift(-1, 5), std::invalid_argument);
+}
+
 }  // namespace
 }  // namespace kvquant

@@ -16,6 +16,8 @@ class SpecialTokens {
   struct Token {
     std::string text;  // not empty
     int32_t id = -1;
+    bool strip_left = false;  // white space on that side belongs to the match
+    bool strip_right = false;
   };
   struct Match {
     int64_t offset = 0;  // of the text's end when there is none
@@ -25,11 +27,13 @@ class SpecialTokens {
 
   explicit SpecialTokens(std::vector<Token> tokens);
 
-  // The first match at `from` or later.
+  // The first match at `from` or later. Requires: valid UTF-8.
   Match find(std::string_view text, int64_t from) const;
+  bool empty() const { return empty_; }
 
  private:
   std::array<std::vector<Token>, 256> by_first_byte_;  // longest first
+  bool empty_;
 };
 
 }  // namespace kvquant

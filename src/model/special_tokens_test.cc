@@ -19,6 +19,13 @@ TEST(SpecialTokens, TheLeftmostAndThereTheLongestIsFound) {
   expect_match(tokens.find("xx\u00E9", 0), 2, 2, 4);
 }
 
+TEST(SpecialTokens, WhiteSpaceBesideAMatchBelongsToItOnRequest) {
+  const SpecialTokens tokens({{"<l>", 1, true, false}, {"<r>", 2, false, true}});
+  expect_match(tokens.find("a \u3000<l> b", 0), 1, 7, 1);
+  expect_match(tokens.find("a <r> \n b", 0), 2, 6, 2);
+  expect_match(tokens.find("a  <l>", 2), 2, 4, 1);  // not what lies before `from`
+}
+
 TEST(SpecialTokens, WithoutAMatchTheEndIsReturned) {
   expect_match(SpecialTokens({{"<|a|>", 1}}).find("<|a|", 0), 4, 0, -1);
   expect_match(SpecialTokens({}).find("abc", 1), 3, 0, -1);

@@ -1,6 +1,7 @@
 // Byte-pair tokenizer: text to token ids and back (arXiv 1508.07909 for the merges). Byte-level as
-// in GPT-2, or over characters for converted sentencepiece models (PreTokenizer::kMetaspace).
-// Pre-tokenizer patterns run through PCRE2. Thread-safe after construction.
+// in GPT-2, or over characters with bytes to fall back on for sentencepiece models
+// (PreTokenizer::kMetaspace). Pre-tokenizer patterns run through PCRE2. Thread-safe after
+// construction.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,8 @@ class Tokenizer {
 
   // kAsText concerns data().special only: added tokens are always found. What the vocabulary has no
   // token for (SmolLM2: some control characters) becomes data().unk, or is left out when that is
-  // -1. Throws std::invalid_argument naming the byte offset when the text is not UTF-8.
+  // -1. Throws std::invalid_argument naming the byte offset when the text is not UTF-8, FormatError
+  // when a model that the sentencepiece library runs contradicts itself.
   std::vector<int32_t> encode(std::string_view text, Special special = Special::kParse,
                               Bos bos = Bos::kAsConfigured) const;
 

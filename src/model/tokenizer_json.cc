@@ -4,166 +4,23 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <initializer_list>
-#include <nlohmann/json.hpp>
-#include <optional>
-#include <unordered_map>
+#include <limits>
+#include <map>
 
 #include "base/file.h"
 #include "kvquant/error.h"
+#include "model/sentencepiece_model.h"
+#include "model/tiktoken_ranks.h"
+#include "model/tokenizer_json_fields.h"
+#include "model/tokenizer_json_parts.h"
 
 namespace kvquant {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr int kMaxDepth = 64;
-constexpr size_t kMaxQuoted = 120;  // bytes of a file's value in a message
 constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
 
-constexpr const char* kTokenizerFile = "tokenizer.json";
-constexpr const char* kConfigFile = "tokenizer_config.json";
-
-constexpr const char* kLlama3Regex =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kLlama3SingleDigitsRegex =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kMetaspaceText = "\u2581";
-
-// One line, short enough for a message.
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true);
-  if (text.size() > kMaxQuoted) text = text.substr(0, kMaxQuoted) + "...";
-  return text;
-}
-
-[[noreturn]] void refuse(const char* what, const Json& value) {
-  throw FormatError(fmt::format("{}: {} {} is not supported", kTokenizerFile, what, shown(value)));
-}
-
-void check_depth(std::string_view text, const char* file) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      in_string = c != '"';
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kMaxDepth) {
-        throw FormatError(fmt::format("{}: nested deeper than {} at byte {}", file, kMaxDepth, i));
-      }
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-}
-
-Json parse_object(std::string_view text, const char* file) {
-  check_depth(text, file);
-  Json json;
-  try {
-    json = Json::parse(text);
-  } catch (const Json::exception& error) {
-    // what() quotes the file's bytes, which may be anything: only where it stopped is of use.
-    const auto* parse_error = dynamic_cast<const Json::parse_error*>(&error);
-    throw FormatError(
-        fmt::format("{}: not JSON at byte {}", file, parse_error ? parse_error->byte : 0));
-  }
-  if (!json.is_object()) throw FormatError(fmt::format("{}: not a JSON object", file));
-  return json;
-}
-
-// The member, null when there is none.
-const Json& member(const Json& object, const char* key) {
-  static const Json kNull;
-  if (!object.is_object()) return kNull;
-  const auto found = object.find(key);
-  return found == object.end() ? kNull : *found;
-}
-
-bool is_type(const Json& object, const char* type) { return member(object, "type") == type; }
-
-// A flag that may be missing or null. Throws when it is anything else.
-bool flag(const Json& object, const char* key, bool fallback, const char* file = kTokenizerFile) {
-  const Json& value = member(object, key);
-  if (value.is_null()) return fallback;
-  if (!value.is_boolean()) {
-    throw FormatError(fmt::format("{}: {} is {}, not true or false", file, key, shown(value)));
-  }
-  return value.get<bool>();
-}
-
-// The parts of a Sequence, or the one thing itself; none for null.
-std::vector<Json> sequence(const Json& value, const char* parts) {
-  if (value.is_null()) return {};
-  if (!is_type(value, "Sequence")) return {value};
-  const Json& list = member(value, parts);
-  if (!list.is_array()) refuse(parts, value);
-  return list.get<std::vector<Json>>();
-}
-
-bool is_byte_level(const Json& part, bool use_regex) {
-  return is_type(part, "ByteLevel") && !flag(part, "add_prefix_space", true) &&
-         flag(part, "use_regex", true) == use_regex;
-}
-
-bool is_split(const Json& part, const char* regex) {
-  return is_type(part, "Split") && member(member(part, "pattern"), "Regex") == regex &&
-         member(part, "behavior") == "Isolated" && !flag(part, "invert", false);
-}
-
-bool is_metaspace_normalizer(const Json& normalizer) {
-  const std::vector<Json> parts = sequence(normalizer, "normalizers");
-  return parts.size() == 2 && is_type(parts[0], "Prepend") &&
-         member(parts[0], "prepend") == kMetaspaceText && is_type(parts[1], "Replace") &&
-         member(member(parts[1], "pattern"), "String") == " " &&
-         member(parts[1], "content") == kMetaspaceText;
-}
-
-PreTokenizer read_pre_tokenizer(const Json& json) {
-  const Json& normalizer = member(json, "normalizer");
-  const Json& pre_tokenizer = member(json, "pre_tokenizer");
-  if (!normalizer.is_null()) {
-    if (!is_metaspace_normalizer(normalizer)) refuse("normalizer", normalizer);
-    if (!pre_tokenizer.is_null()) refuse("pre_tokenizer behind a normalizer", pre_tokenizer);
-    return PreTokenizer::kMetaspace;
-  }
-  const std::vector<Json> parts = sequence(pre_tokenizer, "pretokenizers");
-  if (parts.size() == 1 && is_byte_level(parts[0], true)) return PreTokenizer::kGpt2;
-  if (parts.size() == 2 && is_byte_level(parts[1], false)) {
-    if (is_split(parts[0], kLlama3Regex)) return PreTokenizer::kLlama3;
-    if (is_split(parts[0], kLlama3SingleDigitsRegex)) return PreTokenizer::kLlama3SingleDigits;
-  }
-  if (parts.size() == 2 && is_byte_level(parts[1], true) && is_type(parts[0], "Digits") &&
-      flag(parts[0], "individual_digits", false)) {
-    return PreTokenizer::kSmolLm;
-  }
-  refuse("pre_tokenizer", pre_tokenizer);
-}
-
-bool is_metaspace_decoder(const Json& decoder, bool byte_fallback) {
-  std::vector<Json> parts = sequence(decoder, "decoders");
-  const auto fallback = std::remove_if(
-      parts.begin(), parts.end(), [](const Json& part) { return is_type(part, "ByteFallback"); });
-  const bool has_fallback = fallback != parts.end();
-  parts.erase(fallback, parts.end());
-  return parts.size() == 3 && has_fallback == byte_fallback && is_type(parts[0], "Replace") &&
-         member(member(parts[0], "pattern"), "String") == kMetaspaceText &&
-         member(parts[0], "content") == " " && is_type(parts[1], "Fuse") &&
-         is_type(parts[2], "Strip") && member(parts[2], "content") == " " &&
-         member(parts[2], "start") == 1 && member(parts[2], "stop") == 0;
-}
-
-void check_decoder(const Json& json, const TokenizerData& data) {
-  const Json& decoder = member(json, "decoder");
-  const bool is_known = data.pre_tokenizer == PreTokenizer::kMetaspace
-                            ? is_metaspace_decoder(decoder, data.byte_fallback)
-                            : is_type(decoder, "ByteLevel");
-  if (!is_known) refuse("decoder", decoder);
-}
+constexpr const char* kModelFile = "tokenizer.model";
+constexpr const char* kAddedTokensFile = "added_tokens.json";
 
 // Puts a token at its id; the vocabulary grows as needed up to `max_tokens`.
 class Vocabulary {
@@ -204,26 +61,18 @@ class Vocabulary {
   std::vector<bool> is_set_;
 };
 
-void read_added_token(const Json& token, Vocabulary& vocabulary, TokenizerData& data,
-                      std::optional<bool>& normalized) {
+void read_added_token(const Json& token, Vocabulary& vocabulary, TokenizerData& data) {
   const Json& content = member(token, "content");
   if (!content.is_string() || content.get_ref<const std::string&>().empty()) {
     refuse("added token", token);
   }
-  for (const char* key : {"single_word", "lstrip", "rstrip"}) {
-    if (flag(token, key, false)) {
-      refuse(fmt::format("{} of added token", key).c_str(), content);
-    }
-  }
+  if (flag(token, "single_word", false)) refuse("single_word of added token", content);
   const int32_t id = vocabulary.put(content.get<std::string>(), member(token, "id"));
   const bool is_special = flag(token, "special", false);
   (is_special ? data.special : data.added).push_back(id);
-  const bool is_normalized = flag(token, "normalized", !is_special);
-  if (data.pre_tokenizer == PreTokenizer::kMetaspace &&
-      normalized.value_or(is_normalized) != is_normalized) {
-    refuse("a \"normalized\" unlike the others' in added token", token);
-  }
-  normalized = is_normalized;
+  if (flag(token, "normalized", !is_special)) data.match_normalized.push_back(id);
+  if (flag(token, "lstrip", false)) data.strip_left.push_back(id);
+  if (flag(token, "rstrip", false)) data.strip_right.push_back(id);
 }
 
 void read_tokens(const Json& json, TokenizerData& data) {
@@ -233,10 +82,7 @@ void read_tokens(const Json& json, TokenizerData& data) {
   if (!added.is_array() && !added.is_null()) refuse("added_tokens", added);
   Vocabulary vocabulary(vocab.size() + added.size(), data.tokens);
   for (const auto& [text, id] : vocab.items()) vocabulary.put(text, id);
-  std::optional<bool> normalized;
-  for (const Json& token : added) read_added_token(token, vocabulary, data, normalized);
-  data.match_normalized =
-      data.pre_tokenizer == PreTokenizer::kMetaspace && normalized.value_or(false);
+  for (const Json& token : added) read_added_token(token, vocabulary, data);
   vocabulary.check_complete();
 }
 
@@ -334,9 +180,10 @@ void read_config_token(const Json& config, const char* key, TokenizerData& data,
   const Json& text = value.is_object() ? member(value, "content") : value;
   if (text.is_null()) return;
   if (!text.is_string()) {
-    throw FormatError(fmt::format("{}: {} is {}, not a token", kConfigFile, key, shown(value)));
+    throw FormatError(
+        fmt::format("{}: {} is {}, not a token", kTokenizerConfigFile, key, shown(value)));
   }
-  id = find_token(data, text.get<std::string>(), key, kConfigFile);
+  id = find_token(data, text.get<std::string>(), key, kTokenizerConfigFile);
 }
 
 // A text, or a list of named ones of which "default" counts.
@@ -350,21 +197,52 @@ std::string read_chat_template(const Json& config) {
       if (member(named, "name") == "default" && text.is_string()) return text.get<std::string>();
     }
   }
-  throw FormatError(
-      fmt::format("{}: chat_template is neither a text nor has it a default", kConfigFile));
+  throw FormatError(fmt::format("{}: chat_template is neither a text nor has it a default",
+                                kTokenizerConfigFile));
 }
 
 void read_config(const Json& config, TokenizerData& data) {
   read_config_token(config, "bos_token", data, data.bos);
   read_config_token(config, "eos_token", data, data.eos);
-  data.add_bos = flag(config, "add_bos_token", data.add_bos, kConfigFile);
+  data.add_bos = flag(config, "add_bos_token", data.add_bos, kTokenizerConfigFile);
   if (data.add_bos && data.bos < 0) {
-    throw FormatError(fmt::format("{}: add_bos_token without a bos_token", kConfigFile));
+    throw FormatError(fmt::format("{}: add_bos_token without a bos_token", kTokenizerConfigFile));
   }
-  if (flag(config, "add_eos_token", false, kConfigFile)) {
-    throw FormatError(fmt::format("{}: add_eos_token true is not supported", kConfigFile));
+  if (flag(config, "add_eos_token", false, kTokenizerConfigFile)) {
+    throw FormatError(fmt::format("{}: add_eos_token true is not supported", kTokenizerConfigFile));
   }
   data.chat_template = read_chat_template(config);
+}
+
+struct AddedToken {
+  std::string text;
+  bool is_special;
+};
+
+int64_t checked_added_id(const Json& id, const char* file) {
+  if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
+    throw FormatError(fmt::format("{}: {} is not the id of a token", file, shown(id)));
+  }
+  return id.get<int64_t>();
+}
+
+// Tokens behind the pieces, by id; others must be what they are there already.
+void add_tokens(const std::map<int64_t, AddedToken>& added, TokenizerData& data) {
+  const auto num_pieces = static_cast<int64_t>(data.tokens.size());
+  for (const auto& [id, token] : added) {
+    const auto end = static_cast<int64_t>(data.tokens.size());
+    if (id < num_pieces ? data.tokens[id] != token.text : id != end || token.text.empty()) {
+      throw FormatError(
+          fmt::format("{}: added token {} with id {} does not fit the {} tokens before it",
+                      kModelFile, shown(token.text), id, end));
+    }
+    if (id < num_pieces) continue;
+    data.tokens.push_back(token.text);
+    if (data.merge_order == MergeOrder::kScores) {
+      data.scores.push_back(std::numeric_limits<float>::lowest());
+    }
+    (token.is_special ? data.special : data.added).push_back(static_cast<int32_t>(id));
+  }
 }
 
 }  // namespace
@@ -373,11 +251,41 @@ TokenizerData tokenizer_from_json(std::string_view tokenizer_json,
                                   std::string_view tokenizer_config) {
   const Json json = parse_object(tokenizer_json, kTokenizerFile);
   TokenizerData data;
-  data.pre_tokenizer = read_pre_tokenizer(json);
+  read_pre_tokenizer(json, data);
   read_model(json, data);
-  check_decoder(json, data);
+  read_decoder(json, data);
   read_post_processor(json, data);
-  if (!tokenizer_config.empty()) read_config(parse_object(tokenizer_config, kConfigFile), data);
+  if (!tokenizer_config.empty())
+    read_config(parse_object(tokenizer_config, kTokenizerConfigFile), data);
+  return data;
+}
+
+TokenizerData tokenizer_from_model_file(std::string_view model, std::string_view tokenizer_config,
+                                        std::string_view added_tokens) {
+  TokenizerData data = is_tiktoken_ranks(model) ? tokenizer_from_tiktoken_ranks(model)
+                                                : tokenizer_from_sentencepiece(model);
+  std::map<int64_t, AddedToken> added;
+  if (!added_tokens.empty()) {
+    const Json ids = parse_object(added_tokens, kAddedTokensFile);
+    for (const auto& [text, id] : ids.items()) {
+      added[checked_added_id(id, kAddedTokensFile)] = {text, false};
+    }
+  }
+  const Json config = tokenizer_config.empty()
+                          ? Json::object()
+                          : parse_object(tokenizer_config, kTokenizerConfigFile);
+  for (const auto& [key, token] : member(config, "added_tokens_decoder").items()) {
+    const Json& content = member(token, "content");
+    const Json id = Json::parse(key, nullptr, false);
+    if (!content.is_string()) {
+      throw FormatError(
+          fmt::format("{}: added token {} is {}", kTokenizerConfigFile, shown(key), shown(token)));
+    }
+    added[checked_added_id(id, kTokenizerConfigFile)] = {
+        content.get<std::string>(), flag(token, "special", false, kTokenizerConfigFile)};
+  }
+  add_tokens(added, data);
+  read_config(config, data);
   return data;
 }
 
@@ -387,11 +295,15 @@ TokenizerData load_tokenizer_folder(const std::string& folder) {
   const auto read_if_any = [&](const char* file) {
     return fs::exists(path / file) ? read_text((path / file).string(), kMaxFileBytes) : "";
   };
-  const std::string json = read_text((path / kTokenizerFile).string(), kMaxFileBytes);
-  const std::string config = read_if_any(kConfigFile);
+  const bool has_json = fs::exists(path / kTokenizerFile) || !fs::exists(path / kModelFile);
+  const std::string text =
+      read_text((path / (has_json ? kTokenizerFile : kModelFile)).string(), kMaxFileBytes);
+  const std::string config = read_if_any(kTokenizerConfigFile);
+  const std::string added = has_json ? "" : read_if_any(kAddedTokensFile);
   const std::string chat_template = read_if_any("chat_template.jinja");
   try {
-    TokenizerData data = tokenizer_from_json(json, config);
+    TokenizerData data = has_json ? tokenizer_from_json(text, config)
+                                  : tokenizer_from_model_file(text, config, added);
     if (!chat_template.empty()) data.chat_template = chat_template;
     return data;
   } catch (const FormatError& error) {

@@ -111,7 +111,7 @@ TEST(TokenizerJson, WhatIsNotUnderstoodIsRefusedByName) {
     expect_refused(json, words);
   };
   expect_change_refused("/model/type", "Unigram", "model.type \"Unigram\" is not supported");
-  expect_change_refused("/normalizer", {{"type", "NFC"}}, "normalizer {\"type\":\"NFC\"}");
+  expect_change_refused("/normalizer", {{"type", "NFKC"}}, "normalizer {\"type\":\"NFKC\"}");
   expect_change_refused("/decoder", {{"type", "WordPiece"}}, "decoder {\"type\":\"WordPiece\"}");
   expect_change_refused("/decoder", nullptr, "decoder null");
   expect_change_refused("/post_processor", {{"type", "BertProcessing"}}, "BertProcessing");
@@ -120,7 +120,7 @@ TEST(TokenizerJson, WhatIsNotUnderstoodIsRefusedByName) {
   expect_change_refused("/model/byte_fallback", true, "byte_fallback");
   expect_change_refused("/model/ignore_merges", 1, "ignore_merges is 1, not true or false");
   expect_change_refused("/model/unk_token", "<none>", "\"<none>\" is not in the vocabulary");
-  expect_change_refused("/added_tokens/0/rstrip", true, "rstrip of added token \"<s>\"");
+  expect_change_refused("/added_tokens/0/single_word", true, "single_word of added token \"<s>\"");
   expect_change_refused("/added_tokens/0/content", "", "added token");
   expect_change_refused("/added_tokens", "none", "added_tokens");
   expect_change_refused("/model/vocab", nullptr, "no model.vocab");
@@ -209,21 +209,77 @@ Json metaspace_json() {
 
 TEST(TokenizerJson, ConvertedSentencepieceModelsAreRead) {
   Json json = metaspace_json();
-  const TokenizerData data = read(json);
+  TokenizerData data = read(json);
   EXPECT_EQ(data.pre_tokenizer, PreTokenizer::kMetaspace);
+  EXPECT_EQ(data.space_prefix, SpacePrefix::kAlways);
+  EXPECT_EQ(data.space_strip, SpaceStrip::kOne);
   EXPECT_TRUE(data.byte_fallback);
-  EXPECT_FALSE(data.match_normalized);
+  EXPECT_TRUE(data.match_normalized.empty());
   EXPECT_EQ(data.unk, 3);
-  for (Json& token : json["added_tokens"]) token["normalized"] = true;
-  EXPECT_TRUE(read(json).match_normalized);
-  json["added_tokens"][0]["normalized"] = false;
-  expect_refused(json, "normalized");
+  json["added_tokens"][0]["normalized"] = true;
+  EXPECT_EQ(read(json).match_normalized, std::vector<int32_t>{3});
   json = metaspace_json();
   json["decoder"]["decoders"].erase(1);
   expect_refused(json, "decoder");
   json = metaspace_json();
   json["pre_tokenizer"] = {{"type", "Whitespace"}};
   expect_refused(json, "pre_tokenizer behind a normalizer");
+  json = metaspace_json();
+  json["normalizer"] = json["normalizer"]["normalizers"][1];
+  EXPECT_EQ(read(json).space_prefix, SpacePrefix::kNever);
+  json["normalizer"]["content"] = "_";
+  expect_refused(json, "normalizer");
+}
+
+TEST(TokenizerJson, MetaspaceIsReadWithAllItsSchemes) {
+  Json json = metaspace_json();
+  json["normalizer"] = nullptr;
+  const auto with = [&](const char* metaspace) {
+    json["pre_tokenizer"] = Json::parse(metaspace);
+    json["pre_tokenizer"]["type"] = "Metaspace";
+    json["pre_tokenizer"]["replacement"] = "\u2581";
+    return read(json);
+  };
+  EXPECT_EQ(with(R"({"prepend_scheme": "first", "split": false})").space_prefix,
+            SpacePrefix::kFirstUnlessThere);
+  EXPECT_FALSE(with(R"({"prepend_scheme": "always", "split": false})").split_at_spaces);
+  EXPECT_TRUE(with(R"({"prepend_scheme": "always"})").split_at_spaces);
+  EXPECT_EQ(with(R"({"prepend_scheme": "never"})").space_prefix, SpacePrefix::kNever);
+  EXPECT_EQ(with(R"({"add_prefix_space": false})").space_prefix, SpacePrefix::kNever);
+  EXPECT_EQ(with(R"({"add_prefix_space": true})").space_prefix, SpacePrefix::kUnlessThere);
+  json["pre_tokenizer"]["prepend_scheme"] = "last";
+  expect_refused(json, "prepend_scheme");
+  json["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}};
+  expect_refused(json, "replacement");
+}
+
+TEST(TokenizerJson, AMetaspaceDecoderTakesAllSpacesOfTheFirstToken) {
+  Json json = metaspace_json();
+  json["decoder"] = {
+      {"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "always"}};
+  expect_refused(json, "decoder");  // bytes would be printed as "<0x0A>"
+  json["model"]["byte_fallback"] = false;
+  EXPECT_EQ(read(json).space_strip, SpaceStrip::kOfTheFirstToken);
+  json["decoder"]["prepend_scheme"] = "never";
+  EXPECT_EQ(read(json).space_strip, SpaceStrip::kNothing);
+}
+
+TEST(TokenizerJson, NormalFormCIsReadInByteLevelModels) {
+  Json json = small_json();
+  json["normalizer"] = {{"type", "NFC"}};
+  EXPECT_TRUE(read(json).nfc);
+  json["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}};
+  EXPECT_FALSE(read(json).nfc);
+}
+
+TEST(TokenizerJson, AddedTokensMayTakeTheWhiteSpaceBesideThem) {
+  Json json = small_json();
+  json["added_tokens"][0]["rstrip"] = true;
+  json["added_tokens"][1]["lstrip"] = true;
+  const TokenizerData data = read(json);
+  EXPECT_EQ(data.strip_right, std::vector<int32_t>{3});
+  EXPECT_EQ(data.strip_left, std::vector<int32_t>{4});
+  EXPECT_EQ(Tokenizer(data).encode("ab<s> \n b <tool>"), (std::vector<int32_t>{2, 3, 1, 4}));
 }
 
 TEST(TokenizerJson, TextThatIsNoJsonIsRefusedWithAnOffset) {

@@ -31,9 +31,9 @@ class ProgramTest : public testing::Test {
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
 
-  Outcome run(const std::string& arguments) const {
-    const std::string command = std::string(KVQUANT_PROGRAM) + " " + arguments + " </dev/null >" +
-                                path("out") + " 2>" + path("err");
+  Outcome run(const std::string& arguments, const std::string& input = "/dev/null") const {
+    const std::string command = std::string(KVQUANT_PROGRAM) + " " + arguments + " <" + input +
+                                " >" + path("out") + " 2>" + path("err");
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(path("out")),
             read_text(path("err"))};
