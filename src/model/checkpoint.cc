@@ -235,8 +235,8 @@ std::unique_ptr<Checkpoint> make_checkpoint(CheckpointParts parts, const std::st
 std::unique_ptr<Checkpoint> open_checkpoint(const std::string& path) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) return open_hugging_face_checkpoint(path);
-  MappedFile file(path);
-  if (is_gguf(file.bytes())) return open_gguf_checkpoint(std::move(file));
+  const MappedFile file(path);
+  if (is_gguf(file.bytes())) return open_gguf_checkpoint(file);
   throw FormatError(path +
                     ": not a model: neither a GGUF file nor a folder with config.json and "
                     "*.safetensors");

@@ -53,9 +53,9 @@ std::vector<int32_t> eos_tokens(const Gguf& gguf, int64_t vocab_size) {
 
 }  // namespace
 
-std::unique_ptr<Checkpoint> open_gguf_checkpoint(MappedFile file) {
+std::unique_ptr<Checkpoint> open_gguf_checkpoint(const MappedFile& file) {
   CheckpointParts parts;
-  const Gguf gguf = open_gguf_shards(std::move(file), parts.files);
+  const Gguf gguf = open_gguf_shards(file, parts.files);
   parts.config = config_from_gguf(gguf);
   parts.weights = weights_of(gguf, parts.config);
   parts.eos_token_ids = eos_tokens(gguf, parts.config.vocab_size);

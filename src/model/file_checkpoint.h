@@ -40,7 +40,7 @@ struct CheckpointParts {
 std::unique_ptr<Checkpoint> make_checkpoint(CheckpointParts parts, const std::string& path);
 
 // Loaders; see open_checkpoint.
-std::unique_ptr<Checkpoint> open_gguf_checkpoint(MappedFile file);
+std::unique_ptr<Checkpoint> open_gguf_checkpoint(const MappedFile& file);
 std::unique_ptr<Checkpoint> open_hugging_face_checkpoint(const std::string& folder);
 
 // Of a GGUF file's metadata. Throw FormatError naming what is not supported.

@@ -112,8 +112,8 @@ Gguf join_gguf_shards(std::vector<Gguf> shards) {
   return std::move(shards[0]);
 }
 
-Gguf open_gguf_shards(MappedFile file, std::vector<MappedFile>& files) {
-  const std::string own_path = file.path();
+Gguf open_gguf_shards(const MappedFile& file, std::vector<MappedFile>& files) {
+  const std::string& own_path = file.path();
   const auto paths = gguf_shard_paths(Gguf(file.bytes(), own_path));
   std::vector<Gguf> shards;
   for (size_t i = 0; i < paths.size(); ++i) {
@@ -122,7 +122,7 @@ Gguf open_gguf_shards(MappedFile file, std::vector<MappedFile>& files) {
       throw IoError(
           fmt::format("{}: missing: shard {} of the {} of a model", paths[i], i + 1, paths.size()));
     }
-    files.push_back(paths[i] == own_path ? std::move(file) : MappedFile(paths[i]));
+    files.emplace_back(paths[i]);
     shards.emplace_back(files.back().bytes(), paths[i]);
   }
   return join_gguf_shards(std::move(shards));

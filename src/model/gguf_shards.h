@@ -23,6 +23,6 @@ Gguf join_gguf_shards(std::vector<Gguf> shards);
 
 // Reads the file and, if it is a shard of a model, any one, all others beside it. `files` becomes
 // what the views point into. Throws IoError when a shard is missing, and FormatError.
-Gguf open_gguf_shards(MappedFile file, std::vector<MappedFile>& files);
+Gguf open_gguf_shards(const MappedFile& file, std::vector<MappedFile>& files);
 
 }  // namespace kvquant
