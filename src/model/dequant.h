@@ -29,7 +29,7 @@
 
 namespace kvquant {
 
-// The values of a format as groups of 8-bit codes with one scale and one offset each.
+// The values of a format as groups of codes with one scale and one offset each.
 struct WeightGroups {
   int64_t size = 0;  // values of a group, 16 or 32; 0: the format is not made of groups
   int bits = 0;      // of a code, at most 8

@@ -68,12 +68,14 @@ rc::Gen<std::string> any_text() {
 // Metaspace "always" and "first" don't say whether the text began with a space.
 class LosslessTokenizer : public testing::TestWithParam<const char*> {};
 
+Tokenizer lossless_tokenizer(const std::string& name) {
+  return Tokenizer(name.starts_with("bpe")
+                       ? tokenizer_from_model_file(read_text(kFolder + name + ".model"), "", "")
+                       : tokenizer_from_json(read_text(kFolder + name + ".json")));
+}
+
 TEST_P(LosslessTokenizer, DecodeUndoesEncodeAndAStreamGivesWholeCharacters) {
-  const std::string name = GetParam();
-  const Tokenizer tokenizer(
-      name.starts_with("bpe")
-          ? tokenizer_from_model_file(read_text(kFolder + name + ".model"), "", "")
-          : tokenizer_from_json(read_text(kFolder + name + ".json")));
+  const Tokenizer tokenizer = lossless_tokenizer(GetParam());
   EXPECT_TRUE(rc::check([&] {
     const std::string text = *any_text();
     const Ids ids = tokenizer.encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
@@ -94,11 +96,7 @@ TEST_P(LosslessTokenizer, DecodeUndoesEncodeAndAStreamGivesWholeCharacters) {
 
 // What a model generates need not be text.
 TEST_P(LosslessTokenizer, AnyIdsAreDecodedToTheSameTextByAStream) {
-  const std::string name = GetParam();
-  const Tokenizer tokenizer(
-      name.starts_with("bpe")
-          ? tokenizer_from_model_file(read_text(kFolder + name + ".model"), "", "")
-          : tokenizer_from_json(read_text(kFolder + name + ".json")));
+  const Tokenizer tokenizer = lossless_tokenizer(GetParam());
   EXPECT_TRUE(rc::check([&] {
     const auto ids = *rc::gen::container<Ids>(rc::gen::inRange(0, tokenizer.vocab_size()));
     StreamDecoder stream(tokenizer);

@@ -73,7 +73,7 @@ static_assert(sizeof(GroupOf<WeightType::kInt8x2>) == 2560);
 static_assert(sizeof(GroupOf<WeightType::kInt4>) == 1280);
 
 // One row of a quantized weight matrix: num_in codes, and a scale and an offset for each 32 of them
-// (kInt8) or each 16 (kInt8x2).
+// or each 16 (kInt8x2).
 struct QuantizedRow {
   std::span<uint8_t> codes;
   std::span<Half> scales;
@@ -84,7 +84,7 @@ class PackedMatrix {
  public:
   // Writes row `row` of W as floats, for kF32 and kBF16.
   using RowReader = std::function<void(int64_t row, std::span<float> out)>;
-  // Writes row `row` of W as codes, for 8-bit types; num_in must be a multiple of 32.
+  // Writes row `row` of W as codes, for types with groups; num_in is a multiple of 32.
   using QuantizedRowReader = std::function<void(int64_t row, QuantizedRow out)>;
 
   PackedMatrix() = default;
@@ -148,11 +148,11 @@ struct LinearContext {
 // Precision of the products: kF32, and kBF16 on CPUs without bf16 dot products, keep x and w in
 // f32. kBF16 rounds, depending on the weights and the number of rows,
 //
-//   8-bit, up to 12 rows   x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
+//   groups, up to 12 rows  x to multiples of max|x| / 16256 of its 32-group; w is exact. The error
 //                          is at most 2^-14 times the sum over groups of max|x| sum|w|, a tenth of
 //                          what bf16 costs on random data. Groups below 2^-100 count as zero; a
 //                          row with infinity or NaN becomes NaN.
-//   8-bit, more rows       x and w to bf16
+//   groups, more rows      x and w to bf16
 //   kBF16, one row         nothing
 //   kBF16, several rows    x to bf16
 //   kF32                   nothing
@@ -161,7 +161,7 @@ void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<floa
 
 // The gated half of an MLP: out = silu(x Wgate^T) * (x Wup^T), fused per panel. The two matrices
 // have one shape; their types may differ: then one of kF32 keeps both products in f32, and so do up
-// to 12 rows unless both are 8-bit.
+// to 12 rows unless both have groups.
 void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<const float, 2> x,
                    TensorView<float, 2> out, const LinearContext& context);
 

@@ -7,6 +7,7 @@
 #endif
 #include <immintrin.h>
 
+#include "ops/code_quads_avx512bf16_inl.h"
 #include "ops/linear_panel.h"
 
 namespace kvquant::avx512bf16 {
@@ -88,14 +89,6 @@ void rows_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) {
   }
 }
 
-// Codes of the inputs 4 quad ... 4 quad + 3 of 16 outputs, as in linear_vnni_avx512bf16.cc.
-template <int kBits, int kParts>
-__m512i load_quads(const CodeGroup<kBits, kParts>& group, int quad, int column) {
-  if constexpr (kBits == 8) return _mm512_load_si512(group.codes[quad][column]);
-  const __m512i both = _mm512_load_si512(group.codes[quad / 2][column]);
-  return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
-}
-
 template <WeightType kType>
 void unpack_groups(const PanelView& w, BFloat16* out) {
   constexpr int kParts = group_parts(kType);
@@ -110,7 +103,7 @@ void unpack_groups(const PanelView& w, BFloat16* out) {
       const Half* offsets = groups[g].offsets[part] + column;
       const PairDecoder low(scales, offsets), high(scales + 8, offsets + 8);
       for (int quad = part * kPartQuads; quad < (part + 1) * kPartQuads; ++quad) {
-        const __m512i quads = load_quads(groups[g], quad, column);
+        const __m512i quads = load_quad(groups[g], quad, column);
         for (int pair = 0; pair < 2; ++pair) {
           const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
                                                        low.decode(quads, bytes[pair][0]));

@@ -63,14 +63,14 @@ void store_swiglu(const float* gate, const float* up, const PanelOutput& out) no
 
 // Requires the CPU features of Backend::kAvx512Bf16.
 namespace avx512bf16 {
-// For 8-bit panels. Sums of the products that share a scale are exact integers, sums of those f32.
+// For panels of groups. Sums of products that share a scale are exact integers, sums of those f32.
 void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept;
 // Rounds size inputs, a multiple of 32, to multiples of max|x| / 16256 of their group. The scale of
 // a group with infinity or NaN is NaN.
 void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept;
 // For kBF16. Two products are added to the f32 sum at a time.
 void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept;
-// For 8-bit panels: the weights rounded to bf16, in the layout of kBF16.
+// For panels of groups: the weights rounded to bf16, in the layout of kBF16.
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept;
 // out[i] = x[i] rounded to nearest even, subnormals to zero; then zeros up to padded_size.
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept;

@@ -9,6 +9,7 @@
 #endif
 #include <immintrin.h>
 
+#include "ops/code_quads_avx512bf16_inl.h"
 #include "ops/linear_panel.h"
 
 namespace kvquant::avx512bf16 {
@@ -31,14 +32,6 @@ __m512i broadcast_quad(const int8_t* bytes) {
   int32_t quad;
   __builtin_memcpy(&quad, bytes, sizeof quad);
   return _mm512_set1_epi32(quad);
-}
-
-// Codes of the inputs 4 quad ... 4 quad + 3 of 16 outputs.
-template <int kBits, int kParts>
-__m512i load_quad(const CodeGroup<kBits, kParts>& w, int quad, int column) {
-  if constexpr (kBits == 8) return _mm512_load_si512(w.codes[quad][column]);
-  const __m512i both = _mm512_load_si512(w.codes[quad / 2][column]);
-  return _mm512_and_si512(quad % 2 == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
 }
 
 template <int kRows, int kWidth, WeightType kType>
