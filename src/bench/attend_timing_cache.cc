@@ -63,8 +63,8 @@ struct TimingCache::CodedTokens {
     return blocks[static_cast<size_t>(layer * num_blocks + tile / shape.num_tiles)];
   }
   uint8_t* codes_of(int64_t layer, int64_t tile, int64_t head) {
-    const int64_t index = tile % shape.num_tiles * shape.num_kv_heads + head;
-    return reinterpret_cast<uint8_t*>(block_of(layer, tile)) + index * layout.code_tile;
+    return reinterpret_cast<uint8_t*>(block_of(layer, tile)) +
+           layout.codes(head, tile % shape.num_tiles);
   }
   Half random_param(double low, double high) {
     return to_half(static_cast<float>(low + (high - low) * rng.uniform(next++)));

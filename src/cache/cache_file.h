@@ -15,7 +15,7 @@
 
 namespace kvquant {
 
-inline constexpr uint32_t kCacheFileVersion = 2;
+inline constexpr uint32_t kCacheFileVersion = 3;
 
 // What the cache itself doesn't know.
 struct CacheFileInfo {

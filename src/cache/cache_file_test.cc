@@ -282,7 +282,7 @@ TEST_F(CacheFileTest, OtherVersionsAndByteOrdersAreToldApart) {
     return refusal(fed, out);
   };
   EXPECT_NE(with_byte(0, 'k').find("not a cache file"), std::string::npos);
-  EXPECT_NE(with_byte(8, 3).find("version 3"), std::string::npos);
+  EXPECT_NE(with_byte(8, 2).find("version 2"), std::string::npos);
   std::string swapped = bytes;
   std::swap(swapped[12], swapped[15]);
   std::swap(swapped[13], swapped[14]);
@@ -377,7 +377,7 @@ TEST_F(HostileSections, UnusedTilesMustBeEmpty) {
   const KvBlockLayout layout = kv_block_layout({KvSide::kKey, 4, true, 3, 16, 4});
   const std::string blocks = "layers.0.key.blocks";
   expect_refused<uint16_t>(blocks, static_cast<size_t>(layout.counts) / 2 + 6, 1, "expected from");
-  expect_refused<uint8_t>(blocks, static_cast<size_t>(layout.code_tile) * 6, 1, "unused");
+  expect_refused<uint8_t>(blocks, static_cast<size_t>(layout.codes(0, 2)), 1, "unused");
 }
 
 TEST_F(HostileSections, NumbersThatCannotBeAreRefused) {

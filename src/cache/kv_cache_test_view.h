@@ -43,13 +43,14 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
     scale.push_back(to_float(is_key ? side.scales[first + i] : scales[i]));
     zero.push_back(to_float(is_key ? side.zeros[first + i] : zeros[i]));
   }
-  DecodeJob job{.codebook = side.codebook,
-                .codes = reinterpret_cast<const uint8_t*>(block) + at * side.layout.code_tile,
-                .scales = scale.data(),
-                .zeros = zero.data(),
-                .axis = is_key ? ScaleAxis::kChannel : ScaleAxis::kToken,
-                .head_dim = shape.head_dim,
-                .num_tokens = num_tokens};
+  DecodeJob job{
+      .codebook = side.codebook,
+      .codes = reinterpret_cast<const uint8_t*>(block) + side.layout.codes(side.head, index),
+      .scales = scale.data(),
+      .zeros = zero.data(),
+      .axis = is_key ? ScaleAxis::kChannel : ScaleAxis::kToken,
+      .head_dim = shape.head_dim,
+      .num_tokens = num_tokens};
   if (shape.has_outliers) {
     job.outliers = {reinterpret_cast<const uint32_t*>(block + side.layout.starts)[at],
                     reinterpret_cast<const uint16_t*>(block + side.layout.counts)[at], side.pages};

@@ -54,8 +54,7 @@ uint16_t* NuqSide::outlier_count(int64_t tile, int64_t head) const {
 
 uint8_t* NuqSide::codes(int64_t tile, int64_t head) const {
   const TileRef at = tile_ref(tile);
-  return reinterpret_cast<uint8_t*>(at.block) +
-         (at.index * plan_->shape.num_kv_heads + head) * plan_->layout.code_tile;
+  return reinterpret_cast<uint8_t*>(at.block) + plan_->layout.codes(head, at.index);
 }
 
 void NuqSide::fit(std::span<const float> rows, ThreadPool& pool) {
@@ -270,7 +269,9 @@ void NuqSide::append_rows(std::span<const float> rows, ThreadPool& pool) {
 // Behind what is there.
 void NuqSide::copy_tile(const NuqSide& from, int64_t tile) {
   const int64_t to = num_tokens_ / kTileTokens, num_heads = plan_->shape.num_kv_heads;
-  std::copy_n(from.codes(tile, 0), num_heads * plan_->layout.code_tile, codes(to, 0));
+  for (int64_t head = 0; head < num_heads; ++head) {
+    std::copy_n(from.codes(tile, head), plan_->layout.code_tile, codes(to, head));
+  }
   if (plan_->side == KvSide::kValue) {
     for (const int64_t offset : {plan_->layout.scales, plan_->layout.zeros}) {
       std::copy_n(from.token_params(tile, offset), kTileTokens, token_params(to, offset));

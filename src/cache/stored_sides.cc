@@ -96,10 +96,15 @@ void NuqSide::restore(const std::string& prefix, int64_t num_tokens, SectionRead
   const int64_t num_blocks = divide_up(num_tiles, per_block);
   read_blocks(prefix, blocks_, num_blocks, plan_->layout.num_bytes, in);
   num_tokens_ = num_tokens;
-  const int64_t head_bytes = plan_->shape.num_kv_heads * plan_->layout.code_tile;
+  const auto has_codes = [&](int64_t tile) {
+    for (int64_t head = 0; head < plan_->shape.num_kv_heads; ++head) {
+      const auto* bytes = reinterpret_cast<const std::byte*>(codes(tile, head));
+      if (!all_zero(bytes, plan_->layout.code_tile)) return true;
+    }
+    return false;
+  };
   for (int64_t tile = 0; tile < num_blocks * per_block; ++tile) {
-    if (tile >= num_tiles &&  // its tokens come later and find it empty
-        !all_zero(reinterpret_cast<const std::byte*>(codes(tile, 0)), head_bytes)) {
+    if (tile >= num_tiles && has_codes(tile)) {  // its tokens come later and find it empty
       in.fail(fmt::format("tile {} is unused, but has codes", tile));
     }
     if (plan_->side == KvSide::kKey) continue;

@@ -2,7 +2,7 @@
 // heads, as tiles of 64 tokens. Byte layout of a compressed side, each part right behind the other,
 // the whole padded to a multiple of 64 bytes:
 //
-//   codes   [num_tiles][num_kv_heads][code_tile_bytes]     code_planes.h
+//   codes   [num_kv_heads][num_tiles][code_tile_bytes]     code_planes.h
 //   scales  [num_tiles][64] fp16                           values only: per token, over all heads
 //   zeros   [num_tiles][64] fp16                           values only
 //   starts  [num_tiles][num_kv_heads] u32                  with outliers: index of the tile's first
@@ -29,12 +29,18 @@ struct KvBlockShape {
 };
 
 struct KvBlockLayout {
+  int64_t num_tiles = 0;
   int64_t code_tile = 0;  // bytes
   int64_t scales = 0;     // offsets in bytes from here on
   int64_t zeros = 0;
   int64_t starts = 0;
   int64_t counts = 0;
   int64_t num_bytes = 0;
+
+  // Where the codes of a head and tile are.
+  constexpr int64_t codes(int64_t head, int64_t tile) const {
+    return (head * num_tiles + tile) * code_tile;
+  }
 };
 
 constexpr KvBlockLayout kv_block_layout(const KvBlockShape& shape) {
@@ -42,6 +48,7 @@ constexpr KvBlockLayout kv_block_layout(const KvBlockShape& shape) {
   const int64_t token_params = shape.side == KvSide::kValue ? tiles * kTileTokens * 2 : 0;
   const int64_t heads_with_outliers = shape.has_outliers ? tiles * shape.num_kv_heads : 0;
   KvBlockLayout layout;
+  layout.num_tiles = tiles;
   layout.code_tile = code_tile_bytes(shape.bits, shape.head_dim);
   layout.scales = tiles * shape.num_kv_heads * layout.code_tile;
   layout.zeros = layout.scales + token_params;

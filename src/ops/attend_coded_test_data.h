@@ -107,8 +107,7 @@ class TestCodedSide {
 
   std::byte* block_of(int64_t tile) { return blocks_[static_cast<size_t>(tile / kBlockTiles)]; }
   uint8_t* codes_of(int64_t tile, int64_t head) {
-    const int64_t index = tile % kBlockTiles * kKvHeads + head;
-    return reinterpret_cast<uint8_t*>(block_of(tile)) + index * side.layout.code_tile;
+    return reinterpret_cast<uint8_t*>(block_of(tile)) + side.layout.codes(head, tile % kBlockTiles);
   }
 
   void fill_tile(int64_t tile, TestRandom& random) {

@@ -54,7 +54,7 @@ void point_at(const CodedSide& side, int64_t tile, CodedPart& part) {
   const int64_t index = tile % side.shape.num_tiles;
   const int64_t of_head = index * side.shape.num_kv_heads + side.head;
   part.codebook = side.codebook;
-  part.codes = reinterpret_cast<const uint8_t*>(block) + of_head * side.layout.code_tile;
+  part.codes = reinterpret_cast<const uint8_t*>(block) + side.layout.codes(side.head, index);
   if (side.shape.side == KvSide::kKey) {
     part.scales = side.scales + side.segment_offset(tile);
     part.zeros = side.zeros + side.segment_offset(tile);
