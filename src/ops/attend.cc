@@ -172,6 +172,7 @@ void run_task(const Call& call, const AttendTask& task, const AttendTask* next, 
   block.states = final ? block.workspace.states : &scratch.partial_states[task.partial_row];
   block.acc =
       final ? block.workspace.acc : &scratch.partial_acc[task.partial_row * block.padded_dim];
+  if (next != nullptr) prefetch_lists(call.job(next->job), *next);
   list_tiles(job, task, block.workspace.tiles);
   if (next != nullptr) {
     AttendTask ahead = *next;

@@ -10,6 +10,7 @@
 #include "ops/attend_coded_avx512bf16.h"
 
 #include "ops/coded_weights_avx512bf16_inl.h"
+#include "ops/outlier_list_avx512bf16_inl.h"
 
 namespace kvquant::avx512bf16 {
 namespace {
@@ -171,45 +172,61 @@ void score_some(const KeyPass& pass, int64_t half, float* scores) {
   }
 }
 
-// Adds what outliers of keys change in the scores. Without branches: half of them would be
-// mispredicted. Outliers of a token follow each other, and a sum that is stored is long in coming
-// back: a single row has kChains of them to add to by turns.
-template <int R>
-void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
-                    float* scores) {
-  constexpr int kChains = R == 1 ? 4 : 1;
+// Adds what outliers of keys change in the scores of a single row. Outliers of a token follow each
+// other, and a sum that is stored is long in coming back: there are kChains of them, by turns.
+__attribute__((noinline)) void add_to_scores(const OutlierList& list, const float* turns,
+                                             const float* turned, int64_t half, float* scores) {
+  constexpr int kChains = 4;
   alignas(64) float sums[kChains * kTileTokens];
-  if constexpr (kChains > 1) {
-    KVQUANT_UNROLL for (int i = 0; i < kChains * kTileTokens; i += 16) {
-      _mm512_store_ps(sums + i, _mm512_setzero_ps());
+  KVQUANT_UNROLL for (int i = 0; i < kChains * kTileTokens; i += 16) {
+    _mm512_store_ps(sums + i, _mm512_setzero_ps());
+  }
+  for (int64_t i = 0; i < list.size; i += kChains) {
+    KVQUANT_UNROLL for (int chain = 0; chain < kChains; ++chain) {
+      const float* turn = turns + list.turn[i + chain];
+      const float* q = turned + list.query[i + chain];
+      float& sum = sums[chain * kTileTokens + list.token[i + chain]];
+      const float x = __builtin_fmaf(turn[16], q[half], turn[0] * q[0]);
+      sum = __builtin_fmaf(list.change[i + chain], x, sum);
     }
   }
-  uint32_t chain = 0;
-  const auto head_dim = static_cast<uint32_t>(block.head_dim), half = head_dim / 2;
-  for_each_outlier(tile.keys, [&](uint32_t token, uint32_t channel, float value) {
-    const float change = value - state.key_bases[channel];
-    const uint32_t row = channel < channel - half ? channel : channel - half;  // wraps: the smaller
-    const float* turn = tile.rope->lane_cos_sin + row * 32 + token % 16;
-    const float* q = state.turned + token / 16 * 2 * head_dim + channel;
-    if constexpr (kChains > 1) {
-      const float turned = __builtin_fmaf(turn[16], q[head_dim], turn[0] * q[0]);
-      sums[chain + token] = __builtin_fmaf(change, turned, sums[chain + token]);
-      chain = (chain + kTileTokens) % (kChains * kTileTokens);
-    } else {
-      const float along = change * turn[0], across = change * turn[16];
-      KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * 2 * head_dim) {
-        float& score = scores[r * kTileTokens + token];
-        score = __builtin_fmaf(along, q[0], __builtin_fmaf(across, q[head_dim], score));
-      }
-    }
-  });
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors && kChains > 1; ++v) {
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
     __m512 sum = _mm512_load_ps(scores + 16 * v);
     KVQUANT_UNROLL for (int i = 0; i < kChains; ++i) {
       sum = _mm512_add_ps(sum, _mm512_load_ps(sums + i * kTileTokens + 16 * v));
     }
     _mm512_store_ps(scores + 16 * v, sum);
   }
+}
+
+// The same for R rows, which have chains enough.
+template <int R>
+__attribute__((noinline)) void add_to_scores(const OutlierList& list, const float* turns,
+                                             const float* turned, int64_t half, float* scores) {
+  for (int64_t i = 0; i < list.size; ++i) {
+    const float* turn = turns + list.turn[i];
+    const float* q = turned + list.query[i];
+    const float along = list.change[i] * turn[0], across = list.change[i] * turn[16];
+    float* score = scores + list.token[i];
+    KVQUANT_UNROLL for (int r = 0; r < R; ++r, q += kRowSlots * 3 * half) {
+      score[r * kTileTokens] =
+          __builtin_fmaf(along, q[0], __builtin_fmaf(across, q[half], score[r * kTileTokens]));
+    }
+  }
+}
+
+template <int R>
+void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
+                    float* scores) {
+  OutlierList list;
+  for_each_stretch(tile.keys, [&](const OutlierEntry* entries, int64_t count) {
+    list_keys(state, block.head_dim, entries, count, list);
+    if constexpr (R == 1) {
+      add_to_scores(list, tile.rope->lane_cos_sin, state.turned, block.head_dim / 2, scores);
+    } else {
+      add_to_scores<R>(list, tile.rope->lane_cos_sin, state.turned, block.head_dim / 2, scores);
+    }
+  });
 }
 
 // Levels of one slot of a row as bf16 pairs of tokens.
@@ -290,12 +307,24 @@ void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& w
   if constexpr (V > 1) add_values<kBits, R, V / 2>(pass, first_vector, weights, dim, acc);
 }
 
+// Adds what outliers of values change in the sums.
 template <int R>
-void correct_sums(const CodedPart& values, const Weights<R>& weights, int64_t dim, float* acc) {
-  for_each_outlier(values, [&](uint32_t token, uint32_t channel, float value) {
-    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-      float& sum = acc[r * dim + channel];
-      sum += __builtin_fmaf(weights.plain[r][token], value, -weights.dropped[r][token]);
+__attribute__((noinline)) void correct_sums(const CodedPart& values, const Weights<R>& weights,
+                                            int64_t dim, float* acc) {
+  alignas(64) uint32_t channels[kListedOutliers];
+  alignas(64) float changes[R][kListedOutliers];
+  for_each_stretch(values, [&](const OutlierEntry* entries, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) {
+      const OutlierLanes x = load_outliers(entries + i, count - i);
+      _mm512_store_si512(channels + i, x.channel);
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
+        const __m512 plain = look_up(weights.plain[r], kTileTokens, x.token);
+        const __m512 dropped = look_up(weights.dropped[r], kTileTokens, x.token);
+        _mm512_store_ps(changes[r] + i, _mm512_fmsub_ps(plain, x.value, dropped));
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      KVQUANT_UNROLL for (int r = 0; r < R; ++r) acc[r * dim + channels[i]] += changes[r][i];
     }
   });
 }
@@ -354,7 +383,7 @@ void attend_group(const AttendBlock& block, CodedState& state, const TileWork* c
     const CodedTile& tile = work.coded;
     for (int r = 0; r < R; ++r) group.seen[i][r] = visible_tokens(work, (row + r) / block.group);
     if (next[i] != &work) prefetch_rest(next[i]->coded.keys, next[i]->coded.values);
-    turn_queries(block, tile, row, R, state);
+    turn_queries(block, tile, i, {row, R}, state);
     const KeyPass keys{&state,
                        tile.keys.codes,
                        tile.keys.codes + third_plane,
@@ -396,6 +425,7 @@ void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileW
     for (int64_t i = 0; i < count; ++i) {
       next[i] = group + i + (i + count < left + num_ahead ? count : 0);
     }
+    turn_middles(group->coded, count, block.head_dim, state);
     const int64_t num_blocks = (block.num_rows + kRegisterRows - 1) / kRegisterRows;
     for (int64_t i = 0; i < num_blocks; ++i) {  // of even size
       const int64_t row = i * block.num_rows / num_blocks;

@@ -24,22 +24,32 @@ struct CodedState {
   float* key_bases;         // [head_dim]: keys of code 0
   uint16_t* value_table;    // [32] bf16 levels
   uint32_t* turns[2];       // [head_dim / 2][16]: (cos, -sin) and (sin, cos) as bf16
-  // [rows][4][2][head_dim]: queries relative to 16 tokens, what cos and what sin of a token's angle
-  // multiply: (q_a, q_b) and (q_b, -q_a).
+  // [rows][4][3][head_dim / 2]: queries q relative to 16 tokens, q_a, q_b and -q_a. What sin of a
+  // token's angle multiplies lies head_dim / 2 behind what cos does.
   float* turned;
-  uint32_t* pairs[3];       // [4 rows][4][half_padded]: queries as bf16 pairs, see turn_queries
+  uint32_t* pairs[3];           // [4 rows][4][half_padded]: queries as bf16 pairs, see turn_queries
+  float *level, *slope, *bend;  // [half_padded], of single rows, see make_slopes
+  float *far_cos, *far_sin;     // [3][half_padded], of angles of 1, 2 and 3 tiles
+  float *middle_cos, *middle_sin;  // [4][half_padded], of the middles of a group's tiles
   const uint16_t* queries;  // [rows][padded_dim] bf16, channels in pairs that rotate together
 };
 
 // Makes the tables and the workspace's biases, for all tiles of the run that `tile` is one of.
 void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state);
 
-// Rows [first_row, first_row + num_rows) of queries relative to the middles of the tile's four
-// groups of 16 tokens, as f32 (with outliers) and as pairs: pairs[0] is (a, b); of a single row
-// also pairs[1], (b, -a), times the frequency where angles are small, and pairs[2], (a, b) times
-// minus half its square.
-void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first_row,
-                  int64_t num_rows, CodedState& state);
+// Cos and sin for the middles of a group of tiles in a row, of which only the first are read from
+// the long tables of positions: those lines would be waited for while codes are on their way.
+void turn_middles(const CodedTile& first, int64_t num_tiles, int64_t head_dim, CodedState& state);
+
+struct RowRange {
+  int64_t first, count;
+};
+
+// Rows of queries relative to the middles of the tile's four groups of 16 tokens, as f32 (with
+// outliers) and as pairs: pairs[0] is (a, b); of a single row also pairs[1], (b, -a), times the
+// frequency where angles are small, and pairs[2], (a, b) times minus half its square.
+void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t tile_of_group,
+                  RowRange rows, CodedState& state);
 
 // Coded tiles of one run of the block, in groups; those after them, up to num_ahead, are asked for
 // ahead. Requires at most kFusedRows rows.

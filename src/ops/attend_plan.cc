@@ -62,15 +62,14 @@ void point_at(const CodedSide& side, int64_t tile, CodedPart& part) {
     part.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * kTileTokens;
     part.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * kTileTokens;
   }
+  part.pages = side.pages.data();
+  part.first_outlier = part.num_outliers = 0;
   if (side.shape.has_outliers) {
-    part.pages = side.pages.data();
     part.first_outlier = reinterpret_cast<const uint32_t*>(block + side.layout.starts)[of_head];
     part.num_outliers = reinterpret_cast<const uint16_t*>(block + side.layout.counts)[of_head];
   }
 }
 
-// Lists of outliers are far apart in memory, a block each: asks for those of tiles [first, last) at
-// once, before they are waited for one by one.
 void prefetch_lists(const CodedSide& side, int64_t first, int64_t last) {
   if (!side.shape.has_outliers || first >= last) return;
   const int64_t tiles = side.shape.num_tiles;
@@ -94,7 +93,8 @@ void point_at(const AttendRun& run, int64_t tile, CodedTile& coded) {
 // Keys and values of a tile, how many of its tokens there are, and who sees them.
 void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& work) {
   const int64_t first = tile * kTileTokens, offset = position - run.first_position - first;
-  work = {};
+  work.keys = work.values = nullptr;
+  work.rows = {};
   work.type = run.type;
   work.num_tokens = static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - first));
   work.first_token = clamp_token(offset - clamp_lag(run.max_lag) + 1);
@@ -109,6 +109,22 @@ void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& wo
   } else {
     work.keys = run.key_tiles[tile];
     work.values = run.value_tiles[tile];
+  }
+}
+
+// Calls fn(run, first, last) for the tiles [first, last) of each run that are the task's.
+template <class Fn>
+void for_each_run(const AttendJob& job, const AttendTask& task, Fn&& fn) {
+  const int64_t position = job.first_position + task.first_query;
+  int64_t skip = task.first_tile;
+  int64_t left = task.num_tiles;
+  for (const AttendRun& run : job.runs) {
+    const auto [begin, end] = visible_tiles(run, position, task.num_queries);
+    const int64_t first = std::min(end, begin + skip);
+    skip -= first - begin;
+    const int64_t last = std::min(end, first + left);
+    left -= last - first;
+    fn(run, first, last);
   }
 }
 
@@ -148,20 +164,17 @@ void plan_attend(int64_t group, std::span<const AttendJob> jobs, AttendPlan& pla
 
 void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept {
   const int64_t position = job.first_position + task.first_query;
-  int64_t skip = task.first_tile;
-  int64_t left = task.num_tiles;
-  for (const AttendRun& run : job.runs) {
-    const auto [begin, end] = visible_tiles(run, position, task.num_queries);
-    const int64_t first = std::min(end, begin + skip);
-    skip -= first - begin;
-    const int64_t last = std::min(end, first + left);
-    left -= last - first;
-    if (run.is_coded()) {
-      prefetch_lists(*run.coded_keys, first, last);
-      prefetch_lists(*run.coded_values, first, last);
-    }
+  for_each_run(job, task, [&](const AttendRun& run, int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; ++tile) describe(run, tile, position, *out++);
-  }
+  });
+}
+
+void prefetch_lists(const AttendJob& job, const AttendTask& task) noexcept {
+  for_each_run(job, task, [](const AttendRun& run, int64_t first, int64_t last) {
+    if (!run.is_coded()) return;
+    prefetch_lists(*run.coded_keys, first, last);
+    prefetch_lists(*run.coded_values, first, last);
+  });
 }
 
 }  // namespace kvquant

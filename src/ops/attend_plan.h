@@ -65,4 +65,8 @@ TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t nu
 // Writes the tiles of a task to `out`, which has room for task.num_tiles.
 void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept;
 
+// Asks for where the task's outliers are listed, which list_tiles reads: that is far apart in
+// memory, a block each. For the task after the one at hand.
+void prefetch_lists(const AttendJob& job, const AttendTask& task) noexcept;
+
 }  // namespace kvquant

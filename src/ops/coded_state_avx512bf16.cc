@@ -24,10 +24,19 @@ void place_state(const AttendBlock& block, CodedState& state) {
   state.key_tables = take<uint16_t>(memory, half * 32);
   state.float_tables = take<float>(memory, half * 32);
   state.key_steps = take<float>(memory, half * 4);
-  state.key_bases = take<float>(memory, 2 * half);
+  state.key_bases = take<float>(memory, (2 * half + 31) / 32 * 32);
   state.value_table = take<uint16_t>(memory, 32);
   for (auto& turns : state.turns) turns = take<uint32_t>(memory, half * 16);
-  state.turned = take<float>(memory, rows * kRowSlots * 2 * block.head_dim);
+  state.turned = take<float>(memory, rows * kRowSlots * 3 * half);
+  for (auto* table : {&state.level, &state.slope, &state.bend}) {
+    *table = take<float>(memory, state.half_padded);
+  }
+  for (auto* table : {&state.far_cos, &state.far_sin}) {
+    *table = take<float>(memory, (kGroupTiles - 1) * state.half_padded);
+  }
+  for (auto* table : {&state.middle_cos, &state.middle_sin}) {
+    *table = take<float>(memory, kGroupTiles * state.half_padded);
+  }
   for (auto& pairs : state.pairs)
     pairs = take<uint32_t>(memory, rows * kRowSlots * state.half_padded);
 }
@@ -139,6 +148,51 @@ inline Pair turn_back(Pair x, __m512 cos, __m512 sin) {
           _mm512_fmsub_ps(x.b, cos, _mm512_mul_ps(x.a, sin))};
 }
 
+struct Angle {
+  __m512 cos, sin;
+};
+inline Angle operator+(Angle x, Angle y) {
+  return {_mm512_fmsub_ps(x.cos, y.cos, _mm512_mul_ps(x.sin, y.sin)),
+          _mm512_fmadd_ps(x.sin, y.cos, _mm512_mul_ps(x.cos, y.sin))};
+}
+
+// What single rows of queries are multiplied by, where angles within 16 tokens are small and where
+// they are not, see score_one_row.
+void make_slopes(const RopeTiles& rope, int64_t half, CodedState& state) {
+  const __m512 one = _mm512_set1_ps(1);
+  for (int64_t c = 0; c < half; c += 16) {
+    const __m512 frequency = _mm512_maskz_loadu_ps(lanes_below(half - c), rope.frequencies + c);
+    const __m512 angle = _mm512_mul_ps(frequency, _mm512_set1_ps(RopeTiles::kLaneMiddle));
+    const __m512 square = _mm512_mul_ps(angle, angle);
+    const __mmask16 turned = lanes_below(state.num_turned - c);
+    const __mmask16 not_straight = lanes_below(state.num_turned + state.num_bent - c);
+    const __m512 straight_level = _mm512_fnmadd_ps(square, _mm512_set1_ps(0.25f), one);
+    const __m512 bent_slope =
+        _mm512_mul_ps(frequency, _mm512_fnmadd_ps(square, _mm512_set1_ps(0.125f), one));
+    const __m512 slope = _mm512_mask_mov_ps(frequency, not_straight, bent_slope);
+    _mm512_store_ps(state.level + c, _mm512_mask_mov_ps(straight_level, not_straight, one));
+    _mm512_store_ps(state.slope + c, _mm512_mask_mov_ps(slope, turned, one));
+    _mm512_store_ps(state.bend + c,
+                    _mm512_mul_ps(_mm512_mul_ps(frequency, frequency), _mm512_set1_ps(-0.5f)));
+  }
+}
+
+// From a tile to those one, two and three after it: 64 tokens are twice 8 and 24.
+void make_far_angles(const RopeTiles& rope, int64_t half, CodedState& state) {
+  static_assert(kGroupTiles == 4 && kTileTokens == 64);
+  for (int64_t c = 0; c < half; c += 16) {
+    const __mmask16 mask = lanes_below(half - c);
+    const auto load = [&](const float* p) { return _mm512_maskz_loadu_ps(mask, p + c); };
+    const Angle near = Angle{load(rope.near_cos[0]), load(rope.near_sin[0])} +
+                       Angle{load(rope.near_cos[1]), load(rope.near_sin[1])};
+    const Angle one = near + near, two = one + one, three = two + one;
+    for (const auto& [tiles, angle] : {std::pair{1, one}, {2, two}, {3, three}}) {
+      _mm512_store_ps(state.far_cos + (tiles - 1) * state.half_padded + c, angle.cos);
+      _mm512_store_ps(state.far_sin + (tiles - 1) * state.half_padded + c, angle.sin);
+    }
+  }
+}
+
 }  // namespace
 
 void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& state) {
@@ -150,7 +204,9 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   state.num_turned = num_rows_above(tile, half, kBentAngle);
   state.num_bent = num_rows_above(tile, half, kStraightAngle) - state.num_turned;
   if (block.num_rows <= kFusedRows) {
+    make_far_angles(*tile.rope, half, state);
     if (block.num_rows > 1) make_turns(tile, half, state);
+    make_slopes(*tile.rope, half, state);
   } else {
     auto* queries =
         static_cast<uint16_t*>(block.workspace.query) + block.num_rows * block.padded_dim;
@@ -159,33 +215,42 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   }
 }
 
-void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first_row,
-                  int64_t num_rows, CodedState& state) {
-  const int64_t half = block.head_dim / 2;
+void turn_middles(const CodedTile& first, int64_t num_tiles, int64_t head_dim, CodedState& state) {
+  const int64_t half = head_dim / 2;
+  for (int64_t c = 0; c < half; c += 16) {
+    const __mmask16 mask = lanes_below(half - c);
+    const Angle middle{_mm512_maskz_loadu_ps(mask, first.middle_cos + c),
+                       _mm512_maskz_loadu_ps(mask, first.middle_sin + c)};
+    _mm512_store_ps(state.middle_cos + c, middle.cos);
+    _mm512_store_ps(state.middle_sin + c, middle.sin);
+    for (int64_t tile = 1; tile < num_tiles; ++tile) {
+      const int64_t far = (tile - 1) * state.half_padded + c, at = tile * state.half_padded + c;
+      const Angle angle =
+          middle + Angle{_mm512_load_ps(state.far_cos + far), _mm512_load_ps(state.far_sin + far)};
+      _mm512_store_ps(state.middle_cos + at, angle.cos);
+      _mm512_store_ps(state.middle_sin + at, angle.sin);
+    }
+  }
+}
+
+void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t tile_of_group,
+                  RowRange rows, CodedState& state) {
+  const int64_t half = block.head_dim / 2, middle = tile_of_group * state.half_padded;
   const RopeTiles& rope = *tile.rope;
   const bool has_outliers = tile.keys.num_outliers > 0;
   const __m512 minus_zero = _mm512_set1_ps(-0.0f);
   for (int64_t c = 0; c < half; c += 16) {
     const __mmask16 mask = lanes_below(half - c);
     const auto load = [&](const float* p) { return _mm512_maskz_loadu_ps(mask, p + c); };
-    const __m512 middle_cos = load(tile.middle_cos), middle_sin = load(tile.middle_sin);
+    const __m512 middle_cos = _mm512_load_ps(state.middle_cos + middle + c);
+    const __m512 middle_sin = _mm512_load_ps(state.middle_sin + middle + c);
     const __m512 near_cos[2] = {load(rope.near_cos[0]), load(rope.near_cos[1])};
     const __m512 near_sin[2] = {load(rope.near_sin[0]), load(rope.near_sin[1])};
-    const __m512 frequency = load(rope.frequencies);
-    const __m512 angle = _mm512_mul_ps(frequency, _mm512_set1_ps(RopeTiles::kLaneMiddle));
-    const __m512 square = _mm512_mul_ps(angle, angle), one = _mm512_set1_ps(1);
-    const __mmask16 turned = lanes_below(state.num_turned - c);
-    const __mmask16 not_straight = lanes_below(state.num_turned + state.num_bent - c);
-    const __m512 level =
-        _mm512_mask_mov_ps(_mm512_fnmadd_ps(square, _mm512_set1_ps(0.25f), one), not_straight, one);
-    const __m512 bent_slope =
-        _mm512_mul_ps(frequency, _mm512_fnmadd_ps(square, _mm512_set1_ps(0.125f), one));
-    const __m512 slope =
-        _mm512_mask_mov_ps(_mm512_mask_mov_ps(frequency, not_straight, bent_slope), turned, one);
+    const __m512 level = _mm512_load_ps(state.level + c), slope = _mm512_load_ps(state.slope + c);
+    const __m512 bend = _mm512_load_ps(state.bend + c);
     const bool has_bent = c < state.num_turned + state.num_bent && c + 16 > state.num_turned;
-    const __m512 bend = _mm512_mul_ps(_mm512_mul_ps(frequency, frequency), _mm512_set1_ps(-0.5f));
-    for (int64_t r = 0; r < num_rows; ++r) {
-      const int64_t row = first_row + r;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t row = rows.first + r;
       const float* q =
           block.query + row / block.group * block.query_stride + row % block.group * block.head_dim;
       const Pair at_middle = turn_back({load(q), load(q + half)}, middle_cos, middle_sin);
@@ -193,21 +258,20 @@ void turn_queries(const AttendBlock& block, const CodedTile& tile, int64_t first
         const int near = slot == 0 || slot == 3 ? 1 : 0;
         const __m512 sin = slot < 2 ? _mm512_xor_ps(near_sin[near], minus_zero) : near_sin[near];
         const auto [a, b] = turn_back(at_middle, near_cos[near], sin);
+        const __m512 minus_a = _mm512_xor_ps(a, minus_zero);
         const int64_t at = r * kRowSlots + slot, pair = at * state.half_padded + c;
         if (has_outliers) {
-          float* turned = state.turned + at * 2 * block.head_dim + c;
+          float* turned = state.turned + at * 3 * half + c;
           _mm512_mask_storeu_ps(turned, mask, a);
           _mm512_mask_storeu_ps(turned + half, mask, b);
-          _mm512_mask_storeu_ps(turned + 2 * half, mask, b);
-          _mm512_mask_storeu_ps(turned + 3 * half, mask, _mm512_xor_ps(a, minus_zero));
+          _mm512_mask_storeu_ps(turned + 2 * half, mask, minus_a);
         }
-        if (num_rows > 1) {
+        if (rows.count > 1) {
           _mm512_store_si512(state.pairs[0] + pair, pack_pairs(a, b));
           continue;
         }
         _mm512_store_si512(state.pairs[0] + pair,
                            pack_pairs(_mm512_mul_ps(a, level), _mm512_mul_ps(b, level)));
-        const __m512 minus_a = _mm512_xor_ps(a, minus_zero);
         _mm512_store_si512(state.pairs[1] + pair,
                            pack_pairs(_mm512_mul_ps(b, slope), _mm512_mul_ps(minus_a, slope)));
         if (!has_bent) continue;
