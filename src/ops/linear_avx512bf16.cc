@@ -133,9 +133,13 @@ void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) 
 }
 
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept {
-  if (w.type == WeightType::kInt8x2) return unpack_groups<WeightType::kInt8x2>(w, out);
-  if (w.type == WeightType::kInt4) return unpack_groups<WeightType::kInt4>(w, out);
-  unpack_groups<WeightType::kInt8>(w, out);
+  switch (w.type) {
+    case WeightType::kInt8x2: return unpack_groups<WeightType::kInt8x2>(w, out);
+    case WeightType::kInt6x2: return unpack_groups<WeightType::kInt6x2>(w, out);
+    case WeightType::kInt5: return unpack_groups<WeightType::kInt5>(w, out);
+    case WeightType::kInt4: return unpack_groups<WeightType::kInt4>(w, out);
+    default: return unpack_groups<WeightType::kInt8>(w, out);
+  }
 }
 
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept {

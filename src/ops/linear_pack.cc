@@ -22,6 +22,8 @@ int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
     case WeightType::kBF16: return kWeights * sizeof(BFloat16);
     case WeightType::kInt8: return sizeof(GroupOf<WeightType::kInt8>);
     case WeightType::kInt8x2: return sizeof(GroupOf<WeightType::kInt8x2>);
+    case WeightType::kInt6x2: return sizeof(GroupOf<WeightType::kInt6x2>);
+    case WeightType::kInt5: return sizeof(GroupOf<WeightType::kInt5>);
     case WeightType::kInt4: return sizeof(GroupOf<WeightType::kInt4>);
   }
   return 0;
@@ -75,13 +77,23 @@ void write_groups(const QuantizedStrip& strip, int64_t num_groups, int64_t num_r
   for (int64_t g = 0; g < num_groups; ++g) {
     for (int64_t row = 0; row < num_rows; ++row) {
       const uint8_t* codes = strip.codes.data() + (row * num_groups + g) * kWeightGroup;
-      for (int64_t i = 0; i < kWeightGroup; ++i) out[g].add_code(i, column + row, codes[i]);
+      for (int64_t i = 0; i < kWeightGroup; ++i) out[g].set_code(i, column + row, codes[i]);
       for (int part = 0; part < kParts; ++part) {
         const int64_t from = (row * num_groups + g) * kParts + part;
         out[g].scales[part][column + row] = strip.scales.data()[from];
         out[g].offsets[part][column + row] = strip.offsets.data()[from];
       }
     }
+  }
+}
+
+decltype(&write_groups<WeightType::kInt8>) groups_writer(WeightType type) {
+  switch (type) {
+    case WeightType::kInt8x2: return write_groups<WeightType::kInt8x2>;
+    case WeightType::kInt6x2: return write_groups<WeightType::kInt6x2>;
+    case WeightType::kInt5: return write_groups<WeightType::kInt5>;
+    case WeightType::kInt4: return write_groups<WeightType::kInt4>;
+    default: return write_groups<WeightType::kInt8>;
   }
 }
 
@@ -143,6 +155,7 @@ PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightTy
   packed.num_out_ = num_out;
   packed.num_in_ = num_in;
   packed.type_ = type;
+  const auto write = groups_writer(type);
   const int64_t num_groups = num_in / kWeightGroup;
   const int64_t num_scales = num_groups * group_parts(type);
   std::vector<QuantizedStrip> strips(static_cast<size_t>(pool.num_threads()));
@@ -166,9 +179,6 @@ PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightTy
                          {strip.scales.data() + i * num_scales, scales},
                          {strip.offsets.data() + i * num_scales, scales}});
       }
-      const auto write = type == WeightType::kInt8     ? write_groups<WeightType::kInt8>
-                         : type == WeightType::kInt8x2 ? write_groups<WeightType::kInt8x2>
-                                                       : write_groups<WeightType::kInt4>;
       write(strip, num_groups, num_rows, row - first, panel);
     }
   });
@@ -194,6 +204,10 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
       case WeightType::kInt8x2:
         value = grouped_weight<WeightType::kInt8x2>(data, in, column);
         break;
+      case WeightType::kInt6x2:
+        value = grouped_weight<WeightType::kInt6x2>(data, in, column);
+        break;
+      case WeightType::kInt5: value = grouped_weight<WeightType::kInt5>(data, in, column); break;
       case WeightType::kInt4: value = grouped_weight<WeightType::kInt4>(data, in, column); break;
     }
   }

@@ -30,6 +30,8 @@ double weight(const PanelView& w, int64_t in, int64_t out) {
       return to_float(load<BFloat16>(w.data, (in / 2 * kPanelOutputs + out) * 2 + in % 2));
     case WeightType::kInt8: return grouped_weight<WeightType::kInt8>(w, in, out);
     case WeightType::kInt8x2: return grouped_weight<WeightType::kInt8x2>(w, in, out);
+    case WeightType::kInt6x2: return grouped_weight<WeightType::kInt6x2>(w, in, out);
+    case WeightType::kInt5: return grouped_weight<WeightType::kInt5>(w, in, out);
     case WeightType::kInt4: return grouped_weight<WeightType::kInt4>(w, in, out);
   }
   return 0;

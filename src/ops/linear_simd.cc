@@ -54,20 +54,28 @@ HWY_INLINE Part load_part(const PanelView& w, int64_t in, int column) {
           hn::PromoteTo(F32(), hn::Load(f16, offsets + column))};
 }
 
-template <WeightType kType>
-HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
-  return group_of<kType>(w, in).codes[in % kWeightGroup / GroupOf<kType>::kQuadInputs][column];
+// A lane's four bytes of a plane with inputs in ... in + 3, their bits in the low bits of the
+// bytes.
+template <int kBits>
+HWY_INLINE auto load_plane(const CodePlane<kBits>& plane, int64_t in, int column) {
+  const hn::RebindToUnsigned<F32> u32;
+  const uint8_t* at = plane.rows[plane.row(in)][column];
+  const auto bytes = hn::Load(u32, reinterpret_cast<const uint32_t*>(at));
+  if constexpr (kBits == 8) return bytes;
+  constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x01010101u;
+  return hn::And(hn::ShiftRightSame(bytes, plane.shift(in)), hn::Set(u32, kMask));
 }
 
-// A lane's four bytes, or the nibbles of inputs in ... in + 3 in them, as floats.
+// The codes of inputs in ... in + 3 as floats.
 template <WeightType kType>
 HWY_INLINE Quad load_codes(const PanelView& w, int64_t in, int column) {
   const hn::RebindToUnsigned<F32> u32;
   const hn::RebindToSigned<F32> i32;
-  auto all = hn::Load(u32, reinterpret_cast<const uint32_t*>(codes_of<kType>(w, in, column)));
-  if constexpr (code_bits(kType) == 4) {
-    if (GroupOf<kType>::shift(in) != 0) all = hn::ShiftRight<4>(all);
-    all = hn::And(all, hn::Set(u32, 0x0F0F0F0Fu));
+  const auto& group = group_of<kType>(w, in);
+  auto all = load_plane(group.low, in % kWeightGroup, column);
+  if constexpr (GroupOf<kType>::kHighBits > 0) {
+    const auto high = load_plane(group.high, in % kWeightGroup, column);
+    all = hn::Or(all, hn::ShiftLeft<GroupOf<kType>::kLowBits>(high));
   }
   const auto byte = hn::Set(u32, 0xFF);
   return {{hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(all, byte))),
@@ -99,15 +107,26 @@ HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Part
   }
 }
 
-// Asks for the codes of four inputs (of 4 bits: eight), two groups ahead. Decoding them keeps the
-// core too busy for the hardware to run far enough ahead by itself; the other types gain nothing.
+// Asks for the row of a plane that begins with input `in`, if one does, `ahead` bytes further.
+template <int kBits>
+HWY_INLINE void prefetch_row(const CodePlane<kBits>& plane, int64_t in, int64_t ahead) {
+  if (plane.shift(in) != 0) return;
+  const uint8_t* row = plane.rows[plane.row(in)][0] + ahead;
+  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) hwy::Prefetch(row + i);
+}
+
+// Asks for the codes of inputs that begin with `in`, two groups ahead. Decoding them keeps the core
+// too busy for the hardware to run far enough ahead by itself; the other types gain nothing.
 template <WeightType kType>
 HWY_INLINE void prefetch_codes(const PanelView& w, int64_t in) {
-  if constexpr (!has_groups(kType)) return;
-  if (GroupOf<kType>::shift(in) != 0) return;
-  constexpr auto kTwoGroups = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
-  const uint8_t* codes = codes_of<kType>(w, in, 0);
-  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) hwy::Prefetch(codes + kTwoGroups + i);
+  if constexpr (has_groups(kType)) {
+    constexpr auto kTwoGroups = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
+    const auto& group = group_of<kType>(w, in);
+    prefetch_row(group.low, in % kWeightGroup, kTwoGroups);
+    if constexpr (GroupOf<kType>::kHighBits > 0) {
+      prefetch_row(group.high, in % kWeightGroup, kTwoGroups);
+    }
+  }
 }
 
 // As many vectors of outputs as have room for kRows sums each in half the registers.
@@ -151,11 +170,11 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   }
 }
 
-// As block_product for one row of a panel of 8-bit codes, with scale and offset applied to the sums
+// As block_product for one row of a panel of codes, with scale and offset applied to the sums
 // of a part: an operation less for each weight, which is what bounds this kernel.
 template <WeightType kType>
-HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
-                                   float* HWY_RESTRICT y) {
+HWY_INLINE void block_product_codes(const PanelView& w, const float* x, int column,
+                                    float* HWY_RESTRICT y) {
   constexpr int kWidth = block_vectors(2);
   Vec sum[kWidth];
   for (Vec& v : sum) v = hn::Zero(F32());
@@ -188,7 +207,7 @@ template <WeightType kType, int kRows>
 void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
   if constexpr (has_groups(kType) && kRows == 1) {
     for (int i = 0; i < kVectors; i += block_vectors(2)) {
-      block_product_int8<kType>(w, x.data, i * kLanes, y);
+      block_product_codes<kType>(w, x.data, i * kLanes, y);
     }
   } else {
     for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
@@ -219,6 +238,8 @@ void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) {
     case WeightType::kBF16: return typed_product<WeightType::kBF16>(w, x, y);
     case WeightType::kInt8: return typed_product<WeightType::kInt8>(w, x, y);
     case WeightType::kInt8x2: return typed_product<WeightType::kInt8x2>(w, x, y);
+    case WeightType::kInt6x2: return typed_product<WeightType::kInt6x2>(w, x, y);
+    case WeightType::kInt5: return typed_product<WeightType::kInt5>(w, x, y);
     case WeightType::kInt4: return typed_product<WeightType::kInt4>(w, x, y);
   }
 }
@@ -244,6 +265,8 @@ void unpack_panel(const PanelView& w, float* out) {
     case WeightType::kBF16: return typed_unpack<WeightType::kBF16>(w, out);
     case WeightType::kInt8: return typed_unpack<WeightType::kInt8>(w, out);
     case WeightType::kInt8x2: return typed_unpack<WeightType::kInt8x2>(w, out);
+    case WeightType::kInt6x2: return typed_unpack<WeightType::kInt6x2>(w, out);
+    case WeightType::kInt5: return typed_unpack<WeightType::kInt5>(w, out);
     case WeightType::kInt4: return typed_unpack<WeightType::kInt4>(w, out);
   }
 }

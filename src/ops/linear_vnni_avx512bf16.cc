@@ -161,9 +161,13 @@ void quantize_group(const float* x, InputGroup& out) {
 }  // namespace
 
 void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept {
-  if (w.type == WeightType::kInt8x2) return typed_product<WeightType::kInt8x2>(w, x, y);
-  if (w.type == WeightType::kInt4) return typed_product<WeightType::kInt4>(w, x, y);
-  typed_product<WeightType::kInt8>(w, x, y);
+  switch (w.type) {
+    case WeightType::kInt8x2: return typed_product<WeightType::kInt8x2>(w, x, y);
+    case WeightType::kInt6x2: return typed_product<WeightType::kInt6x2>(w, x, y);
+    case WeightType::kInt5: return typed_product<WeightType::kInt5>(w, x, y);
+    case WeightType::kInt4: return typed_product<WeightType::kInt4>(w, x, y);
+    default: return typed_product<WeightType::kInt8>(w, x, y);
+  }
 }
 
 void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept {
