@@ -105,7 +105,7 @@ class Stack {
 
   // As in the file, or floats rounded to groups.
   void read_groups(size_t part, int64_t row, WeightType type, QuantizedRow out) const {
-    if (infos_[part].group_size == kWeightGroup || group_parts(type) == 2) {
+    if (infos_[part].group_size == kWeightGroup || group_inputs(type) < kWeightGroup) {
       return checkpoint_.read_row_groups(names_[part], row, out);
     }
     std::vector<float> floats(static_cast<size_t>(num_in()));

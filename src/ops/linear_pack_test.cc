@@ -118,18 +118,19 @@ TEST(PackedMatrix, LaysOutInt5PanelsAsDocumented) {
   const auto w = PackedMatrix::pack_groups(
       70, 64, WeightType::kInt5, [](int64_t row, QuantizedRow out) { counting_row(row, 32, out); },
       pool);
-  constexpr int64_t kGroupBytes = 16 * 64 + 4 * 64 + 2 * 64 * 2;
+  constexpr int64_t kHighBytes = 4 * 64, kCodeBytes = 20 * 64,
+                    kGroupBytes = kCodeBytes + 2 * 64 * 2;
   EXPECT_EQ(w.panel_bytes(), 2 * kGroupBytes);
   for (int64_t in = 0; in < 64; ++in) {
     const int64_t group = in / 32 * kGroupBytes, i = in % 32;
-    const int64_t low = group + i / 8 * 64 * 4 + i % 4, high = group + 16 * 64 + i % 4;
+    const int64_t high = group + i % 4, low = group + kHighBytes + i / 8 * 64 * 4 + i % 4;
     const int nibble = element<uint8_t>(w, 1, low + 5 * 4) >> (i % 8 / 4 * 4) & 15;
     const int fifth = element<uint8_t>(w, 1, high + 5 * 4) >> (i / 4) & 1;
     EXPECT_EQ(fifth << 4 | nibble, (69 + in * 7) % 32);
     EXPECT_EQ(element<uint8_t>(w, 1, high + 6 * 4), 0);  // beyond the last row
   }
-  EXPECT_EQ(to_float(element<Half>(w, 1, 5, kGroupBytes + 20 * 64)), 69.5f);
-  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, kGroupBytes + 20 * 64)), -69.0f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 5, kGroupBytes + kCodeBytes)), 69.5f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, kGroupBytes + kCodeBytes)), -69.0f);
   std::vector<float> row(64);
   w.read_row(3, row);
   EXPECT_EQ(row[40], 3.5f * ((3 + 40 * 7) % 32) - 3.0f);
@@ -140,19 +141,19 @@ TEST(PackedMatrix, LaysOutInt6x2PanelsAsDocumented) {
   const auto w = PackedMatrix::pack_groups(
       70, 64, WeightType::kInt6x2,
       [](int64_t row, QuantizedRow out) { counting_row(row, 64, out); }, pool);
-  constexpr int64_t kGroupBytes = 16 * 64 + 8 * 64 + 4 * 64 * 2;
-  EXPECT_EQ(w.panel_bytes(), 2 * kGroupBytes);
+  constexpr int64_t kHighBytes = 4 * 64, kCodeBytes = 12 * 64,
+                    kGroupBytes = kCodeBytes + 2 * 64 * 2;
+  EXPECT_EQ(w.panel_bytes(), 4 * kGroupBytes);
   for (int64_t in = 0; in < 64; ++in) {
-    const int64_t group = in / 32 * kGroupBytes, i = in % 32;
-    const int64_t low = group + i / 8 * 64 * 4 + i % 4;
-    const int64_t high = group + 16 * 64 + i / 16 * 64 * 4 + i % 4;
+    const int64_t group = in / 16 * kGroupBytes, i = in % 16;
+    const int64_t high = group + i % 4, low = group + kHighBytes + i / 8 * 64 * 4 + i % 4;
     const int nibble = element<uint8_t>(w, 1, low + 5 * 4) >> (i % 8 / 4 * 4) & 15;
-    const int above = element<uint8_t>(w, 1, high + 5 * 4) >> (i % 16 / 4 * 2) & 3;
+    const int above = element<uint8_t>(w, 1, high + 5 * 4) >> (i / 4 * 2) & 3;
     EXPECT_EQ(above << 4 | nibble, (69 + in * 7) % 64);
     EXPECT_EQ(element<uint8_t>(w, 1, high + 6 * 4), 0);  // beyond the last row
   }
-  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, kGroupBytes + 24 * 64)), 70.5f);
-  EXPECT_EQ(to_float(element<Half>(w, 1, 128 + 5, kGroupBytes + 24 * 64)), -69.0f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 5, 3 * kGroupBytes + kCodeBytes)), 70.5f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, 3 * kGroupBytes + kCodeBytes)), -69.0f);
   std::vector<float> row(64);
   w.read_row(3, row);
   EXPECT_EQ(row[40], 4.0f * ((3 + 40 * 7) % 64) - 3.0f);

@@ -16,10 +16,10 @@ T load(const std::byte* data, int64_t index) {
 
 template <WeightType kType>
 double grouped_weight(const PanelView& w, int64_t in, int64_t out) {
-  const auto group = load<GroupOf<kType>>(w.data, in / kWeightGroup);
-  const int64_t i = in % kWeightGroup, part = group.part(i);
-  return double{to_float(group.scales[part][out])} * group.code(i, out) +
-         to_float(group.offsets[part][out]);
+  constexpr int64_t kInputs = group_inputs(kType);
+  const auto group = load<GroupOf<kType>>(w.data, in / kInputs);
+  return double{to_float(group.scales[out])} * group.code(in % kInputs, out) +
+         to_float(group.offsets[out]);
 }
 
 double weight(const PanelView& w, int64_t in, int64_t out) {
