@@ -74,7 +74,8 @@ void time_linears(const Options& options, const MachinePeaks& peaks, ThreadPool&
   std::vector<LinearShape> shapes;
   for (const auto& [type, name] :
        {std::pair{WeightType::kBF16, "bf16"}, std::pair{WeightType::kInt8, "int8"},
-        std::pair{WeightType::kInt8x2, "int8x2"}, std::pair{WeightType::kInt4, "int4"},
+        std::pair{WeightType::kInt8x2, "int8x2"}, std::pair{WeightType::kInt6x2, "int6x2"},
+        std::pair{WeightType::kInt5, "int5"}, std::pair{WeightType::kInt4, "int4"},
         std::pair{WeightType::kF32, "f32"}}) {
     shapes.push_back({fmt::format("linear {} {}x{}", name, options.ffn, options.hidden),
                       options.ffn, options.hidden, type});

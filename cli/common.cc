@@ -97,7 +97,7 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
         ->capture_default_str();
     command
         .add_option("--weights", options.weights,
-                    "how matrices are kept: auto (4 or 8-bit codes of quantized files as they are, "
+                    "how matrices are kept: auto (codes of quantized files as they are, "
                     "else bf16), bf16, int8 (floats become 8-bit codes, too)")
         ->check(CLI::IsMember({"auto", "bf16", "int8"}))
         ->capture_default_str();

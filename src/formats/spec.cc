@@ -81,9 +81,23 @@ class SpecParser {
     return std::move(spec_);
   }
 
+  // After parse(): plain items whose codec later ones replaced, as written.
+  std::vector<std::string> replaced() const {
+    std::vector<std::string> texts;
+    for (const PlainItem& item : plain_items_) {
+      if (!item.sets_key && !item.sets_value) texts.emplace_back(item.text);
+    }
+    return texts;
+  }
+
  private:
   struct Sided {
     std::optional<Codec> key, value;
+  };
+  // An item of codecs without layers=, and what of it is in effect.
+  struct PlainItem {
+    std::string_view text;
+    bool sets_key, sets_value;
   };
 
   [[noreturn]] void fail(size_t position, const std::string& rule) const {
@@ -142,10 +156,17 @@ class SpecParser {
     } else if (accept("layers=")) {
       parse_layers();
     } else {
+      const size_t start = pos_;
       const Sided sided =
           parse_sided("a codec, \"k=\", \"v=\", \"sink=\", \"recent=\", \"block=\" or \"layers=\"");
       if (sided.key) spec_.key = *sided.key;
       if (sided.value) spec_.value = *sided.value;
+      for (PlainItem& item : plain_items_) {
+        item.sets_key &= !sided.key;
+        item.sets_value &= !sided.value;
+      }
+      plain_items_.push_back(
+          {text_.substr(start, pos_ - start), sided.key.has_value(), sided.value.has_value()});
     }
   }
 
@@ -209,6 +230,7 @@ class SpecParser {
   std::string_view text_;
   size_t pos_ = 0;
   CacheSpec spec_;
+  std::vector<PlainItem> plain_items_;
 };
 
 std::string to_string(const TransformStep& step) {
@@ -349,6 +371,15 @@ std::vector<std::string> spec_warnings(const CacheSpec& spec) {
       warnings.push_back(std::move(warning));
     }
   });
+  if (spec.text.empty()) return warnings;
+  SpecParser parser(spec.text);
+  parser.parse();
+  for (const std::string& item : parser.replaced()) {
+    warnings.push_back(fmt::format(
+        "spec {}: {} has no effect, later items replace it; specs to compare are options of their "
+        "own",
+        quoted(spec.text), item));
+  }
   return warnings;
 }
 

@@ -127,6 +127,17 @@ TEST(Spec, KeyTransformsWarn) {
   EXPECT_EQ(warnings[0].rfind("k=pca16+fp16:", 0), 0u);
 }
 
+TEST(Spec, CodecsWithoutEffectWarn) {
+  for (const char* text : {"fp16", "k=nuq4,v=nuq3", "nuq4,k=nuq3", "nuq4,layers=0:fp16",
+                           "k=nuq4,layers=0-1:v=fp16,sink=4,sink=5"}) {
+    EXPECT_TRUE(spec_warnings(parse_spec(text)).empty()) << text;
+  }
+  const auto warnings = spec_warnings(parse_spec("fp16,nuq3-1%"));
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_EQ(warnings[0].rfind("spec \"fp16,nuq3-1%\": fp16 has no effect", 0), 0u) << warnings[0];
+  EXPECT_EQ(spec_warnings(parse_spec("k=int8,nuq4,v=nuq3,k=int4")).size(), 2u);
+}
+
 TEST(Spec, OnlyBuiltCodecsPass) {
   for (const char* text : {"fp16", "k=bf16,v=nuq2", "nuq4-1%,layers=0:nuq3-5%", "int8", "int4",
                            "k=int4,v=had+nuq4", "v=had+nuq3-1%", "nuq4,layers=1:v=had+int8"}) {

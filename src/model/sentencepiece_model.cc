@@ -16,6 +16,7 @@ namespace kvquant {
 
 struct SentencepieceModel::Impl {
   sentencepiece::SentencePieceProcessor processor;
+  std::optional<Unigram> unigram;  // instead of the processor
 };
 
 SentencepieceModel::SentencepieceModel(std::string_view bytes) : impl_(std::make_unique<Impl>()) {
@@ -28,13 +29,19 @@ SentencepieceModel::SentencepieceModel(std::string_view bytes) : impl_(std::make
   } catch (const std::exception&) {  // its trie throws where keys can't be
     error = "an exception";
   }
-  if (error.empty()) return;
-  throw FormatError("tokenizer.model: the sentencepiece library refuses it with " + error);
+  if (!error.empty()) {
+    throw FormatError("tokenizer.model: the sentencepiece library refuses it with " + error);
+  }
+  if (const auto data = unigram_from_sentencepiece(bytes)) {
+    impl_ = std::make_unique<Impl>();  // the library has checked the model, that was all
+    impl_->unigram.emplace(*data);
+  }
 }
 
 SentencepieceModel::~SentencepieceModel() = default;
 
 void SentencepieceModel::encode(std::string_view text, std::vector<int32_t>& ids) const {
+  if (impl_->unigram) return impl_->unigram->encode(text, ids);
   std::vector<int> pieces;
   const auto status = impl_->processor.Encode(text, &pieces);
   if (!status.ok()) {

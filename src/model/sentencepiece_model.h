@@ -1,16 +1,19 @@
 // Reads sentencepiece models (tokenizer.model), a protobuf message of pieces with scores and of how
 // text is normalized (github.com/google/sentencepiece, sentencepiece_model.proto). Byte-pair models
-// without normalization (Llama 1 and 2, Mistral, Gemma) become scores for our merges; what these
-// don't do (unigram models, unused pieces, spaces taken away) the sentencepiece library runs.
+// (Llama 1 and 2, Mistral, Gemma) become scores for our merges; what these can't do the
+// sentencepiece library runs: unused pieces, and unigram models, of which it checks that they are
+// sound, while the search is ours again (unigram.h).
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "model/tokenizer_data.h"
+#include "model/unigram.h"
 
 namespace kvquant {
 
@@ -19,7 +22,11 @@ namespace kvquant {
 // supported: normalization by a character map, word and character models, spaces as suffixes.
 TokenizerData tokenizer_from_sentencepiece(std::string_view bytes);
 
-// A model run by the library. Thread-safe after construction.
+// What unigram.h needs of a model; none where it is not a unigram model, or has pieces that only
+// the library knows what to do with. Requires: tokenizer_from_sentencepiece took the bytes.
+std::optional<UnigramData> unigram_from_sentencepiece(std::string_view bytes);
+
+// A model that the library takes, run by it or by Unigram. Thread-safe after construction.
 class SentencepieceModel {
  public:
   // Throws FormatError when the library doesn't take it.

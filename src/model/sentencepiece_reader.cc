@@ -6,6 +6,7 @@
 //   5  denormalizer: 2 character map
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <limits>
@@ -13,6 +14,7 @@
 
 #include "kvquant/error.h"
 #include "model/sentencepiece_model.h"
+#include "model/tokenizer_tables.h"
 #include "model/utf8.h"
 
 namespace kvquant {
@@ -84,7 +86,7 @@ enum ModelType : uint64_t { kUnigram = 1, kBytePairs = 2 };
 // What of the message isn't in TokenizerData; the defaults are protobuf's.
 struct Settings {
   uint64_t model_type = kUnigram;
-  bool has_unused = false;
+  std::vector<uint64_t> types;  // by piece
   bool adds_prefix = true;
   bool removes_spaces = true;
   uint64_t unk = 0, bos = 1, eos = 2;
@@ -108,7 +110,7 @@ void read_piece(std::string_view message, TokenizerData& data, Settings& setting
   if (id >= static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail("too many pieces");
   if (type == kUnknown || type == kControl) data.special.push_back(static_cast<int32_t>(id));
   if (type == kUserDefined) data.added.push_back(static_cast<int32_t>(id));
-  settings.has_unused = settings.has_unused || type == kUnused;
+  settings.types.push_back(type);
   data.tokens.emplace_back(text);
   data.scores.push_back(score);
 }
@@ -160,25 +162,39 @@ int32_t token_id(uint64_t value, const TokenizerData& data) {
   return value < data.tokens.size() ? static_cast<int32_t>(value) : -1;
 }
 
-}  // namespace
-
-TokenizerData tokenizer_from_sentencepiece(std::string_view bytes) {
+struct Parsed {
   TokenizerData data;
-  data.pre_tokenizer = PreTokenizer::kMetaspace;
-  data.merge_order = MergeOrder::kScores;
-  data.fuse_unk = true;
   Settings settings;
+};
+
+Parsed parse(std::string_view bytes) {
+  Parsed parsed;
   FieldReader reader(bytes);
   while (const auto field = reader.next()) {
     if (field->wire_type != 2) continue;
     switch (field->number) {
-      case 1: read_piece(field->bytes, data, settings); break;
-      case 2: read_trainer(field->bytes, data, settings); break;
-      case 3: read_normalizer(field->bytes, settings); break;
+      case 1: read_piece(field->bytes, parsed.data, parsed.settings); break;
+      case 2: read_trainer(field->bytes, parsed.data, parsed.settings); break;
+      case 3: read_normalizer(field->bytes, parsed.settings); break;
       case 5: read_denormalizer(field->bytes); break;
       default: break;
     }
   }
+  return parsed;
+}
+
+UnigramPiece::Kind kind_of(uint64_t type) {
+  if (type == kNormal) return UnigramPiece::Kind::kNormal;
+  return type == kUserDefined ? UnigramPiece::Kind::kUserDefined : UnigramPiece::Kind::kOther;
+}
+
+}  // namespace
+
+TokenizerData tokenizer_from_sentencepiece(std::string_view bytes) {
+  auto [data, settings] = parse(bytes);
+  data.pre_tokenizer = PreTokenizer::kMetaspace;
+  data.merge_order = MergeOrder::kScores;
+  data.fuse_unk = true;
   if (data.tokens.empty()) fail("it has no pieces");
   if (settings.model_type != kUnigram && settings.model_type != kBytePairs) {
     fail(fmt::format("model type {} is not supported; 1 (unigram) and 2 (byte pairs) are",
@@ -190,14 +206,39 @@ TokenizerData tokenizer_from_sentencepiece(std::string_view bytes) {
   data.add_bos = data.bos >= 0;
   data.space_prefix = settings.adds_prefix ? SpacePrefix::kAlways : SpacePrefix::kNever;
   data.space_strip = settings.adds_prefix ? SpaceStrip::kOne : SpaceStrip::kNothing;
-  const bool is_plain =
-      settings.model_type == kBytePairs && !settings.has_unused && !settings.removes_spaces;
-  if (!is_plain) {
+  const auto& types = settings.types;
+  const bool has_unused = std::find(types.begin(), types.end(), kUnused) != types.end();
+  data.remove_spaces = settings.removes_spaces;
+  if (settings.model_type != kBytePairs || has_unused) {
     data.sentencepiece = bytes;
     data.merge_order = MergeOrder::kRanks;  // no merges of ours
     data.scores.clear();
   }
   return data;
+}
+
+std::optional<UnigramData> unigram_from_sentencepiece(std::string_view bytes) {
+  const auto [data, settings] = parse(bytes);
+  if (settings.model_type != kUnigram) return std::nullopt;
+  UnigramData unigram;
+  unigram.has_byte_ids = data.byte_fallback;
+  unigram.spaces = {settings.adds_prefix, settings.removes_spaces};
+  for (size_t id = 0; id < data.tokens.size(); ++id) {
+    const std::string& text = data.tokens[id];
+    const uint64_t type = settings.types[id];
+    // What the library's trie and normalizer do with these is not worth following.
+    if (text.find('\0') != std::string::npos) return std::nullopt;
+    if (type == kUserDefined && text.find(' ') != std::string::npos) return std::nullopt;
+    if (type == kUnknown) unigram.unk = static_cast<int32_t>(id);
+    unigram.pieces.push_back({text, data.scores[id], kind_of(type)});
+  }
+  if (!data.byte_fallback) return unigram;
+  const IdByText ids = index_tokens(data);
+  for (int byte = 0; byte < 256; ++byte) {
+    const int32_t id = find_id(ids, fmt::format("<0x{:02X}>", byte));
+    unigram.byte_ids[static_cast<size_t>(byte)] = id < 0 ? unigram.unk : id;
+  }
+  return unigram;
 }
 
 }  // namespace kvquant

@@ -58,9 +58,18 @@ TEST(SentencepieceReader, BytePairsAreReadWithScoresAndTypes) {
 
 TEST(SentencepieceReader, WhatMergesCantDoIsLeftToTheLibrary) {
   EXPECT_FALSE(tokenizer_from_sentencepiece(kPieces).sentencepiece.empty());  // unigram
-  EXPECT_FALSE(tokenizer_from_sentencepiece(kPieces + kBytePairs).sentencepiece.empty());
   EXPECT_FALSE(tokenizer_from_sentencepiece(kPieces + piece("x", 5) + kBytePairs + kKeepsSpaces)
                    .sentencepiece.empty());
+}
+
+TEST(SentencepieceReader, SpacesAreRemovedUnlessTheModelKeepsThem) {
+  const TokenizerData data = tokenizer_from_sentencepiece(kPieces + kBytePairs);
+  EXPECT_TRUE(data.sentencepiece.empty());
+  const auto encode = [&](const char* text) {
+    return Tokenizer(data).encode(text, Tokenizer::Special::kParse, Tokenizer::Bos::kNever);
+  };
+  EXPECT_EQ(encode("  a   a "), (std::vector<int32_t>{5, 5}));
+  EXPECT_EQ(encode("   "), std::vector<int32_t>{});
 }
 
 TEST(SentencepieceReader, WhatIsNotSupportedIsNamed) {

@@ -54,6 +54,29 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
   }
 }
 
+std::string sentencepiece_text(std::string_view text, SentencepieceSpaces spaces) {
+  std::string out;
+  if (spaces.remove_extra) {
+    text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+  }
+  if (text.empty()) return out;
+  out.reserve(text.size() + text.size() / 2);
+  if (spaces.add_prefix) out += kSpaceMark;
+  char last = 0;
+  for (const char c : text) {
+    if (c != ' ') {
+      out += c;
+    } else if (!spaces.remove_extra || last != ' ') {
+      out += kSpaceMark;
+    }
+    last = c;
+  }
+  while (spaces.remove_extra && out.ends_with(kSpaceMark)) {
+    out.resize(out.size() - kSpaceMark.size());
+  }
+  return out;
+}
+
 size_t leading_white_space(std::string_view text) {
   size_t size = 0;
   while (true) {

@@ -17,6 +17,16 @@ std::string replace_all(std::string_view text, std::string_view from, std::strin
 // Every space as kSpaceMark.
 inline std::string mark_spaces(std::string_view text) { return replace_all(text, " ", kSpaceMark); }
 
+// What sentencepiece models do about spaces.
+struct SentencepieceSpaces {
+  bool add_prefix = true;     // a kSpaceMark before the text
+  bool remove_extra = false;  // at both ends, and all but one elsewhere
+};
+
+// A text as sentencepiece's normalizer leaves it where characters are mapped to themselves; an
+// empty one stays empty.
+std::string sentencepiece_text(std::string_view text, SentencepieceSpaces spaces);
+
 // Bytes of the white space (Unicode's White_Space) that the text begins or ends with. Requires:
 // valid UTF-8.
 size_t leading_white_space(std::string_view text);

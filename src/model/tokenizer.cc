@@ -114,9 +114,9 @@ void Tokenizer::Impl::encode_segment(std::string_view text, bool at_start,
   std::string normalized;
   if (data.nfc) {
     text = normalized = to_nfc(text);
-  } else if (is_metaspace() && data.space_prefix == SpacePrefix::kAlways && !text.empty() &&
-             !sentencepiece) {
-    text = normalized = std::string(kSpaceMark) + mark_spaces(text);
+  } else if (is_metaspace() && data.space_prefix == SpacePrefix::kAlways && !sentencepiece) {
+    text = normalized =
+        sentencepiece_text(text, {.add_prefix = true, .remove_extra = data.remove_spaces});
   }
   const auto size = static_cast<int64_t>(text.size());
   for (int64_t start = 0; start < size;) {
@@ -136,7 +136,7 @@ void Tokenizer::Impl::encode_piece(std::string_view text, bool at_start,
   }
   std::string marked;
   if (is_metaspace() && data.space_prefix != SpacePrefix::kAlways) {
-    marked = mark_spaces(text);
+    marked = sentencepiece_text(text, {.add_prefix = false, .remove_extra = data.remove_spaces});
     const bool wanted = data.space_prefix == SpacePrefix::kUnlessThere ||
                         (data.space_prefix == SpacePrefix::kFirstUnlessThere && at_start);
     if (wanted && !marked.starts_with(kSpaceMark)) marked.insert(0, kSpaceMark);

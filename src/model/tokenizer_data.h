@@ -63,6 +63,7 @@ struct TokenizerData {
   bool byte_fallback = false;  // kMetaspace: a character without a token becomes "<0xNN>" tokens
   SpacePrefix space_prefix = SpacePrefix::kAlways;
   SpaceStrip space_strip = SpaceStrip::kOne;
+  bool remove_spaces = false;    // kMetaspace: at both ends, and all but one elsewhere
   bool split_at_spaces = false;  // kMetaspace: a word begins at every U+2581
   // A whole sentencepiece model (tokenizer.model) that its library has to run because our merges
   // don't do what it asks for; else empty.

@@ -55,13 +55,7 @@ class Stack {
     const auto can_be_groups = [&](const WeightInfo& info) {
       return info.group_size > 0 && (info.groups_are_exact || precision == Precision::kBF16);
     };
-    if (all(can_be_groups)) {
-      if (!all([](const WeightInfo& info) { return info.group_size == kWeightGroup; })) {
-        return WeightType::kInt8x2;
-      }
-      return all([](const WeightInfo& info) { return info.group_bits <= 4; }) ? WeightType::kInt4
-                                                                              : WeightType::kInt8;
-    }
+    if (all(can_be_groups)) return groups_type();
     if (storage == WeightStorage::kInt8 && num_in() % kWeightGroup == 0) return WeightType::kInt8;
     const bool fits_bf16 = all([](const WeightInfo& info) { return info.type == "BF16"; });
     return precision == Precision::kBF16 || fits_bf16 ? WeightType::kBF16 : WeightType::kF32;
@@ -97,9 +91,21 @@ class Stack {
   }
 
  private:
+  // The narrowest that holds the codes of all tensors. Requires: all can be groups.
+  WeightType groups_type() const {
+    int bits = 0;
+    bool have_parts = false;
+    for (const WeightInfo& info : infos_) {
+      bits = std::max(bits, info.group_bits);
+      have_parts |= info.group_size != kWeightGroup;
+    }
+    if (have_parts) return bits <= 6 ? WeightType::kInt6x2 : WeightType::kInt8x2;
+    return bits <= 4 ? WeightType::kInt4 : bits <= 5 ? WeightType::kInt5 : WeightType::kInt8;
+  }
+
   // As in the file, or floats rounded to groups.
   void read_groups(size_t part, int64_t row, WeightType type, QuantizedRow out) const {
-    if (infos_[part].group_size == kWeightGroup || type == WeightType::kInt8x2) {
+    if (infos_[part].group_size == kWeightGroup || group_inputs(type) < kWeightGroup) {
       return checkpoint_.read_row_groups(names_[part], row, out);
     }
     std::vector<float> floats(static_cast<size_t>(num_in()));

@@ -32,10 +32,10 @@ struct ModelWeights {
   int64_t num_bytes() const;
 };
 
-// Packs every matrix as `storage` says. kAuto: quantized tensors stay groups of 4 or 8-bit codes
-// (K-quants at Precision::kF32 become f32, because groups round their scales), 16-bit ones become
-// bf16 (f32 for F16 files at Precision::kF32, which bf16 could not hold), f32 ones follow the
-// precision. Throws FormatError when a tensor is missing or holds values that are not finite.
+// Packs every matrix as `storage` says. kAuto: quantized tensors stay groups of 4, 5, 6 or 8-bit
+// codes (K-quants at Precision::kF32 become f32, because groups round their scales), 16-bit ones
+// become bf16 (f32 for F16 files at Precision::kF32, which bf16 could not hold), f32 ones follow
+// the precision. Throws FormatError when a tensor is missing or holds values that are not finite.
 ModelWeights load_weights(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool,
                           WeightStorage storage = WeightStorage::kAuto);
 

@@ -4,14 +4,14 @@
 //
 // A panel holds 64 outputs (rows of W), num_in padded with zeros to a multiple of 32:
 //
-//   kF32     [num_in][64]               float
-//   kBF16    [num_in / 2][64][2]        BFloat16, two inputs side by side
-//   kInt8    [num_in / 32]              CodeGroup<8, 1>: w = scale * code + offset, a scale for 32
-//                                       inputs. Q8_0, Q5_0 and Q5_1 blocks of GGUF files fit
-//                                       exactly
-//   kInt8x2  [num_in / 32]              CodeGroup<8, 2>: a scale for 16 inputs, as Q6_K has it
-//   kInt4    [num_in / 32]              CodeGroup<4, 1>, for codes up to 15. Q4_0 and Q4_1 fit
-//                                       exactly
+//   kF32     [num_in][64]       float
+//   kBF16    [num_in / 2][64][2]  BFloat16, two inputs side by side
+//   kInt8    [num_in / 32]      CodeGroup<8, 32>: w = scale * code + offset. Q8_0 blocks of GGUF
+//                               files fit exactly
+//   kInt8x2  [num_in / 16]      CodeGroup<8, 16>: two scales for 32 inputs
+//   kInt6x2  [num_in / 16]      CodeGroup<6, 16>, for codes up to 63, as Q6_K has them
+//   kInt5    [num_in / 32]      CodeGroup<5, 32>, for codes up to 31. Q5_0 and Q5_1 fit exactly
+//   kInt4    [num_in / 32]      CodeGroup<4, 32>, for codes up to 15. Q4_0 and Q4_1 fit exactly
 #pragma once
 
 #include <cstdint>
@@ -29,51 +29,85 @@
 
 namespace kvquant {
 
-enum class WeightType { kF32, kBF16, kInt8, kInt8x2, kInt4 };
+enum class WeightType { kF32, kBF16, kInt8, kInt8x2, kInt6x2, kInt5, kInt4 };
 
 // Whether weights are codes with scales and offsets.
 constexpr bool has_groups(WeightType type) {
   return type != WeightType::kF32 && type != WeightType::kBF16;
 }
-constexpr int code_bits(WeightType type) { return type == WeightType::kInt4 ? 4 : 8; }
+constexpr int code_bits(WeightType type) {
+  return type == WeightType::kInt4     ? 4
+         : type == WeightType::kInt5   ? 5
+         : type == WeightType::kInt6x2 ? 6
+                                       : 8;
+}
 
 inline constexpr int64_t kPanelOutputs = 64;
-inline constexpr int64_t kWeightGroup = 32;  // inputs of a group
+inline constexpr int64_t kWeightGroup = 32;  // rows of weights in groups are multiples of it long
 
-// How many scales a group has: how many parts of equal length.
-constexpr int group_parts(WeightType type) { return type == WeightType::kInt8x2 ? 2 : 1; }
+// Inputs that share a scale.
+constexpr int64_t group_inputs(WeightType type) {
+  const bool has_two = type == WeightType::kInt8x2 || type == WeightType::kInt6x2;
+  return has_two ? kWeightGroup / 2 : kWeightGroup;
+}
 
-// 32 inputs of a panel: codes in quads of inputs side by side, which is what 8-bit dot products add
-// up, then scales and offsets, so that a panel is read from front to back. Quads of 4-bit codes
-// share bytes, two of them: the first has the low nibbles.
-template <int kBits, int kParts>
-struct CodeGroup {
-  static constexpr int64_t kQuadInputs = 32 / kBits;  // inputs of four bytes
+// Numbers of kBits, 1, 2, 4 or 8, for kInputs inputs and 64 outputs, in quads of inputs side by
+// side, which is what 8-bit dot products add up. 8 / kBits quads share their four bytes, the first
+// has the lowest bits.
+template <int kBits, int64_t kInputs>
+struct CodePlane {
+  static constexpr int64_t kRowInputs = 32 / kBits;
 
-  uint8_t codes[kWeightGroup / kQuadInputs][kPanelOutputs]
-               [4];                    // [input / 4 or 8][output][input % 4]
-  Half scales[kParts][kPanelOutputs];  // [input / (32 / kParts)][output]
-  Half offsets[kParts][kPanelOutputs];
+  uint8_t rows[kInputs / kRowInputs][kPanelOutputs][4];  // [input / kRowInputs][output][input % 4]
 
-  static constexpr int64_t shift(int64_t input) { return input % kQuadInputs / 4 * 4; }
-  static constexpr int64_t part(int64_t input) { return input * kParts / kWeightGroup; }
-  int code(int64_t input, int64_t output) const {
-    const int byte = codes[input / kQuadInputs][output][input % 4];
-    return byte >> shift(input) & ((1 << kBits) - 1);
+  static constexpr int64_t row(int64_t input) { return input / kRowInputs; }
+  static constexpr int shift(int64_t input) {
+    return static_cast<int>(input % kRowInputs / 4) * kBits;
+  }
+  int get(int64_t input, int64_t output) const {
+    return rows[row(input)][output][input % 4] >> shift(input) & ((1 << kBits) - 1);
   }
   // Requires: zero so far.
-  void add_code(int64_t input, int64_t output, uint8_t code) {
-    codes[input / kQuadInputs][output][input % 4] |= static_cast<uint8_t>(code << shift(input));
+  void set(int64_t input, int64_t output, int value) {
+    rows[row(input)][output][input % 4] |= static_cast<uint8_t>(value << shift(input));
+  }
+};
+template <int64_t kInputs>
+struct CodePlane<0, kInputs> {};
+
+// Inputs of a panel that share a scale: codes, those of 5 or 6 bits as nibbles and, before them,
+// what lies above, then scales and offsets: as kernels read them, from front to back.
+template <int kBits, int64_t kInputs>
+struct CodeGroup {
+  static constexpr int kLowBits = kBits == 8 ? 8 : 4;
+  static constexpr int kHighBits = kBits - kLowBits;
+
+  [[no_unique_address]] CodePlane<kHighBits, kInputs> high;
+  CodePlane<kLowBits, kInputs> low;
+  Half scales[kPanelOutputs];
+  Half offsets[kPanelOutputs];
+
+  int code(int64_t input, int64_t output) const {
+    int code = low.get(input, output);
+    if constexpr (kHighBits > 0) code |= high.get(input, output) << kLowBits;
+    return code;
+  }
+  // Requires: zero so far; code < 2^kBits.
+  void set_code(int64_t input, int64_t output, int code) {
+    low.set(input, output, code & ((1 << kLowBits) - 1));
+    if constexpr (kHighBits > 0) high.set(input, output, code >> kLowBits);
   }
 };
 template <WeightType kType>
-using GroupOf = CodeGroup<code_bits(kType), group_parts(kType)>;
+using GroupOf = CodeGroup<code_bits(kType), group_inputs(kType)>;
 static_assert(sizeof(GroupOf<WeightType::kInt8>) == 2304);
-static_assert(sizeof(GroupOf<WeightType::kInt8x2>) == 2560);
+static_assert(sizeof(GroupOf<WeightType::kInt8x2>) == 1280);
+static_assert(sizeof(GroupOf<WeightType::kInt6x2>) == 1024);
+static_assert(sizeof(GroupOf<WeightType::kInt5>) == 1536);
 static_assert(sizeof(GroupOf<WeightType::kInt4>) == 1280);
 
 // One row of a quantized weight matrix: num_in codes, and a scale and an offset for each 32 of them
-// or each 16 (kInt8x2).
+// or each 16 (group_inputs).
 struct QuantizedRow {
   std::span<uint8_t> codes;
   std::span<Half> scales;

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kVectors = 4;       // to a panel's outputs
-constexpr int64_t kGroup = 32;    // kWeightGroup
 constexpr int64_t kOutputs = 64;  // kPanelOutputs
 
 // Which bytes of 16 outputs' quads are the codes of inputs `first` and first + 1 of outputs
@@ -91,25 +90,23 @@ void rows_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) {
 
 template <WeightType kType>
 void unpack_groups(const PanelView& w, BFloat16* out) {
-  constexpr int kParts = group_parts(kType);
-  constexpr int kPartQuads = kGroup / 4 / kParts;
+  constexpr int64_t kInputs = group_inputs(kType);
   const __m512i bytes[2][2] = {{pair_bytes(0, 0), pair_bytes(0, 8)},
                                {pair_bytes(2, 0), pair_bytes(2, 8)}};
   const auto* groups = reinterpret_cast<const GroupOf<kType>*>(w.data);
-  for (int64_t g = 0; g < w.padded_in / kGroup; ++g, out += kGroup * kOutputs) {
-    for (int index = 0; index < kParts * kVectors; ++index) {
-      const int part = index / kVectors, column = index % kVectors * kLanes;
-      const Half* scales = groups[g].scales[part] + column;
-      const Half* offsets = groups[g].offsets[part] + column;
+  for (int64_t g = 0; g < w.padded_in / kInputs; ++g, out += kInputs * kOutputs) {
+    for (int column = 0; column < kOutputs; column += kLanes) {
+      const Half* scales = groups[g].scales + column;
+      const Half* offsets = groups[g].offsets + column;
       const PairDecoder low(scales, offsets), high(scales + 8, offsets + 8);
-      for (int quad = part * kPartQuads; quad < (part + 1) * kPartQuads; ++quad) {
-        const __m512i quads = load_quad(groups[g], quad, column);
+      unroll<kInputs / 4>([&](auto quad) {
+        const __m512i quads = load_quad<quad>(groups[g], column);
         for (int pair = 0; pair < 2; ++pair) {
           const __m512bh weights = _mm512_cvtne2ps_pbh(high.decode(quads, bytes[pair][1]),
                                                        low.decode(quads, bytes[pair][0]));
           _mm512_storeu_si512(out + ((quad * 2 + pair) * kOutputs + column) * 2, (__m512i)weights);
         }
-      }
+      });
     }
   }
 }
@@ -133,9 +130,13 @@ void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) 
 }
 
 void unpack_panel(const PanelView& w, BFloat16* out) noexcept {
-  if (w.type == WeightType::kInt8x2) return unpack_groups<WeightType::kInt8x2>(w, out);
-  if (w.type == WeightType::kInt4) return unpack_groups<WeightType::kInt4>(w, out);
-  unpack_groups<WeightType::kInt8>(w, out);
+  switch (w.type) {
+    case WeightType::kInt8x2: return unpack_groups<WeightType::kInt8x2>(w, out);
+    case WeightType::kInt6x2: return unpack_groups<WeightType::kInt6x2>(w, out);
+    case WeightType::kInt5: return unpack_groups<WeightType::kInt5>(w, out);
+    case WeightType::kInt4: return unpack_groups<WeightType::kInt4>(w, out);
+    default: return unpack_groups<WeightType::kInt8>(w, out);
+  }
 }
 
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept {

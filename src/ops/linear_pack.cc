@@ -15,13 +15,15 @@ namespace {
 // Rows that are read before they are written side by side: a cache line of f32 outputs.
 constexpr int64_t kStripRows = 16;
 
-int64_t bytes_per_group(WeightType type) {  // of 32 inputs and 64 outputs
+int64_t bytes_per_32(WeightType type) {  // of 32 inputs and 64 outputs
   constexpr int64_t kWeights = kWeightGroup * kPanelOutputs;
   switch (type) {
     case WeightType::kF32: return kWeights * sizeof(float);
     case WeightType::kBF16: return kWeights * sizeof(BFloat16);
     case WeightType::kInt8: return sizeof(GroupOf<WeightType::kInt8>);
-    case WeightType::kInt8x2: return sizeof(GroupOf<WeightType::kInt8x2>);
+    case WeightType::kInt8x2: return 2 * sizeof(GroupOf<WeightType::kInt8x2>);
+    case WeightType::kInt6x2: return 2 * sizeof(GroupOf<WeightType::kInt6x2>);
+    case WeightType::kInt5: return sizeof(GroupOf<WeightType::kInt5>);
     case WeightType::kInt4: return sizeof(GroupOf<WeightType::kInt4>);
   }
   return 0;
@@ -35,7 +37,7 @@ int64_t checked_bytes(int64_t num_out, int64_t num_in, WeightType type) {
   const int64_t groups = num_in / kWeightGroup + (num_in % kWeightGroup != 0);
   const int64_t panels = num_out / kPanelOutputs + (num_out % kPanelOutputs != 0);
   int64_t bytes = 0;
-  if (__builtin_mul_overflow(groups, bytes_per_group(type), &bytes) ||
+  if (__builtin_mul_overflow(groups, bytes_per_32(type), &bytes) ||
       __builtin_mul_overflow(bytes, panels, &bytes)) {
     throw OutOfMemory(fmt::format("out of memory: a weight matrix of {} x {}", num_out, num_in));
   }
@@ -68,35 +70,44 @@ struct QuantizedStrip {
 
 // Writes the strip to outputs [column, column + num_rows) of a panel.
 template <WeightType kType>
-void write_groups(const QuantizedStrip& strip, int64_t num_groups, int64_t num_rows, int64_t column,
+void write_groups(const QuantizedStrip& strip, int64_t num_in, int64_t num_rows, int64_t column,
                   std::byte* panel) {
-  constexpr int kParts = group_parts(kType);
+  constexpr int64_t kInputs = group_inputs(kType);
+  const int64_t num_groups = num_in / kInputs;
   auto* out = reinterpret_cast<GroupOf<kType>*>(panel);
   for (int64_t g = 0; g < num_groups; ++g) {
     for (int64_t row = 0; row < num_rows; ++row) {
-      const uint8_t* codes = strip.codes.data() + (row * num_groups + g) * kWeightGroup;
-      for (int64_t i = 0; i < kWeightGroup; ++i) out[g].add_code(i, column + row, codes[i]);
-      for (int part = 0; part < kParts; ++part) {
-        const int64_t from = (row * num_groups + g) * kParts + part;
-        out[g].scales[part][column + row] = strip.scales.data()[from];
-        out[g].offsets[part][column + row] = strip.offsets.data()[from];
-      }
+      const int64_t from = row * num_groups + g;
+      const uint8_t* codes = strip.codes.data() + from * kInputs;
+      for (int64_t i = 0; i < kInputs; ++i) out[g].set_code(i, column + row, codes[i]);
+      out[g].scales[column + row] = strip.scales.data()[from];
+      out[g].offsets[column + row] = strip.offsets.data()[from];
     }
+  }
+}
+
+decltype(&write_groups<WeightType::kInt8>) groups_writer(WeightType type) {
+  switch (type) {
+    case WeightType::kInt8x2: return write_groups<WeightType::kInt8x2>;
+    case WeightType::kInt6x2: return write_groups<WeightType::kInt6x2>;
+    case WeightType::kInt5: return write_groups<WeightType::kInt5>;
+    case WeightType::kInt4: return write_groups<WeightType::kInt4>;
+    default: return write_groups<WeightType::kInt8>;
   }
 }
 
 template <WeightType kType>
 float grouped_weight(const std::byte* panel, int64_t in, int64_t column) {
-  const auto& group = reinterpret_cast<const GroupOf<kType>*>(panel)[in / kWeightGroup];
-  const int64_t i = in % kWeightGroup, part = group.part(i);
-  return to_float(group.scales[part][column]) * static_cast<float>(group.code(i, column)) +
-         to_float(group.offsets[part][column]);
+  constexpr int64_t kInputs = group_inputs(kType);
+  const auto& group = reinterpret_cast<const GroupOf<kType>*>(panel)[in / kInputs];
+  return to_float(group.scales[column]) * static_cast<float>(group.code(in % kInputs, column)) +
+         to_float(group.offsets[column]);
 }
 
 }  // namespace
 
 int64_t PackedMatrix::panel_bytes() const {
-  return padded_in() / kWeightGroup * bytes_per_group(type_);
+  return padded_in() / kWeightGroup * bytes_per_32(type_);
 }
 
 PackedMatrix PackedMatrix::pack(int64_t num_out, int64_t num_in, WeightType type,
@@ -143,8 +154,8 @@ PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightTy
   packed.num_out_ = num_out;
   packed.num_in_ = num_in;
   packed.type_ = type;
-  const int64_t num_groups = num_in / kWeightGroup;
-  const int64_t num_scales = num_groups * group_parts(type);
+  const auto write = groups_writer(type);
+  const int64_t num_scales = num_in / group_inputs(type);
   std::vector<QuantizedStrip> strips(static_cast<size_t>(pool.num_threads()));
   for (auto& strip : strips) {
     strip.codes = Buffer<uint8_t>(kStripRows * num_in);
@@ -166,10 +177,7 @@ PackedMatrix PackedMatrix::pack_groups(int64_t num_out, int64_t num_in, WeightTy
                          {strip.scales.data() + i * num_scales, scales},
                          {strip.offsets.data() + i * num_scales, scales}});
       }
-      const auto write = type == WeightType::kInt8     ? write_groups<WeightType::kInt8>
-                         : type == WeightType::kInt8x2 ? write_groups<WeightType::kInt8x2>
-                                                       : write_groups<WeightType::kInt4>;
-      write(strip, num_groups, num_rows, row - first, panel);
+      write(strip, num_in, num_rows, row - first, panel);
     }
   });
   return packed;
@@ -194,6 +202,10 @@ void PackedMatrix::read_row(int64_t row, std::span<float> out) const {
       case WeightType::kInt8x2:
         value = grouped_weight<WeightType::kInt8x2>(data, in, column);
         break;
+      case WeightType::kInt6x2:
+        value = grouped_weight<WeightType::kInt6x2>(data, in, column);
+        break;
+      case WeightType::kInt5: value = grouped_weight<WeightType::kInt5>(data, in, column); break;
       case WeightType::kInt4: value = grouped_weight<WeightType::kInt4>(data, in, column); break;
     }
   }

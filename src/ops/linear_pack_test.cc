@@ -102,6 +102,64 @@ TEST(PackedMatrix, LaysOutInt4PanelsAsDocumented) {
   EXPECT_EQ(row[40], 3.5f * ((3 + 40 * 7) % 16) - 3.0f);
 }
 
+// Codes that count in sevens; the scale of part g of row r is r + g / 2.
+void counting_row(int64_t row, int num_codes, QuantizedRow out) {
+  for (size_t i = 0; i < out.codes.size(); ++i) {
+    out.codes[i] = static_cast<uint8_t>((row + static_cast<int64_t>(i) * 7) % num_codes);
+  }
+  for (size_t g = 0; g < out.scales.size(); ++g) {
+    out.scales[g] = to_half(static_cast<float>(row) + static_cast<float>(g) * 0.5f);
+    out.offsets[g] = to_half(-static_cast<float>(row));
+  }
+}
+
+TEST(PackedMatrix, LaysOutInt5PanelsAsDocumented) {
+  ThreadPool pool(2, ThreadPool::Pin::kNo);
+  const auto w = PackedMatrix::pack_groups(
+      70, 64, WeightType::kInt5, [](int64_t row, QuantizedRow out) { counting_row(row, 32, out); },
+      pool);
+  constexpr int64_t kHighBytes = 4 * 64, kCodeBytes = 20 * 64,
+                    kGroupBytes = kCodeBytes + 2 * 64 * 2;
+  EXPECT_EQ(w.panel_bytes(), 2 * kGroupBytes);
+  for (int64_t in = 0; in < 64; ++in) {
+    const int64_t group = in / 32 * kGroupBytes, i = in % 32;
+    const int64_t high = group + i % 4, low = group + kHighBytes + i / 8 * 64 * 4 + i % 4;
+    const int nibble = element<uint8_t>(w, 1, low + 5 * 4) >> (i % 8 / 4 * 4) & 15;
+    const int fifth = element<uint8_t>(w, 1, high + 5 * 4) >> (i / 4) & 1;
+    EXPECT_EQ(fifth << 4 | nibble, (69 + in * 7) % 32);
+    EXPECT_EQ(element<uint8_t>(w, 1, high + 6 * 4), 0);  // beyond the last row
+  }
+  EXPECT_EQ(to_float(element<Half>(w, 1, 5, kGroupBytes + kCodeBytes)), 69.5f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, kGroupBytes + kCodeBytes)), -69.0f);
+  std::vector<float> row(64);
+  w.read_row(3, row);
+  EXPECT_EQ(row[40], 3.5f * ((3 + 40 * 7) % 32) - 3.0f);
+}
+
+TEST(PackedMatrix, LaysOutInt6x2PanelsAsDocumented) {
+  ThreadPool pool(2, ThreadPool::Pin::kNo);
+  const auto w = PackedMatrix::pack_groups(
+      70, 64, WeightType::kInt6x2,
+      [](int64_t row, QuantizedRow out) { counting_row(row, 64, out); }, pool);
+  constexpr int64_t kHighBytes = 4 * 64, kCodeBytes = 12 * 64,
+                    kGroupBytes = kCodeBytes + 2 * 64 * 2;
+  EXPECT_EQ(w.panel_bytes(), 4 * kGroupBytes);
+  for (int64_t in = 0; in < 64; ++in) {
+    const int64_t group = in / 16 * kGroupBytes, i = in % 16;
+    const int64_t high = group + i % 4, low = group + kHighBytes + i / 8 * 64 * 4 + i % 4;
+    const int nibble = element<uint8_t>(w, 1, low + 5 * 4) >> (i % 8 / 4 * 4) & 15;
+    const int above = element<uint8_t>(w, 1, high + 5 * 4) >> (i / 4 * 2) & 3;
+    EXPECT_EQ(above << 4 | nibble, (69 + in * 7) % 64);
+    EXPECT_EQ(element<uint8_t>(w, 1, high + 6 * 4), 0);  // beyond the last row
+  }
+  EXPECT_EQ(to_float(element<Half>(w, 1, 5, 3 * kGroupBytes + kCodeBytes)), 70.5f);
+  EXPECT_EQ(to_float(element<Half>(w, 1, 64 + 5, 3 * kGroupBytes + kCodeBytes)), -69.0f);
+  std::vector<float> row(64);
+  w.read_row(3, row);
+  EXPECT_EQ(row[40], 4.0f * ((3 + 40 * 7) % 64) - 3.0f);
+  EXPECT_EQ(row[50], 4.5f * ((3 + 50 * 7) % 64) - 3.0f);
+}
+
 TEST(PackedMatrix, ReadsBackItsRows) {
   ThreadPool pool(1);
   for (const WeightType type : {WeightType::kF32, WeightType::kBF16}) {

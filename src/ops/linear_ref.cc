@@ -16,10 +16,10 @@ T load(const std::byte* data, int64_t index) {
 
 template <WeightType kType>
 double grouped_weight(const PanelView& w, int64_t in, int64_t out) {
-  const auto group = load<GroupOf<kType>>(w.data, in / kWeightGroup);
-  const int64_t i = in % kWeightGroup, part = group.part(i);
-  return double{to_float(group.scales[part][out])} * group.code(i, out) +
-         to_float(group.offsets[part][out]);
+  constexpr int64_t kInputs = group_inputs(kType);
+  const auto group = load<GroupOf<kType>>(w.data, in / kInputs);
+  return double{to_float(group.scales[out])} * group.code(in % kInputs, out) +
+         to_float(group.offsets[out]);
 }
 
 double weight(const PanelView& w, int64_t in, int64_t out) {
@@ -30,6 +30,8 @@ double weight(const PanelView& w, int64_t in, int64_t out) {
       return to_float(load<BFloat16>(w.data, (in / 2 * kPanelOutputs + out) * 2 + in % 2));
     case WeightType::kInt8: return grouped_weight<WeightType::kInt8>(w, in, out);
     case WeightType::kInt8x2: return grouped_weight<WeightType::kInt8x2>(w, in, out);
+    case WeightType::kInt6x2: return grouped_weight<WeightType::kInt6x2>(w, in, out);
+    case WeightType::kInt5: return grouped_weight<WeightType::kInt5>(w, in, out);
     case WeightType::kInt4: return grouped_weight<WeightType::kInt4>(w, in, out);
   }
   return 0;

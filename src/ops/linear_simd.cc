@@ -27,47 +27,50 @@ struct Quad {
   Vec input[4];  // weights of inputs 4i ... 4i + 3
 };
 
-// Inputs that share a scale.
-template <WeightType kType>
-constexpr int64_t kPartInputs = kWeightGroup / group_parts(kType);
-
 template <WeightType kType>
 HWY_INLINE const GroupOf<kType>& group_of(const PanelView& w, int64_t in) {
-  return reinterpret_cast<const GroupOf<kType>*>(w.data)[in / kWeightGroup];
+  return reinterpret_cast<const GroupOf<kType>*>(w.data)[in / group_inputs(kType)];
 }
 
-// Scales and offsets of one part of a group; nothing for types without.
-struct Part {
+// Scales and offsets of one group; nothing for types without.
+struct Affine {
   Vec scale, offset;
 };
 
-// The part that begins with input `in`.
+// Of the group that begins with input `in`.
 template <WeightType kType>
-HWY_INLINE Part load_part(const PanelView& w, int64_t in, int column) {
+HWY_INLINE Affine load_affine(const PanelView& w, int64_t in, int column) {
   if constexpr (!has_groups(kType)) return {hn::Zero(F32()), hn::Zero(F32())};
   const hn::Rebind<hwy::float16_t, F32> f16;
   const auto& group = group_of<kType>(w, in);
-  const int64_t part = in % kWeightGroup / kPartInputs<kType>;
-  const auto* scales = reinterpret_cast<const hwy::float16_t*>(group.scales[part]);
-  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(group.offsets[part]);
+  const auto* scales = reinterpret_cast<const hwy::float16_t*>(group.scales);
+  const auto* offsets = reinterpret_cast<const hwy::float16_t*>(group.offsets);
   return {hn::PromoteTo(F32(), hn::Load(f16, scales + column)),
           hn::PromoteTo(F32(), hn::Load(f16, offsets + column))};
 }
 
-template <WeightType kType>
-HWY_INLINE const uint8_t* codes_of(const PanelView& w, int64_t in, int column) {
-  return group_of<kType>(w, in).codes[in % kWeightGroup / GroupOf<kType>::kQuadInputs][column];
+// A lane's four bytes of a plane with inputs in ... in + 3, their bits in the low bits of the
+// bytes.
+template <int kBits, int64_t kInputs>
+HWY_INLINE auto load_plane(const CodePlane<kBits, kInputs>& plane, int64_t in, int column) {
+  const hn::RebindToUnsigned<F32> u32;
+  const uint8_t* at = plane.rows[plane.row(in)][column];
+  const auto bytes = hn::Load(u32, reinterpret_cast<const uint32_t*>(at));
+  if constexpr (kBits == 8) return bytes;
+  constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x01010101u;
+  return hn::And(hn::ShiftRightSame(bytes, plane.shift(in)), hn::Set(u32, kMask));
 }
 
-// A lane's four bytes, or the nibbles of inputs in ... in + 3 in them, as floats.
+// The codes of inputs in ... in + 3 as floats.
 template <WeightType kType>
 HWY_INLINE Quad load_codes(const PanelView& w, int64_t in, int column) {
   const hn::RebindToUnsigned<F32> u32;
   const hn::RebindToSigned<F32> i32;
-  auto all = hn::Load(u32, reinterpret_cast<const uint32_t*>(codes_of<kType>(w, in, column)));
-  if constexpr (code_bits(kType) == 4) {
-    if (GroupOf<kType>::shift(in) != 0) all = hn::ShiftRight<4>(all);
-    all = hn::And(all, hn::Set(u32, 0x0F0F0F0Fu));
+  const auto& group = group_of<kType>(w, in);
+  auto all = load_plane(group.low, in % group_inputs(kType), column);
+  if constexpr (GroupOf<kType>::kHighBits > 0) {
+    const auto high = load_plane(group.high, in % group_inputs(kType), column);
+    all = hn::Or(all, hn::ShiftLeft<GroupOf<kType>::kLowBits>(high));
   }
   const auto byte = hn::Set(u32, 0xFF);
   return {{hn::ConvertTo(F32(), hn::BitCast(i32, hn::And(all, byte))),
@@ -78,7 +81,7 @@ HWY_INLINE Quad load_codes(const PanelView& w, int64_t in, int column) {
 
 // Weights of inputs in ... in + 3 (a multiple of 4), kLanes outputs from `column` on.
 template <WeightType kType>
-HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Part& part) {
+HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Affine& affine) {
   if constexpr (kType == WeightType::kF32) {
     const float* at = reinterpret_cast<const float*>(w.data) + in * kPanelOutputs + column;
     return {{hn::Load(F32(), at), hn::Load(F32(), at + kPanelOutputs),
@@ -94,20 +97,31 @@ HWY_INLINE Quad load_quad(const PanelView& w, int64_t in, int column, const Part
              hn::BitCast(F32(), hn::And(second, high))}};
   } else {
     Quad quad = load_codes<kType>(w, in, column);
-    for (Vec& v : quad.input) v = hn::MulAdd(v, part.scale, part.offset);
+    for (Vec& v : quad.input) v = hn::MulAdd(v, affine.scale, affine.offset);
     return quad;
   }
 }
 
-// Asks for the codes of four inputs (of 4 bits: eight), two groups ahead. Decoding them keeps the
-// core too busy for the hardware to run far enough ahead by itself; the other types gain nothing.
+// Asks for the row of a plane that begins with input `in`, if one does, `ahead` bytes further.
+template <int kBits, int64_t kInputs>
+HWY_INLINE void prefetch_row(const CodePlane<kBits, kInputs>& plane, int64_t in, int64_t ahead) {
+  if (plane.shift(in) != 0) return;
+  const uint8_t* row = plane.rows[plane.row(in)][0] + ahead;
+  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) hwy::Prefetch(row + i);
+}
+
+// Asks for the codes of inputs that begin with `in`, two groups ahead. Decoding them keeps the core
+// too busy for the hardware to run far enough ahead by itself; the other types gain nothing.
 template <WeightType kType>
 HWY_INLINE void prefetch_codes(const PanelView& w, int64_t in) {
-  if constexpr (!has_groups(kType)) return;
-  if (GroupOf<kType>::shift(in) != 0) return;
-  constexpr auto kTwoGroups = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
-  const uint8_t* codes = codes_of<kType>(w, in, 0);
-  for (int64_t i = 0; i < 4 * kPanelOutputs; i += 64) hwy::Prefetch(codes + kTwoGroups + i);
+  if constexpr (has_groups(kType)) {
+    constexpr auto kTwoGroups = 2 * static_cast<int64_t>(sizeof(GroupOf<kType>));
+    const auto& group = group_of<kType>(w, in);
+    prefetch_row(group.low, in % group_inputs(kType), kTwoGroups);
+    if constexpr (GroupOf<kType>::kHighBits > 0) {
+      prefetch_row(group.high, in % group_inputs(kType), kTwoGroups);
+    }
+  }
 }
 
 // As many vectors of outputs as have room for kRows sums each in half the registers.
@@ -126,15 +140,15 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   for (auto& row : sum) {
     for (Vec& v : row) v = hn::Zero(F32());
   }
-  Part parts[kWidth];
-  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
+  Affine affines[kWidth];
+  for (int64_t first = 0; first < w.padded_in; first += group_inputs(kType)) {
     for (int i = 0; i < kWidth; ++i) {
-      parts[i] = load_part<kType>(w, first, column + i * kLanes);
+      affines[i] = load_affine<kType>(w, first, column + i * kLanes);
     }
-    for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+    for (int64_t in = first; in < first + group_inputs(kType); in += 4) {
       prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
-        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, parts[i]);
+        const Quad weights = load_quad<kType>(w, in, column + i * kLanes, affines[i]);
         for (int row = 0; row < kRows; ++row) {
           const float* at = x.data + row * x.stride + in;
           for (int j = 0; j < 4; ++j) {
@@ -151,34 +165,34 @@ HWY_INLINE void block_product(const PanelView& w, const PanelInput<float>& x, in
   }
 }
 
-// As block_product for one row of a panel of 8-bit codes, with scale and offset applied to the sums
-// of a part: an operation less for each weight, which is what bounds this kernel.
+// As block_product for one row of a panel of codes, with scale and offset applied to the sums
+// of a group: an operation less for each weight, which is what bounds this kernel.
 template <WeightType kType>
-HWY_INLINE void block_product_int8(const PanelView& w, const float* x, int column,
-                                   float* HWY_RESTRICT y) {
+HWY_INLINE void block_product_codes(const PanelView& w, const float* x, int column,
+                                    float* HWY_RESTRICT y) {
   constexpr int kWidth = block_vectors(2);
   Vec sum[kWidth];
   for (Vec& v : sum) v = hn::Zero(F32());
-  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
-    Vec part_sum[kWidth];
-    for (Vec& v : part_sum) v = hn::Zero(F32());
-    for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
+  for (int64_t first = 0; first < w.padded_in; first += group_inputs(kType)) {
+    Vec group_sum[kWidth];
+    for (Vec& v : group_sum) v = hn::Zero(F32());
+    for (int64_t in = first; in < first + group_inputs(kType); in += 4) {
       prefetch_codes<kType>(w, in);
       for (int i = 0; i < kWidth; ++i) {
         const Quad codes = load_codes<kType>(w, in, column + i * kLanes);
         for (int j = 0; j < 4; ++j) {
-          part_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), part_sum[i]);
+          group_sum[i] = hn::MulAdd(codes.input[j], hn::Set(F32(), x[in + j]), group_sum[i]);
         }
       }
     }
     Vec inputs = hn::Zero(F32());
-    for (int i = 0; i < kPartInputs<kType>; i += kLanes) {
+    for (int i = 0; i < group_inputs(kType); i += kLanes) {
       inputs = hn::Add(inputs, hn::LoadU(F32(), x + first + i));
     }
     inputs = hn::SumOfLanes(F32(), inputs);
     for (int i = 0; i < kWidth; ++i) {
-      const Part part = load_part<kType>(w, first, column + i * kLanes);
-      sum[i] = hn::MulAdd(part.offset, inputs, hn::MulAdd(part.scale, part_sum[i], sum[i]));
+      const Affine affine = load_affine<kType>(w, first, column + i * kLanes);
+      sum[i] = hn::MulAdd(affine.offset, inputs, hn::MulAdd(affine.scale, group_sum[i], sum[i]));
     }
   }
   for (int i = 0; i < kWidth; ++i) hn::StoreU(sum[i], F32(), y + column + i * kLanes);
@@ -188,7 +202,7 @@ template <WeightType kType, int kRows>
 void rows_product(const PanelView& w, const PanelInput<float>& x, float* y) {
   if constexpr (has_groups(kType) && kRows == 1) {
     for (int i = 0; i < kVectors; i += block_vectors(2)) {
-      block_product_int8<kType>(w, x.data, i * kLanes, y);
+      block_product_codes<kType>(w, x.data, i * kLanes, y);
     }
   } else {
     for (int i = 0; i < kVectors; i += block_vectors(kRows)) {
@@ -219,17 +233,19 @@ void panel_product(const PanelView& w, const PanelInput<float>& x, float* y) {
     case WeightType::kBF16: return typed_product<WeightType::kBF16>(w, x, y);
     case WeightType::kInt8: return typed_product<WeightType::kInt8>(w, x, y);
     case WeightType::kInt8x2: return typed_product<WeightType::kInt8x2>(w, x, y);
+    case WeightType::kInt6x2: return typed_product<WeightType::kInt6x2>(w, x, y);
+    case WeightType::kInt5: return typed_product<WeightType::kInt5>(w, x, y);
     case WeightType::kInt4: return typed_product<WeightType::kInt4>(w, x, y);
   }
 }
 
 template <WeightType kType>
 void typed_unpack(const PanelView& w, float* HWY_RESTRICT out) {
-  for (int64_t first = 0; first < w.padded_in; first += kPartInputs<kType>) {
+  for (int64_t first = 0; first < w.padded_in; first += group_inputs(kType)) {
     for (int column = 0; column < kPanelOutputs; column += kLanes) {
-      const Part part = load_part<kType>(w, first, column);
-      for (int64_t in = first; in < first + kPartInputs<kType>; in += 4) {
-        const Quad weights = load_quad<kType>(w, in, column, part);
+      const Affine affine = load_affine<kType>(w, first, column);
+      for (int64_t in = first; in < first + group_inputs(kType); in += 4) {
+        const Quad weights = load_quad<kType>(w, in, column, affine);
         for (int j = 0; j < 4; ++j) {
           hn::Store(weights.input[j], F32(), out + (in + j) * kPanelOutputs + column);
         }
@@ -244,6 +260,8 @@ void unpack_panel(const PanelView& w, float* out) {
     case WeightType::kBF16: return typed_unpack<WeightType::kBF16>(w, out);
     case WeightType::kInt8: return typed_unpack<WeightType::kInt8>(w, out);
     case WeightType::kInt8x2: return typed_unpack<WeightType::kInt8x2>(w, out);
+    case WeightType::kInt6x2: return typed_unpack<WeightType::kInt6x2>(w, out);
+    case WeightType::kInt5: return typed_unpack<WeightType::kInt5>(w, out);
     case WeightType::kInt4: return typed_unpack<WeightType::kInt4>(w, out);
   }
 }

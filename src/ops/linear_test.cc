@@ -128,6 +128,8 @@ std::string type_name(WeightType type) {
     case WeightType::kBF16: return "bf16";
     case WeightType::kInt8: return "int8";
     case WeightType::kInt8x2: return "int8x2";
+    case WeightType::kInt6x2: return "int6x2";
+    case WeightType::kInt5: return "int5";
     case WeightType::kInt4: return "int4";
   }
   return "";
@@ -371,6 +373,7 @@ INSTANTIATE_TEST_SUITE_P(AllBackends, Linear,
                          testing::Combine(testing::ValuesIn(available_backends()),
                                           testing::Values(WeightType::kF32, WeightType::kBF16,
                                                           WeightType::kInt8, WeightType::kInt8x2,
+                                                          WeightType::kInt6x2, WeightType::kInt5,
                                                           WeightType::kInt4)),
                          [](const auto& info) {
                            return std::string(backend_name(std::get<0>(info.param))) + "_" +

@@ -17,14 +17,13 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kVectors = 4;       // to a panel's outputs
-constexpr int kQuads = 8;         // to a group's inputs
-constexpr int64_t kGroup = 32;    // kWeightGroup
+constexpr int64_t kGroup = 32;    // kWeightGroup: inputs of an InputGroup
 constexpr int64_t kOutputs = 64;  // kPanelOutputs
 constexpr float kSteps = 16256;   // 127 * 128: the largest magnitude of a rounded input
 
-// Sums over a part's inputs of codes times high and low bytes.
+// Sums over a group's inputs of codes times high and low bytes.
 template <int kRows, int kWidth>
-struct PartSums {
+struct GroupSums {
   __m512i high[kRows][kWidth], low[kRows][kWidth];
 };
 
@@ -35,30 +34,29 @@ __m512i broadcast_quad(const int8_t* bytes) {
 }
 
 template <int kRows, int kWidth, WeightType kType>
-PartSums<kRows, kWidth> sum_part(const GroupOf<kType>& w, const PanelInput<InputGroup>& x,
-                                 int column, int part) {
-  PartSums<kRows, kWidth> sums;
+GroupSums<kRows, kWidth> sum_group(const GroupOf<kType>& w, const PanelInput<InputGroup>& x,
+                                   int column, int part) {
+  GroupSums<kRows, kWidth> sums;
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kWidth; ++i) {
       sums.high[row][i] = _mm512_setzero_si512();
       sums.low[row][i] = _mm512_setzero_si512();
     }
   }
-  constexpr int kPartQuads = kQuads / group_parts(kType);
-  for (int quad = part * kPartQuads; quad < (part + 1) * kPartQuads; ++quad) {
+  constexpr int kInputs = group_inputs(kType);
+  const int first = part * kInputs;
+  unroll<kInputs / 4>([&](auto quad) {
     __m512i codes[kWidth];
-    for (int i = 0; i < kWidth; ++i) {
-      codes[i] = load_quad(w, quad, column + i * kLanes);
-    }
+    for (int i = 0; i < kWidth; ++i) codes[i] = load_quad<quad>(w, column + i * kLanes);
     for (int row = 0; row < kRows; ++row) {
-      const __m512i high = broadcast_quad(x.data[row * x.stride].high + 4 * quad);
-      const __m512i low = broadcast_quad(x.data[row * x.stride].low + 4 * quad);
+      const __m512i high = broadcast_quad(x.data[row * x.stride].high + first + 4 * quad);
+      const __m512i low = broadcast_quad(x.data[row * x.stride].low + first + 4 * quad);
       for (int i = 0; i < kWidth; ++i) {
         sums.high[row][i] = _mm512_dpbusd_epi32(sums.high[row][i], codes[i], high);
         sums.low[row][i] = _mm512_dpbusd_epi32(sums.low[row][i], codes[i], low);
       }
     }
-  }
+  });
   return sums;
 }
 
@@ -66,33 +64,38 @@ __m512 load_halves(const Half* halves) {
   return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(halves)));
 }
 
-// kRows rows of x with kWidth vectors of outputs from `column` on.
+// Adds the products of a group, the inputs of which are part `part` of x's, with kRows rows of x,
+// kWidth vectors of outputs from `column` on.
+template <int kRows, int kWidth, WeightType kType>
+void add_group(const GroupOf<kType>& w, const PanelInput<InputGroup>& x, int column, int part,
+               __m512 (&sum)[kRows][kWidth]) {
+  const auto dots = sum_group<kRows, kWidth, kType>(w, x, column, part);
+  for (int i = 0; i < kWidth; ++i) {
+    const __m512 scale = load_halves(w.scales + column + i * kLanes);
+    const __m512 offset = load_halves(w.offsets + column + i * kLanes);
+    for (int row = 0; row < kRows; ++row) {
+      const InputGroup& input = x.data[row * x.stride];
+      const float input_sum = group_inputs(kType) == kGroup ? input.sum : input.part_sums[part];
+      const __m512i high = _mm512_slli_epi32(dots.high[row][i], 7);
+      const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(high, dots.low[row][i]));
+      const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(input.scale));
+      sum[row][i] = _mm512_fmadd_ps(offset, _mm512_set1_ps(input_sum),
+                                    _mm512_fmadd_ps(step, dot, sum[row][i]));
+    }
+  }
+}
+
 template <int kRows, int kWidth, WeightType kType>
 void block_product(const PanelView& w, const PanelInput<InputGroup>& x, int column, float* y) {
-  constexpr int kParts = group_parts(kType);
+  constexpr int64_t kParts = kGroup / group_inputs(kType);
   const auto* groups = reinterpret_cast<const GroupOf<kType>*>(w.data);
   __m512 sum[kRows][kWidth];
   for (auto& row : sum) {
     for (__m512& v : row) v = _mm512_setzero_ps();
   }
-  for (int64_t index = 0; index < w.padded_in / kGroup * kParts; ++index) {
-    const int64_t g = index / kParts;
-    const auto part = static_cast<int>(index % kParts);
-    const PanelInput<InputGroup> at = {x.data + g, x.stride, x.num_rows};
-    const auto dots = sum_part<kRows, kWidth, kType>(groups[g], at, column, part);
-    for (int i = 0; i < kWidth; ++i) {
-      const __m512 scale = load_halves(groups[g].scales[part] + column + i * kLanes);
-      const __m512 offset = load_halves(groups[g].offsets[part] + column + i * kLanes);
-      for (int row = 0; row < kRows; ++row) {
-        const InputGroup& input = at.data[row * at.stride];
-        const float input_sum = kParts == 1 ? input.sum : input.part_sums[part];
-        const __m512i high = _mm512_slli_epi32(dots.high[row][i], 7);
-        const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(high, dots.low[row][i]));
-        const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(input.scale));
-        sum[row][i] = _mm512_fmadd_ps(offset, _mm512_set1_ps(input_sum),
-                                      _mm512_fmadd_ps(step, dot, sum[row][i]));
-      }
-    }
+  for (int64_t g = 0; g < w.padded_in / group_inputs(kType); ++g) {
+    const PanelInput<InputGroup> inputs = {x.data + g / kParts, x.stride, x.num_rows};
+    add_group<kRows, kWidth, kType>(groups[g], inputs, column, static_cast<int>(g % kParts), sum);
   }
   for (int row = 0; row < kRows; ++row) {
     for (int i = 0; i < kWidth; ++i) {
@@ -161,9 +164,13 @@ void quantize_group(const float* x, InputGroup& out) {
 }  // namespace
 
 void panel_product(const PanelView& w, const PanelInput<InputGroup>& x, float* y) noexcept {
-  if (w.type == WeightType::kInt8x2) return typed_product<WeightType::kInt8x2>(w, x, y);
-  if (w.type == WeightType::kInt4) return typed_product<WeightType::kInt4>(w, x, y);
-  typed_product<WeightType::kInt8>(w, x, y);
+  switch (w.type) {
+    case WeightType::kInt8x2: return typed_product<WeightType::kInt8x2>(w, x, y);
+    case WeightType::kInt6x2: return typed_product<WeightType::kInt6x2>(w, x, y);
+    case WeightType::kInt5: return typed_product<WeightType::kInt5>(w, x, y);
+    case WeightType::kInt4: return typed_product<WeightType::kInt4>(w, x, y);
+    default: return typed_product<WeightType::kInt8>(w, x, y);
+  }
 }
 
 void quantize_input(const float* x, int64_t size, InputGroup* out) noexcept {

@@ -5,11 +5,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
 #include "base/check.h"
-#include "formats/dense_tile.h"
 #include "ops/rope.h"
 #include "ops/rope_scaling.h"
 
@@ -48,6 +48,8 @@ HWY_EXPORT(rotate_row);
 
 namespace {
 
+constexpr int64_t kGrowthRows = 4096;  // computed at a time: 15 ms for 128 channels
+
 int64_t table_size(int64_t head_dim, int64_t num_positions) {
   check_arg(head_dim > 0 && head_dim % 2 == 0,
             fmt::format("rope: head_dim must be even and positive, not {}", head_dim));
@@ -61,11 +63,16 @@ int64_t table_size(int64_t head_dim, int64_t num_positions) {
 RopeTable::RopeTable(int64_t head_dim, int64_t num_positions, double theta)
     : RopeTable(num_positions, rope_frequencies(head_dim, theta, {}, num_positions)) {}
 
+RopeTable::Rows::Rows(int64_t num_positions, std::span<const double> angles)
+    : cos(table_size(2 * static_cast<int64_t>(angles.size()), num_positions)),
+      sin(cos.size()),
+      frequencies(angles.begin(), angles.end()),
+      most(num_positions + kTileTokens) {}
+
 RopeTable::RopeTable(int64_t num_positions, std::span<const double> frequencies)
     : head_dim_(2 * static_cast<int64_t>(frequencies.size())),
       num_positions_(num_positions),
-      cos_(table_size(head_dim_, num_positions)),
-      sin_(table_size(head_dim_, num_positions)),
+      rows_(std::make_unique<Rows>(num_positions, frequencies)),
       tile_cos_(head_dim_ / 2 * kTileTokens),
       tile_sin_(head_dim_ / 2 * kTileTokens),
       lane_cos_sin_(head_dim_ / 2 * 32),
@@ -76,11 +83,6 @@ RopeTable::RopeTable(int64_t num_positions, std::span<const double> frequencies)
     check_arg(frequency >= 0 && std::isfinite(frequency),
               fmt::format("rope: a frequency of {}", frequency));
     frequencies_[c] = static_cast<float>(frequency);
-    for (int64_t position = 0; position < num_positions + kTileTokens; ++position) {
-      const double angle = static_cast<double>(position) * frequency;
-      cos_[position * half + c] = static_cast<float>(std::cos(angle));
-      sin_[position * half + c] = static_cast<float>(std::sin(angle));
-    }
     for (int64_t t = 0; t < kTileTokens; ++t) {
       const double angle = static_cast<double>(t - RopeTiles::kMiddle) * frequency;
       tile_cos_[c * kTileTokens + t] = static_cast<float>(std::cos(angle));
@@ -98,6 +100,24 @@ RopeTable::RopeTable(int64_t num_positions, std::span<const double> frequencies)
             .frequencies = frequencies_.data(),
             .near_cos = {cos(8), cos(24)},
             .near_sin = {sin(8), sin(24)}};
+}
+
+void RopeTable::grow(int64_t num_rows) const noexcept {
+  const std::lock_guard<std::mutex> lock(rows_->growing);
+  const int64_t first = rows_->count.load(std::memory_order_relaxed);
+  const int64_t steps = (num_rows + kGrowthRows - 1) / kGrowthRows;
+  const int64_t end = std::min(steps * kGrowthRows, rows_->most);
+  if (end <= first) return;  // another thread was first
+  const int64_t half = head_dim_ / 2;
+  for (int64_t position = first; position < end; ++position) {
+    for (int64_t c = 0; c < half; ++c) {
+      const double angle =
+          static_cast<double>(position) * rows_->frequencies[static_cast<size_t>(c)];
+      rows_->cos.data()[position * half + c] = static_cast<float>(std::cos(angle));
+      rows_->sin.data()[position * half + c] = static_cast<float>(std::sin(angle));
+    }
+  }
+  rows_->count.store(end, std::memory_order_release);
 }
 
 void turn_tile(const RopeTiles& tiles, const float* middle_cos, const float* middle_sin,

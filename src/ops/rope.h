@@ -3,10 +3,17 @@
 // (rope_scaling.h has the others).
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <span>
+#include <vector>
 
 #include "base/buffer.h"
+#include "base/lazy_buffer.h"
+#include "formats/dense_tile.h"
 #include "kvquant/tensor_view.h"
 
 namespace kvquant {
@@ -24,7 +31,9 @@ struct RopeTiles {
   const float* near_sin[2] = {nullptr, nullptr};
 };
 
-// cos and sin for positions [0, num_positions), computed in double once.
+// cos and sin for positions [0, num_positions), in double, computed from the front as far as they
+// were asked for: a context of 262,144 tokens of 128 channels would take 128 MiB. Thread-safe after
+// construction.
 class RopeTable {
  public:
   RopeTable() = default;
@@ -34,16 +43,39 @@ class RopeTable {
 
   int64_t head_dim() const { return head_dim_; }
   int64_t num_positions() const { return num_positions_; }
-  // head_dim / 2 values each; there for kTileTokens positions more, so that every tile that begins
-  // inside has a middle.
-  const float* cos(int64_t position) const { return cos_.data() + position * (head_dim_ / 2); }
-  const float* sin(int64_t position) const { return sin_.data() + position * (head_dim_ / 2); }
+  // Rows of head_dim / 2 values, kTileTokens of them from `position` on, behind num_positions as
+  // well, so that every tile that begins inside has a middle. They stay where they are.
+  const float* cos(int64_t position) const {
+    return rows_up_to(position).cos.data() + position * (head_dim_ / 2);
+  }
+  const float* sin(int64_t position) const {
+    return rows_up_to(position).sin.data() + position * (head_dim_ / 2);
+  }
   const RopeTiles& tiles() const { return tiles_; }
+  // Positions that are computed so far.
+  int64_t num_rows() const { return rows_->count.load(std::memory_order_acquire); }
 
  private:
+  struct Rows {
+    Rows(int64_t num_positions, std::span<const double> angles);
+
+    LazyBuffer<float> cos, sin;       // [num_positions + kTileTokens][head_dim / 2]
+    std::vector<double> frequencies;  // [head_dim / 2]
+    int64_t most;                     // num_positions + kTileTokens
+    std::atomic<int64_t> count = 0;   // rows below are there and don't change
+    std::mutex growing;               // held while rows from `count` on are computed
+  };
+
+  const Rows& rows_up_to(int64_t position) const {
+    const int64_t end = std::min(position + kTileTokens, rows_->most);
+    if (end > num_rows()) grow(end);
+    return *rows_;
+  }
+  void grow(int64_t num_rows) const noexcept;
+
   int64_t head_dim_ = 0;
   int64_t num_positions_ = 0;
-  Buffer<float> cos_, sin_;
+  std::unique_ptr<Rows> rows_;
   Buffer<float> tile_cos_, tile_sin_, lane_cos_sin_, frequencies_;
   RopeTiles tiles_;
 };

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <random>
+#include <thread>
 #include <vector>
 
 namespace kvquant {
@@ -40,6 +42,45 @@ TEST(Rope, TakesFrequenciesOfAnyKind) {
   EXPECT_THROW(RopeTable(10, std::vector<double>{-1}), std::invalid_argument);
   EXPECT_THROW(RopeTable(10, std::vector<double>{NAN}), std::invalid_argument);
   EXPECT_THROW(RopeTable(10, std::vector<double>{}), std::invalid_argument);
+}
+
+TEST(Rope, TablesGrowAsFarAsTheyAreAskedFor) {
+  const std::vector<double> frequencies = {1, 0.25};
+  constexpr int64_t kPositions = 100'000;
+  const RopeTable table(kPositions, frequencies);
+  EXPECT_EQ(table.num_rows(), 4096);
+  const float* front = table.cos(17);
+  const float* back = table.cos(50'000);
+  EXPECT_GE(table.num_rows(), 50'064);
+  EXPECT_LE(table.num_rows(), 50'064 + 4096);
+  EXPECT_EQ(table.cos(17), front);
+  for (const int64_t position : {0, 17, 4095, 4096, 49'999, 50'063}) {
+    const float* cos = back + (position - 50'000) * 2;
+    EXPECT_EQ(cos[0], static_cast<float>(std::cos(static_cast<double>(position))));
+    EXPECT_EQ(cos[1], static_cast<float>(std::cos(static_cast<double>(position) * 0.25)));
+    EXPECT_EQ(table.sin(position)[1],
+              static_cast<float>(std::sin(static_cast<double>(position) * 0.25)));
+  }
+  const float* last = table.sin(kPositions + 31);  // the middle of a tile that begins inside
+  EXPECT_EQ(last[0], static_cast<float>(std::sin(kPositions + 31.0)));
+  EXPECT_EQ(table.num_rows(), kPositions + 64);
+}
+
+TEST(Rope, TablesAreAskedByManyThreads) {
+  const std::vector<double> frequencies = {0.5};
+  const RopeTable table(40'000, frequencies);
+  std::vector<std::thread> threads;
+  std::atomic<int> num_wrong = 0;
+  for (int64_t thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (int64_t position = thread; position < 40'000; position += 37) {
+        const auto expected = static_cast<float>(std::sin(static_cast<double>(position) * 0.5));
+        if (*table.sin(position) != expected) ++num_wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(num_wrong, 0);
 }
 
 TEST(Rope, LeavesPositionZeroAlone) {
