@@ -183,8 +183,7 @@ void TimingCache::CodedTokens::fill_outliers(int64_t layer, int64_t head) {
       ++next;
       const int64_t channel = place % size.head_dim;
       entries[num_entries] = {outlier_place(token, channel), random_param(-2, 2)};
-      clear_code(codes, book.bits, size.head_dim,
-                 code_place(shape.side, size.head_dim, token, channel));
+      clear_code(codes, book.bits, code_place(shape.side, size.head_dim, token, channel));
     }
     const int64_t at = tile % shape.num_tiles * shape.num_kv_heads + head;
     std::byte* block = block_of(layer, tile);

@@ -111,7 +111,7 @@ void pack_values(const uint8_t* codes, int64_t head_dim, uint8_t* tile) {
       for (int64_t s = kRowSlots - 1; s >= 0; --s) {
         slots.add(load_codes(codes + (t + 2 * s) * head_dim + c));
       }
-      add_slots(slots, code_place(KvSide::kValue, head_dim, t, c), head_dim, tile);
+      add_slots(slots, code_place(KvSide::kValue, head_dim, t, c), tile);
     }
   }
 }

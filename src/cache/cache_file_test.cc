@@ -366,7 +366,7 @@ TEST_F(HostileSections, CodesUnderOutliersMustBeZero) {
   uint16_t place = 0;  // of the first outlier, which is one of the first tile of the first head
   std::memcpy(&place, entries->pieces.at(0).data(), sizeof place);
   std::vector<uint8_t> tile(code_tile_bytes(4, 16));
-  add_code(tile.data(), 4, 16, code_place(KvSide::kKey, 16, place % 64, place / 64), 15);
+  add_code(tile.data(), 4, code_place(KvSide::kKey, 16, place % 64, place / 64), 15);
   const auto byte = std::find_if(tile.begin(), tile.end(), [](uint8_t b) { return b != 0; });
   expect_refused<uint8_t>("layers.1.key.blocks", static_cast<size_t>(byte - tile.begin()), 0xFF,
                           "is not 0");

@@ -208,8 +208,7 @@ void NuqSide::write_outliers(const Chunk& chunk, int64_t index, int64_t first_en
     const int64_t row = piece.first_row + token - piece.first_token, at = next[token]++;
     chains_[piece.head].pages[at / kOutliersPerPage]->entries[at % kOutliersPerPage] = {
         outlier_place(token, channel), to_half(rows[row * plan_->row_size() + channel])};
-    clear_code(tile, plan_->shape.bits, head_dim,
-               code_place(plan_->side, head_dim, token, channel));
+    clear_code(tile, plan_->shape.bits, code_place(plan_->side, head_dim, token, channel));
   });
 }
 

@@ -201,7 +201,7 @@ void NuqSide::check_entries(int64_t head, int64_t tile, const SectionReader& in)
                       e, head, token, tile, channel));
     }
     const CodePlace place = code_place(plan_->side, head_dim, token, channel);
-    if (code_at(codes(tile, head), plan_->shape.bits, head_dim, place) != 0) {
+    if (code_at(codes(tile, head), plan_->shape.bits, place) != 0) {
       in.fail(fmt::format("the code under entry {} of KV head {} is not 0", e, head));
     }
     before = at;

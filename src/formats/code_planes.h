@@ -12,8 +12,9 @@
 //   8 bits  row r at 128 r: u16[2][32], code in byte slot % 2 of u16[slot / 2][w]
 //   4 bits  row r at 64 r: u16[32], code in bits 4 slot .. of u16[w]
 //   2 bits  rows 2i, 2i + 1 at 64 i: u16[32], code in bits 8 (r % 2) + 2 slot .. of u16[w]
-//   3 bits  the low two bits of every code as above, then from 16 * padded head_dim on the third
-//           bits: rows 4i to 4i + 3 at 64 i: u16[32], bit 4 (r % 4) + slot of u16[w]
+//   3 bits  rows 4i to 4i + 3 at 192 i: u16[3][32]. Of row 4i + k, k < 3, the code is in bits
+//           3 slot .. of u16[k][w]; of row 4i + 3, slot < 3, in bits 12-14 of u16[slot][w]; of its
+//           slot 3, bit k of the code is bit 15 of u16[k][w]
 //
 // head_dim, for keys a multiple of 8, is padded to a multiple of 16. A tile has 8 * bits * padded
 // bytes whatever the number of tokens in use; unused codes are zero. Worked example, keys, 4 bits,
@@ -47,8 +48,6 @@ constexpr int64_t num_code_rows(int64_t head_dim) { return padded_head_dim(head_
 constexpr int64_t code_tile_bytes(int bits, int64_t head_dim) {
   return 8 * bits * padded_head_dim(head_dim);
 }
-// Where the third bits of 3-bit codes begin.
-constexpr int64_t third_plane_offset(int64_t head_dim) { return 16 * padded_head_dim(head_dim); }
 
 struct CodePlace {
   int64_t row;
@@ -66,10 +65,10 @@ constexpr CodePlace code_place(KvSide side, int64_t head_dim, int64_t token, int
           static_cast<int>(channel % 16 * 2 + token % 2)};
 }
 
-int code_at(const uint8_t* tile, int bits, int64_t head_dim, CodePlace place) noexcept;
+int code_at(const uint8_t* tile, int bits, CodePlace place) noexcept;
 // Adds a code to one that is zero so far.
-void add_code(uint8_t* tile, int bits, int64_t head_dim, CodePlace place, int code) noexcept;
-void clear_code(uint8_t* tile, int bits, int64_t head_dim, CodePlace place) noexcept;
+void add_code(uint8_t* tile, int bits, CodePlace place, int code) noexcept;
+void clear_code(uint8_t* tile, int bits, CodePlace place) noexcept;
 
 // Adds planar codes [head_dim][64] to a tile where the codes that are not zero in `planar` are zero
 // so far. This is how a partly filled tile grows.

@@ -28,8 +28,10 @@ TEST(CodePlanes, BytesByHand) {
       {KvSide::kKey, 4, 63, 0, 15, 62 - 1, 0xF0},         // row 0, slot 3, lane 15, half 0
       {KvSide::kKey, 2, 18, 9, 3, 11, 0x0C},              // row 1: the high byte of u16[5]
       {KvSide::kKey, 2, 34, 2, 2, 64 + 8, 0x20},          // row 2: the low byte, slot 2
-      {KvSide::kKey, 3, 18, 9, 4, 256 + 10, 0x20},        // third bit: bit 4 + 1 of u16[5]
-      {KvSide::kKey, 3, 18, 11, 4, 256 + 11, 0x20},       // row 3: bit 12 + 1
+      {KvSide::kKey, 3, 18, 9, 5, 64 + 10, 0x28},         // row 1, slot 1: bits 3-5 of u16[1][5]
+      {KvSide::kKey, 3, 18, 11, 6, 64 + 11, 0x60},        // row 3, slot 1: bits 12-14
+      {KvSide::kKey, 3, 50, 11, 4, 128 + 11, 0x80},       // row 3, slot 3: bit 15 of u16[2][5]
+      {KvSide::kKey, 3, 50, 7, 2, 192 + 64 + 9, 0x80},    // row 7, slot 3: bit 15 of u16[1][4]
       {KvSide::kKey, 8, 18, 9, 200, 128 + 11, 200},       // slot 1: the high byte of u16[0][5]
       {KvSide::kKey, 8, 50, 1, 7, 128 + 64 + 9, 7},       // slot 3
       {KvSide::kValue, 4, 18, 9, 5, 128 + 36, 0x50},      // row 2, slot 1, lane 9, half 0
@@ -80,16 +82,16 @@ TEST_P(CodePlanesOf, EveryCodeHasAPlaceOfItsOwn) {
     for (int64_t c = 0; c < head_dim; ++c) {
       for (int64_t t = 0; t < 64; ++t) {
         const CodePlace place = code_place(side, head_dim, t, c);
-        ASSERT_EQ(code_at(tile.data(), bits, head_dim, place), 0);
-        add_code(tile.data(), bits, head_dim, place, most);
-        ASSERT_EQ(code_at(tile.data(), bits, head_dim, place), most);
+        ASSERT_EQ(code_at(tile.data(), bits, place), 0);
+        add_code(tile.data(), bits, place, most);
+        ASSERT_EQ(code_at(tile.data(), bits, place), most);
       }
     }
     const CodePlace place = code_place(side, head_dim, 37, 5);
     std::vector<uint8_t> before = tile;
-    clear_code(tile.data(), bits, head_dim, place);
-    EXPECT_EQ(code_at(tile.data(), bits, head_dim, place), 0);
-    add_code(tile.data(), bits, head_dim, place, most);
+    clear_code(tile.data(), bits, place);
+    EXPECT_EQ(code_at(tile.data(), bits, place), 0);
+    add_code(tile.data(), bits, place, most);
     EXPECT_EQ(tile, before);
   }
 }

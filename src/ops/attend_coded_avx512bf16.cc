@@ -18,16 +18,15 @@ namespace {
 // Bytes of codes to ask for ahead at each row, so that the next tile is there in time.
 struct CodeAhead {
   const uint8_t* codes;
-  int64_t third_plane;
   template <int kBits, int kPhase>
   __attribute__((always_inline)) void step(int64_t row) const {
     if constexpr (kBits == 8) __builtin_prefetch(codes + row * 128 + 64, 0, 2);
     if constexpr (kBits == 8) __builtin_prefetch(codes + row * 128, 0, 2);
     if constexpr (kBits == 4) __builtin_prefetch(codes + row * 64, 0, 2);
-    if constexpr (kBits <= 3 && kPhase % 2 == 0) __builtin_prefetch(codes + row / 2 * 64, 0, 2);
-    if constexpr (kBits == 3 && kPhase == 1) {
-      __builtin_prefetch(codes + third_plane + row / 4 * 64, 0, 2);
+    if constexpr (kBits == 3 && kPhase < 3) {
+      __builtin_prefetch(codes + row / 4 * 192 + kPhase * 64, 0, 2);
     }
+    if constexpr (kBits == 2 && kPhase % 2 == 0) __builtin_prefetch(codes + row / 2 * 64, 0, 2);
   }
 };
 
@@ -53,7 +52,6 @@ inline __m512bh broadcast(uint32_t pair) {
 struct KeyPass {
   const CodedState* state;
   const uint8_t* codes;
-  const uint8_t* third_plane;
   const float* lane_cos_sin;
   CodeAhead ahead;
 };
@@ -73,7 +71,7 @@ __attribute__((always_inline)) inline void score_one_row(const KeyPass& pass, in
   const CodedState& state = *pass.state;
   pass.ahead.step<kBits, kPhase>(row);
   __m512i codes[kRowSlots];
-  load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
+  load_row<kBits, kPhase>(pass.codes, row, codes);
   const __m512i table =
       kBits == 8 ? _mm512_setzero_si512() : _mm512_load_si512(state.key_tables + 32 * row);
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
@@ -133,7 +131,7 @@ __attribute__((always_inline)) inline void score_some_row(const KeyPass& pass, i
   const CodedState& state = *pass.state;
   pass.ahead.step<kBits, kPhase>(row);
   __m512i codes[kRowSlots];
-  load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
+  load_row<kBits, kPhase>(pass.codes, row, codes);
   const __m512i table =
       kBits == 8 ? _mm512_setzero_si512() : _mm512_load_si512(state.key_tables + 32 * row);
   const auto turn_a = (__m512bh)_mm512_load_si512(state.turns[0] + 16 * row);
@@ -242,7 +240,6 @@ __m512bh value_pairs(__m512i table, __m512i codes) {
 
 struct ValuePass {
   const uint8_t* codes;
-  const uint8_t* third_plane;
   __m512i table;
   CodeAhead ahead;
 };
@@ -258,7 +255,7 @@ __attribute__((always_inline)) inline void add_octet(const ValuePass& pass, int6
     const int64_t row = (first_vector + v) * 8 + octet;
     pass.ahead.step<kBits, kPhase>(row);
     __m512i codes[kRowSlots];
-    load_row<kBits, kPhase>(pass.codes, pass.third_plane, row, codes);
+    load_row<kBits, kPhase>(pass.codes, row, codes);
     KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
       const __m512bh x = value_pairs<kBits>(pass.table, codes[s]);
       KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
@@ -377,18 +374,14 @@ void prefetch_rest(const CodedPart& keys, const CodedPart& values) {
 template <int R>
 void attend_group(const AttendBlock& block, CodedState& state, const TileWork* const* next,
                   int64_t row, Group<R>& group) {
-  const int64_t third_plane = third_plane_offset(block.head_dim);
   for (int64_t i = 0; i < group.num_tiles; ++i) {
     const TileWork& work = group.tiles[i];
     const CodedTile& tile = work.coded;
     for (int r = 0; r < R; ++r) group.seen[i][r] = visible_tokens(work, (row + r) / block.group);
     if (next[i] != &work) prefetch_rest(next[i]->coded.keys, next[i]->coded.values);
     turn_queries(block, tile, i, {row, R}, state);
-    const KeyPass keys{&state,
-                       tile.keys.codes,
-                       tile.keys.codes + third_plane,
-                       tile.rope->lane_cos_sin,
-                       {next[i]->coded.keys.codes, third_plane}};
+    const KeyPass keys{
+        &state, tile.keys.codes, tile.rope->lane_cos_sin, {next[i]->coded.keys.codes}};
     score<R>(block, keys, tile.keys.codebook->bits, group.scores[i]);
     if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, group.scores[i]);
   }
@@ -396,10 +389,8 @@ void attend_group(const AttendBlock& block, CodedState& state, const TileWork* c
   float* acc = block.acc + row * block.padded_dim;
   for (int64_t i = 0; i < group.num_tiles; ++i) {
     const CodedPart& part = group.tiles[i].coded.values;
-    const ValuePass values{part.codes,
-                           part.codes + third_plane,
-                           _mm512_load_si512(state.value_table),
-                           {next[i]->coded.values.codes, third_plane}};
+    const ValuePass values{
+        part.codes, _mm512_load_si512(state.value_table), {next[i]->coded.values.codes}};
     add<R>(block, values, part.codebook->bits, group.weights[i], acc);
     if (part.num_outliers > 0) correct_sums(part, group.weights[i], block.padded_dim, acc);
   }

@@ -149,8 +149,8 @@ class TestCodedSide {
       return;
     }
     const int code = code_of(book_, y / 3);
-    add_code(codes_of(tile, kHead), book_.bits, head_dim_,
-             code_place(side.shape.side, head_dim_, t, channel), code);
+    add_code(codes_of(tile, kHead), book_.bits, code_place(side.shape.side, head_dim_, t, channel),
+             code);
     stored = double{level_of(book_, code)} * scale + zero;
   }
 

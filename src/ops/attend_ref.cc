@@ -58,7 +58,7 @@ double coded_element(const CodedSide& side, int64_t token, int64_t channel) {
   const bool is_key = side.shape.side == KvSide::kKey;
   const auto* codes = reinterpret_cast<const uint8_t*>(block) + side.layout.codes(side.head, index);
   const CodePlace place = code_place(side.shape.side, side.shape.head_dim, in_tile, channel);
-  const int code = code_at(codes, side.shape.bits, side.shape.head_dim, place);
+  const int code = code_at(codes, side.shape.bits, place);
   const int64_t of_token = index * kTileTokens + in_tile;
   const int64_t of_segment = is_key ? side.segment_offset(tile) + channel : 0;
   const Half scale = is_key ? side.scales[of_segment]

@@ -22,27 +22,16 @@ template <int kBits, class IntVec>
 struct SlotCodes {
   using D = hn::DFromV<IntVec>;
 
-  HWY_INLINE SlotCodes() : low(hn::Zero(D())), third(hn::Zero(D())) {}
+  HWY_INLINE SlotCodes() : all(hn::Zero(D())) {}
 
-  HWY_INLINE void add(IntVec code) {
-    const D d;
-    if constexpr (kBits == 3) {
-      low = hn::Or(hn::ShiftLeft<2>(low), hn::And(code, hn::Set(d, 3)));
-      third = hn::Or(hn::ShiftLeft<1>(third), hn::ShiftRight<2>(code));
-    } else {
-      low = hn::Or(hn::ShiftLeft<kBits>(low), code);
-    }
-  }
+  HWY_INLINE void add(IntVec code) { all = hn::Or(hn::ShiftLeft<kBits>(all), code); }
 
   // Of the other lanes codes become 0.
   HWY_INLINE void keep_first(int64_t num_lanes) {
-    const auto first = hn::FirstN(D(), static_cast<size_t>(num_lanes));
-    low = hn::IfThenElseZero(first, low);
-    third = hn::IfThenElseZero(first, third);
+    all = hn::IfThenElseZero(hn::FirstN(D(), static_cast<size_t>(num_lanes)), all);
   }
 
-  IntVec low;    // of 3-bit codes the low two bits
-  IntVec third;  // their third bits
+  IntVec all;
 };
 
 template <class IntVec>
@@ -56,22 +45,27 @@ HWY_INLINE void add_bits(uint8_t* at, IntVec bits, int64_t shift) {
 
 // Adds codes whose first slot, half and lane are those of `first`.
 template <int kBits, class IntVec>
-HWY_INLINE void add_slots(const SlotCodes<kBits, IntVec>& codes, CodePlace first, int64_t head_dim,
-                          uint8_t* tile) {
+HWY_INLINE void add_slots(const SlotCodes<kBits, IntVec>& codes, CodePlace first, uint8_t* tile) {
   const int64_t in_row = 4 * (first.word / 2), half = 16 * (first.word % 2), row = first.row;
   if constexpr (kBits == 8) {
     const hn::DFromV<IntVec> d;
-    const auto all = hn::ShiftLeftSame(codes.low, 8 * first.slot);
+    const auto all = hn::ShiftLeftSame(codes.all, 8 * first.slot);
     add_bits(tile + 128 * row + in_row, hn::And(all, hn::Set(d, 0xffff)), half);
     const auto upper = hn::And(hn::ShiftRight<16>(all), hn::Set(d, 0xffff));
     add_bits(tile + 128 * row + 64 + in_row, upper, half);
   } else if constexpr (kBits == 4) {
-    add_bits(tile + 64 * row + in_row, codes.low, half + 4 * first.slot);
-  } else {
-    add_bits(tile + row / 2 * 64 + in_row, codes.low, half + row % 2 * 8 + 2 * first.slot);
-    if constexpr (kBits == 3) {
-      uint8_t* plane = tile + third_plane_offset(head_dim);
-      add_bits(plane + row / 4 * 64 + in_row, codes.third, half + row % 4 * 4 + first.slot);
+    add_bits(tile + 64 * row + in_row, codes.all, half + 4 * first.slot);
+  } else if constexpr (kBits == 2) {
+    add_bits(tile + row / 2 * 64 + in_row, codes.all, half + row % 2 * 8 + 2 * first.slot);
+  } else if (row % 4 < 3) {
+    add_bits(tile + row / 4 * 192 + row % 4 * 64 + in_row, codes.all, half + 3 * first.slot);
+  } else {  // a nibble of each number: the code of a slot, and a bit of that of the last slot
+    const hn::DFromV<IntVec> d;
+    const auto all = hn::ShiftLeftSame(codes.all, 3 * first.slot);
+    for (int k = 0; k < 3; ++k) {
+      const auto code = hn::And(hn::ShiftRightSame(all, 3 * k), hn::Set(d, 7));
+      const auto last = hn::And(hn::ShiftRightSame(all, 6 + k), hn::Set(d, 8));
+      add_bits(tile + row / 4 * 192 + k * 64 + in_row, hn::Or(code, last), half + 12);
     }
   }
 }

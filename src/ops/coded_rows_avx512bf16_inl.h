@@ -9,7 +9,6 @@ namespace {
 template <int kShift>
 __m512i shift_words(__m512i x) {
   if constexpr (kShift > 0) return _mm512_srli_epi16(x, kShift);
-  if constexpr (kShift < 0) return _mm512_slli_epi16(x, -kShift);
   return x;
 }
 
@@ -29,8 +28,7 @@ inline __m512i select(__m512i mask, __m512i a, __m512i b) {
 // The pairs of codes of the four slots of a row with row % 4 == kPhase, a pair in the two halves of
 // each 32-bit lane; what is above the code's bits is to be ignored, but for 8 bits it is zero.
 template <int kBits, int kPhase>
-void load_row(const uint8_t* codes, const uint8_t* third_plane, int64_t row,
-              __m512i (&slots)[kRowSlots]) {
+void load_row(const uint8_t* codes, int64_t row, __m512i (&slots)[kRowSlots]) {
   if constexpr (kBits == 8) {
     const __m512i first = load_once(codes + row * 128);
     const __m512i second = load_once(codes + row * 128 + 64);
@@ -45,22 +43,27 @@ void load_row(const uint8_t* codes, const uint8_t* third_plane, int64_t row,
     slots[1] = shift_words<4>(x);
     slots[2] = shift_words<8>(x);
     slots[3] = shift_words<12>(x);
-  } else {
+  } else if constexpr (kBits == 2) {
     const __m512i x = load_once(codes + row / 2 * 64);
     constexpr int kFirst = 8 * (kPhase % 2);
     slots[0] = shift_words<kFirst>(x);
     slots[1] = shift_words<kFirst + 2>(x);
     slots[2] = shift_words<kFirst + 4>(x);
     slots[3] = shift_words<kFirst + 6>(x);
-    if constexpr (kBits == 3) {
-      const __m512i third = load_once(third_plane + row / 4 * 64);
-      const __m512i low = _mm512_set1_epi16(3);
-      constexpr int kThird = 4 * kPhase - 2;
-      slots[0] = select(low, slots[0], shift_words<kThird>(third));
-      slots[1] = select(low, slots[1], shift_words<kThird + 1>(third));
-      slots[2] = select(low, slots[2], shift_words<kThird + 2>(third));
-      slots[3] = select(low, slots[3], shift_words<kThird + 3>(third));
-    }
+  } else if constexpr (kPhase < 3) {
+    const __m512i x = load_once(codes + row / 4 * 192 + kPhase * 64);
+    slots[0] = x;
+    slots[1] = shift_words<3>(x);
+    slots[2] = shift_words<6>(x);
+    slots[3] = shift_words<9>(x);
+  } else {
+    const uint8_t* group = codes + row / 4 * 192;
+    const __m512i x = load_once(group), y = load_once(group + 64), z = load_once(group + 128);
+    slots[0] = shift_words<12>(x);
+    slots[1] = shift_words<12>(y);
+    slots[2] = shift_words<12>(z);
+    const __m512i low = select(_mm512_set1_epi16(1), shift_words<15>(x), shift_words<14>(y));
+    slots[3] = select(_mm512_set1_epi16(3), low, shift_words<13>(z));
   }
 }
 

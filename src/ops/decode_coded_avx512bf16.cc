@@ -35,7 +35,6 @@ void turn_middles(const CodedTile& tile, int64_t half, int64_t stride, float* co
 struct KeyDecoder {
   const CodedState* state;
   const uint8_t* codes;
-  const uint8_t* third_plane;
   const float* lane_cos_sin;
   const float* cos;  // of middles
   const float* sin;
@@ -46,7 +45,7 @@ template <int kBits, int kPhase>
 void decode_key_row(const KeyDecoder& decoder, int64_t row) {
   const CodedState& state = *decoder.state;
   __m512i codes[kRowSlots];
-  load_row<kBits, kPhase>(decoder.codes, decoder.third_plane, row, codes);
+  load_row<kBits, kPhase>(decoder.codes, row, codes);
   const __m512 lane_cos = _mm512_loadu_ps(decoder.lane_cos_sin + 32 * row);
   const __m512 lane_sin = _mm512_loadu_ps(decoder.lane_cos_sin + 32 * row + 16);
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
@@ -107,7 +106,6 @@ void correct_keys(const CodedTile& tile, int64_t half, const KeyDecoder& decoder
 
 struct ValueDecoder {
   const uint8_t* codes;
-  const uint8_t* third_plane;
   __m512 levels;
   const float* scales;  // [64]
   const float* zeros;
@@ -118,7 +116,7 @@ struct ValueDecoder {
 template <int kBits, int kPhase>
 void decode_octet(const ValueDecoder& decoder, int64_t vector, int64_t octet) {
   __m512i codes[kRowSlots];
-  load_row<kBits, kPhase>(decoder.codes, decoder.third_plane, vector * 8 + octet, codes);
+  load_row<kBits, kPhase>(decoder.codes, vector * 8 + octet, codes);
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
     __m512 even, odd;
     if constexpr (kBits == 8) {
@@ -165,13 +163,11 @@ void for_bits(int bits, Fn&& fn) {
 
 void decode_to_bf16(const AttendBlock& block, const CodedState& state, const CodedTile& tile,
                     uint16_t* keys, uint16_t* values) {
-  const int64_t half = block.head_dim / 2, third_plane = third_plane_offset(block.head_dim);
+  const int64_t half = block.head_dim / 2;
   constexpr int64_t kMostPairs = kMaxNuqHeadDim / 2;
   alignas(64) float cos[kRowSlots * kMostPairs], sin[kRowSlots * kMostPairs];
   turn_middles(tile, half, state.half_padded, cos, sin);
-  const KeyDecoder key_decoder{
-      &state, tile.keys.codes, tile.keys.codes + third_plane, tile.rope->lane_cos_sin, cos, sin,
-      keys};
+  const KeyDecoder key_decoder{&state, tile.keys.codes, tile.rope->lane_cos_sin, cos, sin, keys};
   for_bits(tile.keys.codebook->bits, [&]<int kBits>() { decode_keys<kBits>(key_decoder, half); });
   correct_keys(tile, half, key_decoder);
 
@@ -182,13 +178,8 @@ void decode_to_bf16(const AttendBlock& block, const CodedState& state, const Cod
   }
   const NuqCodebook& book = *tile.values.codebook;
   for (int i = 0; i < 16; ++i) levels[i] = book.bits == 8 ? 0 : book.levels[i % book.num_levels];
-  const ValueDecoder value_decoder{tile.values.codes,
-                                   tile.values.codes + third_plane,
-                                   _mm512_load_ps(levels),
-                                   scales,
-                                   zeros,
-                                   block.padded_dim,
-                                   values};
+  const ValueDecoder value_decoder{
+      tile.values.codes, _mm512_load_ps(levels), scales, zeros, block.padded_dim, values};
   for_bits(book.bits, [&]<int kBits>() { decode_values<kBits>(value_decoder); });
   for_each_outlier(tile.values, [&](int64_t token, int64_t channel, float value) {
     values[token / 2 * 2 * block.padded_dim + 2 * channel + token % 2] = to_bf16(value);

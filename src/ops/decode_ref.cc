@@ -7,8 +7,8 @@ void decode_tile(const DecodeJob& job, float* planar) noexcept {
   for (int64_t c = 0; c < job.head_dim; ++c) {
     for (int64_t t = 0; t < kTileTokens; ++t) {
       const int64_t at = job.axis == ScaleAxis::kChannel ? c : t;
-      const int code = code_at(job.codes, book.bits, job.head_dim,
-                               code_place(code_side(job.axis), job.head_dim, t, c));
+      const int code =
+          code_at(job.codes, book.bits, code_place(code_side(job.axis), job.head_dim, t, c));
       const float product = level_of(book, code) * job.scales[at];
       planar[c * kTileTokens + t] = t < job.num_tokens ? product + job.zeros[at] : 0.0f;
     }

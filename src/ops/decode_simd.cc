@@ -31,7 +31,7 @@ HWY_INLINE IntVec load_lanes(const uint8_t* at, int64_t shift) {
 
 // Codes of the lanes from `first` on, of one slot and half.
 template <int kBits>
-HWY_INLINE IntVec load_codes(const uint8_t* tile, int64_t head_dim, CodePlace first) {
+HWY_INLINE IntVec load_codes(const uint8_t* tile, CodePlace first) {
   const IntTag di;
   const int64_t in_row = 4 * (first.word / 2), half = 16 * (first.word % 2), row = first.row;
   if constexpr (kBits == 8) {
@@ -39,13 +39,22 @@ HWY_INLINE IntVec load_codes(const uint8_t* tile, int64_t head_dim, CodePlace fi
     return hn::And(load_lanes(at, half + first.slot % 2 * 8), hn::Set(di, 255));
   } else if constexpr (kBits == 4) {
     return hn::And(load_lanes(tile + 64 * row + in_row, half + 4 * first.slot), hn::Set(di, 15));
-  } else {
+  } else if constexpr (kBits == 2) {
     const int64_t shift = half + row % 2 * 8 + 2 * first.slot;
-    const auto low = hn::And(load_lanes(tile + row / 2 * 64 + in_row, shift), hn::Set(di, 3));
-    if constexpr (kBits == 2) return low;
-    const uint8_t* plane = tile + third_plane_offset(head_dim) + row / 4 * 64 + in_row;
-    const auto third = load_lanes(plane, half + row % 4 * 4 + first.slot);
-    return hn::Or(low, hn::ShiftLeft<2>(hn::And(third, hn::Set(di, 1))));
+    return hn::And(load_lanes(tile + row / 2 * 64 + in_row, shift), hn::Set(di, 3));
+  } else {
+    const uint8_t* at = tile + row / 4 * 192 + in_row;
+    const int64_t phase = row % 4;
+    if (phase < 3) {
+      return hn::And(load_lanes(at + 64 * phase, half + 3 * first.slot), hn::Set(di, 7));
+    }
+    if (first.slot < 3) {
+      return hn::And(load_lanes(at + 64 * first.slot, half + 12), hn::Set(di, 7));
+    }
+    const auto bit = [&](int k) {
+      return hn::And(load_lanes(at + 64 * k, half + 15 - k), hn::Set(di, 1 << k));
+    };
+    return hn::Or(bit(0), hn::Or(bit(1), bit(2)));
   }
 }
 
@@ -73,7 +82,7 @@ void unpack_keys(const DecodeJob& job, float* HWY_RESTRICT planar) {
     const auto scale = hn::Set(d, job.scales[c]), zero = hn::Set(d, job.zeros[c]);
     for (int64_t t = 0; t < kTileTokens; t += lanes) {
       const CodePlace first{row, static_cast<int>(t / 16), static_cast<int>(t % 16 * 2 + c / half)};
-      const auto code = load_codes<kBits>(job.codes, job.head_dim, first);
+      const auto code = load_codes<kBits>(job.codes, first);
       const auto level = look_up<kBits>(job.codebook->levels, code);
       hn::StoreU(hn::Add(hn::Mul(level, scale), zero), d, planar + c * kTileTokens + t);
     }
@@ -92,7 +101,7 @@ void unpack_values(const DecodeJob& job, float* HWY_RESTRICT planar) {
       FloatVec x[4];
       for (int64_t k = 0; k < 4; ++k) {
         const CodePlace first = code_place(KvSide::kValue, job.head_dim, t + k, c);
-        const auto code = load_codes<kBits>(job.codes, job.head_dim, first);
+        const auto code = load_codes<kBits>(job.codes, first);
         const auto level = look_up<kBits>(job.codebook->levels, code);
         const auto scale = hn::Set(d, job.scales[t + k]), zero = hn::Set(d, job.zeros[t + k]);
         x[k] = hn::Add(hn::Mul(level, scale), zero);

@@ -37,7 +37,7 @@ void encode_tile(const EncodeJob& job) noexcept {
         if (job.low != nullptr) job.outliers[c] |= uint64_t{1} << in_tile;
       }
       const CodePlace place = code_place(code_side(job.axis), job.head_dim, in_tile, c);
-      add_code(job.codes, book.bits, job.head_dim, place, code);
+      add_code(job.codes, book.bits, place, code);
     }
   }
 }

@@ -285,8 +285,7 @@ void encode_values(const EncodeJob& job) {
       for (int half = 0; half < 2; ++half) {
         auto slots = code_tokens<kBits>(pass, first + half, c, num_channels);
         if (num_channels < kLanes) slots.keep_first(num_channels);
-        add_slots(slots, code_place(KvSide::kValue, head_dim, first + half, c), head_dim,
-                  job.codes);
+        add_slots(slots, code_place(KvSide::kValue, head_dim, first + half, c), job.codes);
       }
     }
   }

@@ -166,7 +166,7 @@ HWY_INLINE void add_channel(int64_t c, int64_t v, const IntVec (&codes)[kVectors
       first.row -= head_dim / 2;
       ++first.word;
     }
-    add_slots(slots, first, head_dim, tile);
+    add_slots(slots, first, tile);
   }
 }
 
