@@ -102,11 +102,17 @@ void NuqSide::restore(const std::string& prefix, int64_t num_tokens, SectionRead
         !all_zero(reinterpret_cast<const std::byte*>(codes(tile, 0)), head_bytes)) {
       in.fail(fmt::format("tile {} is unused, but has codes", tile));
     }
-    if (plan_->side == KvSide::kKey) continue;
-    const Half* scales = token_params(tile, plan_->layout.scales);
-    const Half* zeros = token_params(tile, plan_->layout.zeros);
-    if (!std::all_of(scales, scales + kTileTokens, is_scale) ||
-        !std::all_of(zeros, zeros + kTileTokens, is_finite)) {
+    if (!plan_->shape.has_codes() &&
+        !all_finite(DenseType::kF16, reinterpret_cast<const std::byte*>(codes(tile, 0)),
+                    head_bytes)) {
+      in.fail(fmt::format("tile {} has a latent that is not finite", tile));
+    }
+    const int64_t num_params = plan_->shape.num_token_params();
+    if (num_params == 0) continue;
+    const Half* scales = token_params(tile, 0, plan_->layout.scales);
+    const Half* zeros = token_params(tile, 0, plan_->layout.zeros);
+    if (!std::all_of(scales, scales + num_params, is_scale) ||
+        !std::all_of(zeros, zeros + num_params, is_finite)) {
       in.fail(fmt::format("tile {} has a scale or a zero point that can't be", tile));
     }
   }
