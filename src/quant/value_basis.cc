@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "base/check.h"
 #include "base/half.h"
@@ -26,10 +25,16 @@ std::vector<float> leading(const std::vector<float>& stored, int64_t num_heads, 
   return out;
 }
 
-// A power of two that makes latents of this energy about as large as values of that one.
-float size_factor(std::span<const float> spectrum, std::span<const float> variances) {
-  const double latents = std::accumulate(spectrum.begin(), spectrum.end(), 0.0);
-  const double values = std::accumulate(variances.begin(), variances.end(), 0.0);
+// A power of two that makes latents along the first component about as large as the largest channel
+// of values, whose covariance is gram [D, D].
+float size_factor(const float* first_component, const float* gram, int64_t dim) {
+  double latents = 0, values = 0;
+  for (int64_t c = 0; c < dim; ++c) {
+    values = std::max(values, double{gram[c * dim + c]});
+    for (int64_t e = 0; e < dim; ++e) {
+      latents += double{first_component[c]} * gram[c * dim + e] * first_component[e];
+    }
+  }
   if (!(latents > 0 && values > 0)) return 1;
   const double exponent = std::clamp(std::round(std::log2(values / latents) / 2), -60.0, 60.0);
   return static_cast<float>(std::exp2(exponent));
@@ -80,12 +85,9 @@ ValueBasis calibrated_basis(const Codec& codec, const BasisShape& shape,
   if (!is_weighted) return out;
   out.encode = leading(value.weighted_encode, num_heads, size);
   for (int64_t head = 0; head < num_heads; ++head) {
-    const auto of_head = [&](const std::vector<float>& field) {
-      return std::span(field).subspan(static_cast<size_t>(head * dim), static_cast<size_t>(dim));
-    };
-    const float factor =
-        size_factor(of_head(value.weighted_spectrum), of_head(value.channels.variance));
     const auto first = static_cast<size_t>(head * size), count = static_cast<size_t>(size);
+    const float factor =
+        size_factor(out.encode.data() + first, value.gram.data() + head * dim * dim, dim);
     scale(std::span(out.encode).subspan(first, count), factor);
     scale(std::span(out.decode).subspan(first, count), 1 / factor);
   }
@@ -147,13 +149,11 @@ Calibration identity_bases(const CalibrationShape& shape) {
   const auto width = static_cast<size_t>(shape.num_kv_heads * dim);
   ValueCalibration value;
   value.channels.mean.resize(width);
-  value.channels.variance.assign(width, 1);
-  value.weighted_spectrum.assign(width, 1);
   value.basis.resize(width * static_cast<size_t>(dim));
   for (size_t i = 0; i < width; ++i) {
     value.basis[i * static_cast<size_t>(dim) + i % static_cast<size_t>(dim)] = 1;
   }
-  value.weighted_encode = value.weighted_decode = value.basis;
+  value.weighted_encode = value.weighted_decode = value.gram = value.basis;
   Calibration out;
   out.info.shape = shape;
   out.info.rank = dim;
