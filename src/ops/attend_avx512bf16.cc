@@ -347,10 +347,13 @@ void attend_latent_tile(const AttendBlock& block, const TileWork& work, const Ti
   const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
   const uint16_t* values = latent_values(block, work);
   Prefetcher ahead;
-  if (next != nullptr) {
-    const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim;
+  if (next != nullptr) {  // a single row takes a step for each two pairs of channels
+    const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim / 2;
     ahead.start(*next, block.head_dim, num_steps);
-    ahead.then = nullptr;  // codes are fewer, and read in order
+    const bool is_half = next->values != nullptr;
+    ahead.then = static_cast<const char*>(is_half ? next->values : next->coded.values.codes);
+    ahead.bytes = is_half ? kTileTokens * block.value_dim * 2
+                          : code_tile_bytes(next->coded.values.codebook->bits, block.value_dim);
   }
   if (work.type == DenseType::kF16 && work.key_offset == 0 &&
       block.num_rows <= kConvertInRegistersRows) {
@@ -430,7 +433,7 @@ void attend_block(const AttendBlock& block) noexcept {
     const TileWork& tile = block.tiles[i];
     if (block.has_latents) {
       ++i;
-      const bool has_next = prefetches && i < block.num_tiles;
+      const bool has_next = block.num_rows <= kPrefetchRows && i < block.num_tiles;
       attend_latent_tile(block, tile, has_next ? &block.tiles[i] : nullptr);
       continue;
     }
