@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <new>
+#include <span>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -14,6 +15,7 @@
 #include "cli/common.h"
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "quant/pca.h"
 #include "quant/per_layer_keys.h"
 
 namespace kvquant::cli {
@@ -31,8 +33,9 @@ struct Options {
   std::string outliers, feedback, codebook, codebook_weights;  // empty: as the recipe says
   std::string fisher;                                          // file; for the weights of that name
   std::string per_layer;                                       // folder; empty: none
-  std::string codebook_per = "layer", per_layer_codec = "nuq4-1%";
+  std::string codebook_per = "layer", bases = "outputs", per_layer_codec = "nuq4-1%";
   std::string output;
+  bool spectra = false;
 };
 
 FitChoices choices_of(const Options& options) {
@@ -44,6 +47,7 @@ FitChoices choices_of(const Options& options) {
     choices.weights = parse_codebook_weighting(options.codebook_weights);
   }
   choices.codebooks = parse_codebook_scope(options.codebook_per);
+  choices.bases = parse_value_bases(options.bases);
   return choices;
 }
 
@@ -95,6 +99,58 @@ Calibration calibrate_in_memory(Model& model, const std::vector<TokenizedText>& 
   }
 }
 
+// Ranks whose share of the energy is shown.
+std::vector<int64_t> shown_ranks(const CalibrationInfo& info) {
+  const int64_t dim = info.shape.head_dim;
+  std::vector<int64_t> ranks = {dim * 15 / 16, dim * 7 / 8, dim * 3 / 4, dim / 2};
+  if (info.rank < dim) ranks = {info.rank};
+  return ranks;
+}
+
+std::vector<double> energy_shares(const Calibration& calibration, const std::vector<float>& spectra,
+                                  int64_t head) {
+  const auto dim = static_cast<size_t>(calibration.info.shape.head_dim);
+  std::vector<double> shares;
+  for (const int64_t rank : shown_ranks(calibration.info)) {
+    const auto of_head = std::span(spectra).subspan(static_cast<size_t>(head) * dim, dim);
+    shares.push_back(energy_share(of_head, rank));
+  }
+  return shares;
+}
+
+Json energy_of(const Calibration& calibration) {
+  Json heads = Json::array();
+  for (size_t layer = 0; layer < calibration.layers.size(); ++layer) {
+    const ValueCalibration& value = calibration.layers[layer].value;
+    for (int64_t head = 0; head < calibration.info.shape.num_kv_heads; ++head) {
+      heads.push_back({{"layer", layer},
+                       {"head", head},
+                       {"pca", energy_shares(calibration, value.spectrum, head)},
+                       {"pcaw", energy_shares(calibration, value.weighted_spectrum, head)}});
+    }
+  }
+  return {{"ranks", shown_ranks(calibration.info)}, {"heads", heads}};
+}
+
+void print_energy(const Calibration& calibration) {
+  std::vector<std::vector<std::string>> rows(1);
+  rows[0] = {"layer", "head"};
+  for (const int64_t rank : shown_ranks(calibration.info)) {
+    rows[0].push_back(fmt::format("pca{}", rank));
+  }
+  for (size_t layer = 0; layer < calibration.layers.size(); ++layer) {
+    for (int64_t head = 0; head < calibration.info.shape.num_kv_heads; ++head) {
+      rows.push_back({std::to_string(layer), std::to_string(head)});
+      for (const double share :
+           energy_shares(calibration, calibration.layers[layer].value.spectrum, head)) {
+        rows.back().push_back(fmt::format("{:.2f}%", 100 * share));
+      }
+    }
+  }
+  fmt::print("Energy of values that a rank keeps ({}):\n{}", calibration.info.recipe,
+             format_table(rows));
+}
+
 Json result_of(const Calibration& calibration, int64_t file_bytes, double seconds) {
   const auto& info = calibration.info;
   Json texts = Json::array();
@@ -109,6 +165,7 @@ Json result_of(const Calibration& calibration, int64_t file_bytes, double second
           {"recipe", info.recipe},
           {"file_bytes", file_bytes},
           {"calibration_s", seconds},
+          {"value_energy", energy_of(calibration)},
           {"texts", texts}};
 }
 
@@ -157,6 +214,7 @@ int run(const Options& options) {
     fmt::print("{} layers calibrated on {} tokens ({} samples of {}) in {:.1f} s\n{}: {}\n",
                info.shape.num_layers, info.num_samples * info.seq_len, info.num_samples,
                info.seq_len, seconds, options.output, format_bytes(file_bytes));
+    if (options.spectra) print_energy(calibration);
     if (!options.per_layer.empty()) {
       fmt::print("{}: codebooks and scales of {} keys, layer by layer\n", options.per_layer,
                  options.per_layer_codec);
@@ -188,6 +246,10 @@ void add_ablation_options(CLI::App& command, Options& options) {
       {"none", "scale", "query", "fisher"});
   add("--codebook-per", options.codebook_per,
       "whose keys or values share one: all of a layer, or those of each KV head", {"layer", "head"})
+      ->capture_default_str();
+  add("--bases", options.bases,
+      "what bases of values are fitted to: what attention makes of them, or the values themselves",
+      {"outputs", "values"})
       ->capture_default_str();
   command
       .add_option("--fisher", options.fisher,
@@ -227,6 +289,8 @@ void add_calibrate(CLI::App& app, int& exit_code) {
   command->add_option("-o,--output", options->output, "calibration file to write (.safetensors)")
       ->required()
       ->each([](const std::string& path) { check_writable(path); });  // now, not after the work
+  command->add_flag("--spectra", options->spectra,
+                    "print how much of its values' energy a rank keeps of every KV head");
   add_per_layer_options(*command, *options);
   add_ablation_options(*command, *options);
   command->callback([options, &exit_code] { exit_code = run(*options); });

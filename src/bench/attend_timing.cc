@@ -13,6 +13,7 @@
 #include "base/buffer.h"
 #include "base/check.h"
 #include "bench/attend_timing_cache.h"
+#include "formats/codec_table.h"
 #include "formats/kv_block.h"
 #include "ops/attend.h"
 
@@ -191,11 +192,13 @@ void check_spec(const CacheSpec& spec, const AttendTimingShape& shape) {
   check_spec_built(spec);
   const Codec &keys = spec.key, &values = spec.value;
   const bool is_coded = is_compressed(keys);
-  check_arg(is_coded == is_compressed(values) && (is_coded || keys.quantizer == values.quantizer),
+  check_arg(has_latents(values) || (is_coded == is_compressed(values) &&
+                                    (is_coded || keys.quantizer == values.quantizer)),
             fmt::format("attend timing: {}: keys and values must both be coded, or both dense and "
-                        "of one type",
+                        "of one type, unless values are latents",
                         spec.text));
-  check_arg(shape.num_layers <= INT_MAX && shape.head_dim <= (is_coded ? kMaxNuqHeadDim : INT_MAX),
+  check_arg(shape.num_layers <= INT_MAX &&
+                shape.head_dim <= (is_compressed(values) ? kMaxNuqHeadDim : INT_MAX),
             fmt::format("attend timing: {} layers of head_dim {} are too large for {}",
                         shape.num_layers, shape.head_dim, spec.text));
   check_spec_fits(spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));

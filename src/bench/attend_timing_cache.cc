@@ -24,6 +24,7 @@ DenseType dense_type(const Codec& codec) {
 }
 
 NuqCodebook codebook_of(const Codec& codec) {
+  if (code_bits(codec.quantizer) == 0) return {};  // latents of fp16
   if (codec.quantizer == Quantizer::kInt8 || codec.quantizer == Quantizer::kInt4) {
     return make_uniform_codebook(code_bits(codec.quantizer));
   }
@@ -46,9 +47,24 @@ void store(std::byte* memory, DenseType type, int64_t i, float x) {
 
 }  // namespace
 
+// A map of latents that nobody has fitted, the same for all heads.
+struct TimingCache::Latents {
+  Latents(int64_t rank, int64_t head_dim)
+      : mean(static_cast<size_t>(head_dim), 0.25f), decode(static_cast<size_t>(rank * head_dim)) {
+    for (size_t i = 0; i < decode.size(); ++i) {
+      decode[i] = std::sin(static_cast<float>(i) * 0.7f) * 0.2f;
+    }
+    map = {rank, latent_width(rank), head_dim, mean.data(), decode.data(), decode.data()};
+  }
+  std::vector<float> mean, decode;
+  LatentMap map;
+};
+
 // One side of all layers, [layer][block], and outliers as [layer][KV head] lists of pages.
 struct TimingCache::CodedTokens {
-  CodedTokens(KvSide side, const Codec& codec, int64_t block_tiles, const TimingCacheShape& shape);
+  // Of latents, the shape's head_dim is their width.
+  CodedTokens(KvSide side, const Codec& codec, int64_t block_tiles, const TimingCacheShape& shape,
+              const LatentMap* map);
   const CodedSide& view(int64_t layer, int64_t head) const {
     return views[static_cast<size_t>(layer * size.num_kv_heads + head)];
   }
@@ -71,6 +87,7 @@ struct TimingCache::CodedTokens {
   }
 
   TimingCacheShape size;
+  const LatentMap* latents;
   NuqCodebook book;
   KvBlockShape shape;
   KvBlockLayout layout;
@@ -93,12 +110,17 @@ struct TimingCache::CodedTokens {
 };
 
 TimingCache::CodedTokens::CodedTokens(KvSide side, const Codec& codec, int64_t block_tiles,
-                                      const TimingCacheShape& cache)
-    : size(cache), book(codebook_of(codec)), rng(side == KvSide::kKey ? 1 : 2) {
-  shape = {side,          book.bits,  codec.outlier_percent > 0, size.num_kv_heads,
-           size.head_dim, block_tiles};
+                                      const TimingCacheShape& cache, const LatentMap* map)
+    : size(cache), latents(map), book(codebook_of(codec)), rng(side == KvSide::kKey ? 1 : 2) {
+  shape = {.side = side,
+           .bits = book.bits == 0 ? kLatentBits : book.bits,
+           .has_outliers = codec.outlier_percent > 0,
+           .num_kv_heads = size.num_kv_heads,
+           .head_dim = size.head_dim,
+           .num_tiles = block_tiles,
+           .has_latents = map != nullptr};
   layout = kv_block_layout(shape);
-  hadamard = !codec.transforms.empty();
+  hadamard = !codec.transforms.empty() && map == nullptr;
   num_tiles = tiles_of(size.num_tokens);
   num_blocks = (num_tiles + block_tiles - 1) / block_tiles;
   memory = Buffer<std::byte>(size.num_layers * num_blocks * layout.num_bytes);
@@ -112,11 +134,13 @@ TimingCache::CodedTokens::CodedTokens(KvSide side, const Codec& codec, int64_t b
     for (Half& zero : zeros.span()) zero = random_param(-0.5, 0.5);
   }
   if (shape.has_outliers) {
-    const int64_t row = size.num_kv_heads * size.head_dim;
+    const int64_t row = map != nullptr ? size.head_dim : size.num_kv_heads * size.head_dim;
+    const int64_t num_outliers = map != nullptr
+                                     ? num_latent_outliers(map->rank, codec.outlier_percent)
+                                     : num_value_outliers(row, codec.outlier_percent);
     outlier_rate = side == KvSide::kKey
                        ? codec.outlier_percent / 100
-                       : 2.0 * static_cast<double>(num_value_outliers(row, codec.outlier_percent)) /
-                             static_cast<double>(row);
+                       : 2.0 * static_cast<double>(num_outliers) / static_cast<double>(row);
     entries_of_head =
         static_cast<int64_t>(outlier_rate * static_cast<double>(size.num_tokens * size.head_dim));
     pages_of_head = (entries_of_head + kOutliersPerPage - 1) / kOutliersPerPage;
@@ -138,12 +162,18 @@ void TimingCache::CodedTokens::make_patterns() {
   const int64_t last_tokens = size.num_tokens - (num_tiles - 1) * kTileTokens;
   std::vector<uint8_t> planar(static_cast<size_t>(size.head_dim * kTileTokens));
   for (int i = 0; i <= kNumPatterns; ++i) {
-    for (size_t at = 0; at < planar.size(); ++at) {
+    std::vector<uint8_t> tile(static_cast<size_t>(layout.code_tile));
+    for (size_t at = 0; at < tile.size() && !shape.has_codes(); at += 2) {  // up to 2
+      tile[at] = static_cast<uint8_t>(rng.below(next++, 256));
+      tile[at + 1] = static_cast<uint8_t>(rng.below(next++, 64));
+    }
+    for (size_t at = 0; at < planar.size() && shape.has_codes(); ++at) {
       const bool is_used = i < kNumPatterns || static_cast<int64_t>(at % kTileTokens) < last_tokens;
       planar[at] = static_cast<uint8_t>(is_used ? rng.below(next++, 1u << book.bits) : 0);
     }
-    std::vector<uint8_t> tile(static_cast<size_t>(layout.code_tile));
-    add_codes(tile.data(), shape.side, book.bits, size.head_dim, planar.data());
+    if (shape.has_codes()) {
+      add_codes(tile.data(), shape.side, book.bits, size.head_dim, planar.data());
+    }
     (i < kNumPatterns ? patterns.emplace_back() : last_pattern) = std::move(tile);
   }
 }
@@ -159,11 +189,15 @@ void TimingCache::CodedTokens::fill_codes(int64_t layer) {
 }
 
 void TimingCache::CodedTokens::fill_token_params(int64_t layer) {
+  const int64_t num_parts = shape.num_token_params() / kTileTokens;
   for (int64_t token = 0; token < size.num_tokens; ++token) {
     std::byte* block = block_of(layer, token / kTileTokens);
-    const int64_t at = token % (shape.num_tiles * kTileTokens);
-    reinterpret_cast<Half*>(block + layout.scales)[at] = random_param(0.5, 1.5);
-    reinterpret_cast<Half*>(block + layout.zeros)[at] = random_param(-0.5, 0.5);
+    const int64_t tile = token / kTileTokens % shape.num_tiles;
+    for (int64_t part = 0; part < num_parts; ++part) {
+      const int64_t at = shape.token_params(tile, part) + token % kTileTokens;
+      reinterpret_cast<Half*>(block + layout.scales)[at] = random_param(0.5, 1.5);
+      reinterpret_cast<Half*>(block + layout.zeros)[at] = random_param(-0.5, 0.5);
+    }
   }
 }
 
@@ -196,7 +230,8 @@ void TimingCache::CodedTokens::fill_outliers(int64_t layer, int64_t head) {
 void TimingCache::CodedTokens::make_view(int64_t layer, int64_t head) {
   const int64_t index = layer * size.num_kv_heads + head;
   CodedSide side;
-  side.codebook = &book;
+  side.codebook = shape.has_codes() ? &book : nullptr;
+  side.latents = latents;
   side.shape = shape;
   side.layout = layout;
   side.head = head;
@@ -225,27 +260,28 @@ TimingCache::TimingCache(const TimingCacheShape& shape, const CacheSpec& spec) :
   if (is_compressed(spec.key)) {
     make_coded(spec);
   } else {
-    make_dense(dense_type(spec.key));
+    make_dense(dense_type(spec.key), has_latents(spec.value) ? 1 : 2);
+    if (has_latents(spec.value)) make_latents(spec);
   }
 }
 
 TimingCache::~TimingCache() = default;
 
 // Numbers in [-1, 1) that look random enough for scores to differ.
-void TimingCache::make_dense(DenseType type) {
+void TimingCache::make_dense(DenseType type, int64_t num_sides) {
   const int64_t num_tiles = tiles_of(shape_.num_tokens);
   const int64_t num_heads = shape_.num_layers * shape_.num_kv_heads;
   const int64_t tile_size = kTileTokens * shape_.head_dim;
   const int64_t tile_bytes = tile_size * element_bytes(type);
-  dense_ = Buffer<std::byte>(num_heads * num_tiles * 2 * tile_bytes);
+  dense_ = Buffer<std::byte>(num_heads * num_tiles * num_sides * tile_bytes);
   uint32_t state = 1;
-  for (int64_t i = 0; i < num_heads * num_tiles * 2 * tile_size; ++i) {
+  for (int64_t i = 0; i < num_heads * num_tiles * num_sides * tile_size; ++i) {
     state = state * 1664525u + 1013904223u;
     store(dense_.data(), type, i, static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f);
   }
   for (int64_t i = 0; i < num_heads * num_tiles; ++i) {
-    key_tiles_.push_back(dense_.data() + 2 * i * tile_bytes);
-    value_tiles_.push_back(dense_.data() + (2 * i + 1) * tile_bytes);
+    key_tiles_.push_back(dense_.data() + num_sides * i * tile_bytes);
+    value_tiles_.push_back(dense_.data() + (num_sides * i + num_sides - 1) * tile_bytes);
   }
   for (int64_t i = 0; i < num_heads; ++i) {
     const auto first = static_cast<size_t>(i * num_tiles), count = static_cast<size_t>(num_tiles);
@@ -259,11 +295,33 @@ void TimingCache::make_dense(DenseType type) {
   num_bytes_ = dense_.num_bytes();
 }
 
+void TimingCache::make_values(const CacheSpec& spec) {
+  TimingCacheShape shape = shape_;
+  if (has_latents(spec.value)) {
+    latents_ = std::make_unique<Latents>(latent_rank(spec.value, shape_.head_dim), shape_.head_dim);
+    shape.head_dim = latents_->map.width;
+  }
+  values_ = std::make_unique<CodedTokens>(KvSide::kValue, spec.value, spec.block / kTileTokens,
+                                          shape, latents_ ? &latents_->map : nullptr);
+}
+
+// Behind dense keys.
+void TimingCache::make_latents(const CacheSpec& spec) {
+  make_values(spec);
+  for (size_t i = 0; i < runs_.size(); ++i) {
+    const auto index = static_cast<int64_t>(i);
+    runs_[i].value_tiles = {};
+    runs_[i].coded_values =
+        &values_->view(index / shape_.num_kv_heads, index % shape_.num_kv_heads);
+  }
+  num_bytes_ += values_->num_bytes();
+}
+
 void TimingCache::make_coded(const CacheSpec& spec) {
-  const int64_t block_tiles = spec.block / kTileTokens;
   rope_ = RopeTable(shape_.head_dim, shape_.num_tokens, 10000);
-  keys_ = std::make_unique<CodedTokens>(KvSide::kKey, spec.key, block_tiles, shape_);
-  values_ = std::make_unique<CodedTokens>(KvSide::kValue, spec.value, block_tiles, shape_);
+  keys_ = std::make_unique<CodedTokens>(KvSide::kKey, spec.key, spec.block / kTileTokens, shape_,
+                                        nullptr);
+  make_values(spec);
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
     for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
       AttendRun run;

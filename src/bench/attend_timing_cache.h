@@ -1,5 +1,5 @@
 // A cache of random tokens as attention reads it, dense or coded: what attend_timing times. Nothing
-// is encoded: codes are random, outliers are at random places at the rate of the codec.
+// is encoded: codes and latents are random, outliers are at random places at the rate of the codec.
 #pragma once
 
 #include <cstdint>
@@ -38,13 +38,17 @@ class TimingCache {
 
  private:
   struct CodedTokens;
-  void make_dense(DenseType type);
+  struct Latents;
+  void make_dense(DenseType type, int64_t num_sides);
+  void make_values(const CacheSpec& spec);
+  void make_latents(const CacheSpec& spec);
   void make_coded(const CacheSpec& spec);
 
   TimingCacheShape shape_;
   int64_t num_bytes_ = 0;
   Buffer<std::byte> dense_;
   std::vector<const void*> key_tiles_, value_tiles_;
+  std::unique_ptr<Latents> latents_;
   std::unique_ptr<CodedTokens> keys_, values_;
   RopeTable rope_;
   std::vector<AttendRun> runs_;

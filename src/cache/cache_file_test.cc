@@ -32,7 +32,10 @@ constexpr const char* kSpecs[] = {"fp16",
                                   "k=nuq4-1%,v=had+nuq4,sink=4,recent=64",
                                   "int8,sink=70,recent=30",
                                   "k=nuq2-5%,v=fp16",
-                                  "k=bf16,v=had+nuq3-1%,layers=1:int4"};
+                                  "k=bf16,v=had+nuq3-1%,layers=1:int4",
+                                  "k=fp16,v=lnns,block=64",
+                                  "k=nuq4-1%,v=lnns+nuq3-5%,sink=3,recent=30",
+                                  "k=fp32,v=lnns+int8"};
 constexpr CacheMode kModes[] = {CacheMode::kStrict, CacheMode::kAsServed};
 const CacheFileInfo kInfo{"test", "00ff00ff00ff00ff"};
 

@@ -10,12 +10,12 @@ void CacheView::prepare(const LayerStore& store, const Staging& staging) {
   key_tiles_.clear();
   value_tiles_.clear();
   coded_.clear();
+  const bool reads_codes = plan.is_coded() || plan.has_latents_of_dense_keys();
+  if (reads_codes && store.num_encoded() > 0) point_at_codes(store);
   if (plan.is_direct()) {
     point_at_tiles(store);
   } else if (!plan.is_coded()) {
     fill_tiles(store, staging);
-  } else if (store.num_encoded() > 0) {
-    point_at_codes(store);
   }
   make_runs(store, staging);
 }
@@ -32,7 +32,8 @@ void CacheView::point_at_tiles(const LayerStore& store) {
 
 void CacheView::point_at_codes(const LayerStore& store) {
   for (int64_t head = 0; head < num_kv_heads_; ++head) {
-    coded_.push_back(store.coded_key().coded_side(head));
+    const bool has_keys = store.plan().is_coded();
+    coded_.push_back(has_keys ? store.coded_key().coded_side(head) : CodedSide{});
     coded_.push_back(store.coded_value().coded_side(head));
   }
 }
@@ -44,6 +45,7 @@ void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
   };
   std::vector<Task> tasks;
   for (const RunPlan& run : plans_) {
+    if (is_stored(store, run)) continue;
     for (int64_t tile = 0; tile < run.num_tiles(); ++tile) tasks.push_back({&run, tile});
   }
   const int64_t task_size = num_kv_heads_ * 2 * tile_size();
@@ -58,11 +60,25 @@ void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
     store.fill_tile(*tasks[task].run, tasks[task].tile, staging, scratch,
                     tiles_.data() + task * task_size);
   });
-  for (int64_t head = 0; head < num_kv_heads_; ++head) {
-    for (int64_t task = 0; task < num_tasks; ++task) {
-      const float* keys = tiles_.data() + task * task_size + 2 * head * tile_size();
-      key_tiles_.push_back(keys);
-      value_tiles_.push_back(keys + tile_size());
+  for (int64_t head = 0; head < num_kv_heads_; ++head) list_tiles(store, head);
+}
+
+// Tiles of all runs of a head: those that were filled, and stored ones of keys.
+void CacheView::list_tiles(const LayerStore& store, int64_t head) {
+  const float* filled = tiles_.data() + 2 * head * tile_size();
+  for (const RunPlan& run : plans_) {
+    if (is_stored(store, run)) {
+      const int64_t end = run.first_position + run.num_tokens;
+      for (int64_t i = run.first_position / kTileTokens; i * kTileTokens < end; ++i) {
+        key_tiles_.push_back(store.dense_key().tile(i, head));
+        value_tiles_.push_back(nullptr);
+      }
+      continue;
+    }
+    for (int64_t i = 0; i < run.num_tiles(); ++i) {
+      key_tiles_.push_back(filled);
+      value_tiles_.push_back(filled + tile_size());
+      filled += num_kv_heads_ * 2 * tile_size();
     }
   }
 }
@@ -96,10 +112,16 @@ void CacheView::make_runs(const LayerStore& store, const Staging& staging) {
       if (plan.is_coded()) {
         point_at_tokens(store, staging, run_plan, head, run);
       } else {
-        run.type = plan.is_direct() ? plan.key.dense->type : DenseType::kF32;
-        const auto count = static_cast<size_t>(run_plan.num_tiles());
+        const bool stored = is_stored(store, run_plan);
+        run.type = plan.is_direct() || stored ? plan.key.dense->type : DenseType::kF32;
+        if (stored) {
+          run.key_offset = run_plan.first_position % kTileTokens;
+          run.coded_values = &coded_[2 * head + 1];
+        }
+        const auto count = static_cast<size_t>(
+            (run.key_offset + run_plan.num_tokens + kTileTokens - 1) / kTileTokens);
         run.key_tiles = std::span(key_tiles_).subspan(first, count);
-        run.value_tiles = std::span(value_tiles_).subspan(first, count);
+        if (!stored) run.value_tiles = std::span(value_tiles_).subspan(first, count);
         first += count;
       }
       runs_.push_back(run);

@@ -2,7 +2,9 @@
 //
 //   both sides dense, of one type   the stored tiles themselves
 //   both sides compressed           the codes themselves, and the rows of exact tokens around them
-//   one of each                     everything as f32 tiles
+//   dense keys, values as latents   the stored key tiles and the latents themselves, and f32 tiles
+//                                   of the exact tokens around them
+//   one of each otherwise           everything as f32 tiles
 //
 // f32 tiles are made in scratch at every call of prepare; other views need none, and prepare only
 // lists pointers.
@@ -35,6 +37,11 @@ class CacheView {
   void point_at_tiles(const LayerStore& store);
   void point_at_codes(const LayerStore& store);
   void fill_tiles(const LayerStore& store, const Staging& staging);
+  void list_tiles(const LayerStore& store, int64_t head);
+  // Whether attention reads the tokens of a run where the store has them.
+  bool is_stored(const LayerStore& store, const RunPlan& run) const {
+    return run.kind == RunKind::kEncoded && store.plan().has_latents_of_dense_keys();
+  }
   void make_runs(const LayerStore& store, const Staging& staging);
   void point_at_tokens(const LayerStore& store, const Staging& staging, const RunPlan& run_plan,
                        int64_t head, AttendRun& run) const;
@@ -43,11 +50,12 @@ class CacheView {
   ThreadPool& pool_;
   std::vector<RunPlan> plans_;  // of the prepared layer
   int64_t num_runs_ = 0;
-  std::vector<AttendRun> runs_;                       // [num_kv_heads][num_runs]
-  std::vector<const void*> key_tiles_, value_tiles_;  // [num_kv_heads][all tiles of the runs]
-  std::vector<CodedSide> coded_;                      // [num_kv_heads][2], keys first, or empty
-  Buffer<float> tiles_;    // [all tiles of the runs][num_kv_heads][2][64 * head_dim]
-  Buffer<float> workers_;  // [num_threads][2 * 64 * head_dim], see TileScratch
+  std::vector<AttendRun> runs_;  // [num_kv_heads][num_runs]
+  // [num_kv_heads][all tiles of the runs]; beside latents a value tile is null
+  std::vector<const void*> key_tiles_, value_tiles_;
+  std::vector<CodedSide> coded_;  // [num_kv_heads][2], keys first, or empty; dense ones as made
+  Buffer<float> tiles_;           // [filled tiles of the runs][num_kv_heads][2][64 * head_dim]
+  Buffer<float> workers_;         // [num_threads][2 * 64 * head_dim], see TileScratch
 };
 
 }  // namespace kvquant

@@ -171,7 +171,8 @@ TEST(CalibratedCache, CountsItsParametersOnceAndStoresNoneInSequences) {
 
 TEST(CalibratedCache, ThePublishedRecipeRoundsToTheNearestLevel) {
   const auto calibration = fitted(recipe_choices("percentile"));
-  const SideParameters parameters(KvSide::kKey, parse_spec("nuq4-1%").key, &calibration->layers[0]);
+  const SideParameters parameters(KvSide::kKey, parse_spec("nuq4-1%").key, {2, 16},
+                                  &calibration->layers[0]);
   EXPECT_TRUE(parameters.feedback.empty());
   EXPECT_EQ(parameters.ranges.size(), 4u * kRowSize);
 }

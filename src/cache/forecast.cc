@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cassert>
+#include <memory>
 #include <random>
 #include <utility>
 #include <vector>
+
+#include "formats/codec_table.h"
+#include "quant/value_basis.h"
 
 namespace kvquant {
 namespace {
@@ -38,7 +42,9 @@ class Feed {
  public:
   Feed(const KvShape& shape, const CacheSpec& spec, int64_t longest, ThreadPool& pool)
       : rope_(shape.head_dim, longest, 10000.0),
-        cache_(shape, spec, CacheMode::kAsServed, rope_, pool),
+        cache_(shape, spec, CacheMode::kAsServed, rope_, pool,
+               std::make_shared<const Calibration>(identity_bases(
+                   {shape.num_layers, shape.num_kv_heads, shape.num_kv_heads, shape.head_dim}))),
         shared_bytes_(static_cast<double>(cache_.memory_bytes())),
         id_(cache_.add_sequence()),
         row_(shape.num_kv_heads * shape.head_dim),
@@ -150,11 +156,14 @@ CacheForecast forecast_cache(const KvShape& shape, const CacheSpec& spec, Thread
     auto found = std::find_if(known.begin(), known.end(), [&](const auto& other) {
       return other.first.key == single.key && other.first.value == single.value;
     });
-    if (found == known.end()) {
+    const bool is_new = found == known.end();
+    if (is_new) {
       known.emplace_back(single, measure(one_layer, single, lengths.longest, pool));
       found = known.end() - 1;
     }
-    shared_bytes += found->second.shared_bytes;
+    // Layers have bases of their own; all else they share.
+    const bool is_own = needs_calibration(single.key) || needs_calibration(single.value);
+    if (is_new || is_own) shared_bytes += found->second.shared_bytes;
     for (size_t i = 0; i < sequence_bytes.size(); ++i) {
       sequence_bytes[i] += found->second.sequence_bytes[i];
     }

@@ -46,7 +46,8 @@ TEST(Forecast, IsWithinTwoPercentOfARealCache) {
   for (const char* text :
        {"fp16", "fp32", "int8", "int4,block=64", "nuq4", "nuq3-1%", "nuq2-5%", "k=nuq3,v=had+nuq3",
         "k=nuq2-2%,v=bf16,block=64", "nuq4-1%,layers=1:fp16", "nuq4,sink=100,recent=1500",
-        "nuq3-1%,sink=0,recent=0,block=1024", "nuq4-0.1%,block=192", "nuq4-1%,recent=5000"}) {
+        "nuq3-1%,sink=0,recent=0,block=1024", "nuq4-0.1%,block=192", "nuq4-1%,recent=5000",
+        "v=lnns+int8", "k=nuq4,v=lnns+nuq3-2%"}) {
     const CacheSpec spec = parse_spec(text);
     const CacheForecast forecast = forecast_cache(shape, spec, pool);
     // One token, tile and block borders, half-empty blocks, and beyond what was tried.
@@ -71,6 +72,18 @@ TEST(Forecast, IsWithinTwoPercentAtOtherShapes) {
       }
     }
   }
+}
+
+TEST(Forecast, OfLowRankCodecsNeedsNoCalibration) {
+  ThreadPool pool(1, ThreadPool::Pin::kNo);
+  const auto per_token = [&](const char* spec) {
+    return forecast_cache({3, 2, 64}, parse_spec(spec), pool).bytes_per_token();
+  };
+  const double keys = 3 * 2 * 64 * 2;
+  EXPECT_NEAR(per_token("v=pca48"), keys + 3 * 2 * 48 * 2, 1);
+  EXPECT_NEAR(per_token("v=pcaw48+int8"), keys + 3 * 2 * (48 + 4), 1);
+  EXPECT_NEAR(per_token("k=int8,v=pca32+had+int4,layers=0-1:v=pca48+int4"),
+              keys / 2 + 2 * 2 * (24 + 4) + 2 * (16 + 4), 1);
 }
 
 TEST(Forecast, OfFp16IsTwoBytesAValue) {

@@ -34,7 +34,8 @@ DenseType dense_type(Quantizer quantizer) {
 double largest_value(const SidePlan& plan) {
   constexpr double kMaxHalf = 65504, kMaxBFloat16 = 0x1.FEp127;
   if (plan.nuq) {  // what is rotated may gather in one channel
-    return plan.nuq->hadamard ? kMaxHalf / std::sqrt(plan.nuq->shape.head_dim) : kMaxHalf;
+    return plan.nuq->hadamard ? kMaxHalf / std::sqrt(plan.nuq->shape.head_dim)
+                              : plan.nuq->largest_value;
   }
   const double largest = plan.dense->type == DenseType::kF16 ? kMaxHalf : kMaxBFloat16;
   return plan.dense->side == KvSide::kKey ? largest / std::sqrt(2.0) : largest;
@@ -109,7 +110,8 @@ int64_t num_expanded_layers(const CacheSpec& spec, int64_t num_layers) {
     const Codec &key = spec.key_of(layer), &value = spec.value_of(layer);
     const bool both = is_compressed(key) && is_compressed(value);
     const bool none = !is_compressed(key) && !is_compressed(value);
-    if (!both && !(none && key.quantizer == value.quantizer)) ++count;
+    const bool is_read = both || has_latents(value) || (none && key.quantizer == value.quantizer);
+    if (!is_read) ++count;
   }
   return count;
 }
@@ -164,27 +166,50 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
   check_arg(shape.head_dim <= kMaxNuqHeadDim,
             fmt::format("codec '{}': head_dim {} is larger than {}", to_string(codec),
                         shape.head_dim, kMaxNuqHeadDim));
-  const int bits = code_bits(codec.quantizer);
-  const LayerCalibration* fitted =
-      calibration ? &calibration->layers[static_cast<size_t>(layer)] : nullptr;
-  Codec plain;  // what codecs without a calibration differ by
-  plain.quantizer = codec.quantizer;
-  const std::tuple owner(fitted != nullptr ? layer : -1, fitted != nullptr ? side : KvSide::kKey,
-                         to_string(fitted != nullptr ? codec : plain));
-  const SideParameters& found = parameters.try_emplace(owner, side, codec, fitted).first->second;
+  const bool is_latent = has_latents(codec);
+  const int64_t rank = is_latent ? latent_rank(codec, shape.head_dim) : shape.head_dim;
+  const SideParameters& found = parameters_of(side, codec, layer);
   NuqPlan nuq{.side = side,
               .outlier_percent = codec.outlier_percent,
-              .hadamard = !codec.transforms.empty(),
+              .hadamard = !codec.transforms.empty() && !is_latent,
+              .latents = found.latents,
+              .largest_value = is_latent ? found.basis.largest_value : NuqPlan{}.largest_value,
               .codebooks = found.codebooks,
               .ranges = found.ranges,
               .feedback = found.feedback,
-              .shape = {side, bits, codec.outlier_percent > 0, shape.num_kv_heads, shape.head_dim,
-                        num_tiles}};
+              .shape = {.side = side,
+                        .bits = codec.quantizer == Quantizer::kF16 ? kLatentBits
+                                                                   : code_bits(codec.quantizer),
+                        .has_outliers = codec.outlier_percent > 0,
+                        .num_kv_heads = shape.num_kv_heads,
+                        .head_dim = is_latent ? latent_width(rank) : shape.head_dim,
+                        .num_tiles = num_tiles,
+                        .has_latents = is_latent}};
   nuq.layout = kv_block_layout(nuq.shape);
   nuq.pool = pool_of(nuq.layout.num_bytes);
   nuq.pages = pool_of(sizeof(OutlierPage));
   plan.nuq = nuq;
   return plan;
+}
+
+// Without a calibration only latents depend on more than the quantizer.
+const SideParameters& KvCache::Impl::parameters_of(KvSide side, const Codec& codec, int layer) {
+  const LayerCalibration* fitted =
+      calibration ? &calibration->layers[static_cast<size_t>(layer)] : nullptr;
+  const bool is_calibrated =
+      has_latents(codec) ? needs_calibration(codec) : fitted != nullptr && fitted->has_codebooks();
+  if (!is_calibrated) fitted = nullptr;
+  Codec plain = codec;
+  if (fitted == nullptr) {
+    plain = {};
+    plain.quantizer = codec.quantizer;
+    if (has_latents(codec)) plain.transforms = codec.transforms;
+  }
+  const bool is_own = fitted != nullptr || has_latents(codec);
+  const std::tuple owner(fitted != nullptr ? layer : -1, is_own ? side : KvSide::kKey,
+                         to_string(plain));
+  const BasisShape basis{shape.num_kv_heads, shape.head_dim};
+  return parameters.try_emplace(owner, side, codec, basis, fitted).first->second;
 }
 
 KvCache::Impl::Sequence& KvCache::Impl::find(SequenceId id) {

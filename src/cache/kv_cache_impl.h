@@ -28,6 +28,7 @@ struct KvCache::Impl {
   Impl(const KvShape& shape, const CacheSpec& spec, CacheMode mode, const RopeTable& rope,
        ThreadPool& threads, std::shared_ptr<const Calibration> calibration);
   SidePlan plan_side(KvSide side, const Codec& codec, int64_t num_tiles, int layer);
+  const SideParameters& parameters_of(KvSide side, const Codec& codec, int layer);
   BlockPool* pool_of(int64_t block_bytes);
   Sequence& find(SequenceId id);
   Sequence& find_whole(SequenceId id);  // one that isn't broken

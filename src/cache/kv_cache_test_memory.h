@@ -27,10 +27,12 @@ class ModelMemory {
       memory.block_bytes = block * row_size * (side->codec.quantizer == Quantizer::kF32 ? 4 : 2);
       if (!memory.is_nuq) continue;
       const bool sparse = side->codec.outlier_percent > 0;
+      const bool is_half = side->codec.quantizer == Quantizer::kF16;
       memory.block_bytes =
           kv_block_layout({side->is_key ? KvSide::kKey : KvSide::kValue,
-                           code_bits(side->codec.quantizer), sparse, shape.num_kv_heads,
-                           shape.head_dim, block / kTileTokens})
+                           is_half ? kLatentBits : code_bits(side->codec.quantizer), sparse,
+                           shape.num_kv_heads, side->coded_dim(), block / kTileTokens,
+                           side->basis.rank > 0})
               .num_bytes;
       memory.ranges_bytes = side->is_key ? memory.row_bytes * (sparse ? 4 : 2) : 0;
       if (sparse) memory.pages.resize(static_cast<size_t>(shape.num_kv_heads));
@@ -135,8 +137,8 @@ class ModelMemory {
         const int64_t before = count;
         for (int64_t t = num_encoded_; t < layer.num_encoded; ++t) {
           const auto marks = model.outliers[static_cast<size_t>(layer.sink + t)].begin() +
-                             static_cast<int64_t>(head) * model.head_dim;
-          count += std::count(marks, marks + model.head_dim, 1);
+                             static_cast<int64_t>(head) * model.coded_dim();
+          count += std::count(marks, marks + model.coded_dim(), 1);
         }
         write(side.pages[head], before, count, 128, 512);
       }

@@ -15,7 +15,9 @@
 #include "formats/nuq_codebook.h"
 #include "kvquant/codebook.h"
 #include "ops/hadamard.h"
+#include "ops/latent.h"
 #include "quant/ranges.h"
+#include "quant/value_basis.h"
 
 namespace kvquant::test {
 
@@ -62,6 +64,10 @@ struct ModelSide {
   std::vector<Row> decoded{};                    // what the codec makes of them
   std::vector<std::vector<uint8_t>> outliers{};  // 1 where exact
   std::vector<ChannelRange> ranges{};            // keys
+  ValueBasis basis{};                            // of values that are latents
+
+  // Channels of a head as they are coded.
+  int64_t coded_dim() const { return basis.rank > 0 ? latent_width(basis.rank) : head_dim; }
 
   void fit(size_t first) {
     for (size_t c = 0; c < rows[0].size(); ++c) {
@@ -83,9 +89,56 @@ struct ModelSide {
     ref::hadamard_rows(row.data(), head_dim, num_heads, head_dim);
   }
 
+  // Of all heads; outliers are marked in the coded row.
+  Row decode_latents(const Row& row, std::vector<uint8_t>& marks) const {
+    const auto num_heads = static_cast<int64_t>(row.size()) / head_dim;
+    const int64_t rank = basis.rank;
+    marks.assign(static_cast<size_t>(num_heads * coded_dim()), 0);
+    Row out(row.size());
+    for (int64_t head = 0; head < num_heads; ++head) {
+      const auto* decode = basis.decode.data() + head * rank * head_dim;
+      const auto* mean = basis.mean.data() + head * head_dim;
+      const LatentMap map{rank,
+                          latent_width(rank),
+                          head_dim,
+                          mean,
+                          basis.encoder().data() + head * rank * head_dim,
+                          decode};
+      Row z(static_cast<size_t>(map.width));
+      ref::encode_latents(map, {row.data() + head * head_dim, 0, 1, z.data(), 0});
+      quantize(std::span(z).first(static_cast<size_t>(rank)), marks.data() + head * map.width);
+      ref::expand_latents(map, z.data(), 1, 1, out.data() + head * head_dim);
+    }
+    return out;
+  }
+
+  void quantize(std::span<float> z, uint8_t* marks) const {
+    if (codec.quantizer == Quantizer::kF16) {
+      for (float& x : z) x = round_to_half(x);
+      return;
+    }
+    const NuqCodebook book = codebook_of(codec);
+    const int64_t count =
+        num_latent_outliers(static_cast<int64_t>(z.size()), codec.outlier_percent);
+    std::vector<uint8_t> chosen(count > 0 ? z.size() : 0);
+    const RowRange range = fit_row(z, count, chosen);
+    for (size_t r = 0; r < z.size(); ++r) {
+      const bool is_outlier = count > 0 && chosen[r] != 0;
+      if (is_outlier) marks[r] = 1;
+      z[r] = is_outlier ? round_to_half(z[r])
+                        : nearest(book, z[r], to_float(range.scale), to_float(range.zero));
+    }
+  }
+
   // Decodes the rows that are not yet.
   void decode_new() {
     if (!is_compressed(codec)) return;
+    if (!is_key && has_latents(codec)) {
+      for (size_t t = decoded.size(); t < rows.size(); ++t) {
+        decoded.push_back(decode_latents(rows[t], outliers.emplace_back()));
+      }
+      return;
+    }
     const NuqCodebook book = codebook_of(codec);
     for (size_t t = decoded.size(); t < rows.size(); ++t) {
       Row row = rows[t];

@@ -28,6 +28,30 @@ inline float element(DenseType type, const void* tile, int64_t index) {
   return NAN;
 }
 
+// Planar latents [width][64] as what they stand for, [head_dim][64].
+inline std::vector<float> expand_planar(const LatentMap& map, const std::vector<float>& planar,
+                                        int64_t num_tokens) {
+  std::vector<float> out(static_cast<size_t>(map.head_dim * kTileTokens));
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    Row latents(static_cast<size_t>(map.width)), row(static_cast<size_t>(map.head_dim));
+    for (int64_t r = 0; r < map.width; ++r) latents[r] = planar[r * kTileTokens + t];
+    ref::expand_latents(map, latents.data(), 1, 1, row.data());
+    for (int64_t c = 0; c < map.head_dim; ++c) out[c * kTileTokens + t] = row[c];
+  }
+  return out;
+}
+
+// One tile of latents of fp16, planar.
+inline std::vector<float> read_halves(const Half* tile, int64_t width) {
+  std::vector<float> planar(static_cast<size_t>(width * kTileTokens));
+  for (int64_t t = 0; t < kTileTokens; ++t) {
+    for (int64_t r = 0; r < width; ++r) {
+      planar[r * kTileTokens + t] = to_float(tile[value_index(t, r, width)]);
+    }
+  }
+  return planar;
+}
+
 // One tile of a coded side, planar [head_dim][64]; columns past num_tokens are zero.
 inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int64_t num_tokens) {
   const KvBlockShape& shape = side.shape;
@@ -35,22 +59,27 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
   const int64_t index = tile % shape.num_tiles, at = index * shape.num_kv_heads + side.head;
   const bool is_key = shape.side == KvSide::kKey;
   const int64_t count = is_key ? shape.head_dim : kTileTokens;
-  const auto* scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * count;
-  const auto* zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * count;
+  const auto* codes = reinterpret_cast<const uint8_t*>(block) + side.layout.codes(side.head, index);
+  const int64_t of_tile = shape.token_params(index, side.head);
+  const auto* scales = reinterpret_cast<const Half*>(block + side.layout.scales) + of_tile;
+  const auto* zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + of_tile;
+  if (!shape.has_codes()) {
+    const auto halves = read_halves(reinterpret_cast<const Half*>(codes), shape.head_dim);
+    return expand_planar(*side.latents, halves, num_tokens);
+  }
   const int64_t first = is_key ? side.segment_offset(tile) : 0;
   std::vector<float> scale, zero;
   for (int64_t i = 0; i < count; ++i) {
     scale.push_back(to_float(is_key ? side.scales[first + i] : scales[i]));
     zero.push_back(to_float(is_key ? side.zeros[first + i] : zeros[i]));
   }
-  DecodeJob job{
-      .codebook = side.codebook,
-      .codes = reinterpret_cast<const uint8_t*>(block) + side.layout.codes(side.head, index),
-      .scales = scale.data(),
-      .zeros = zero.data(),
-      .axis = is_key ? ScaleAxis::kChannel : ScaleAxis::kToken,
-      .head_dim = shape.head_dim,
-      .num_tokens = num_tokens};
+  DecodeJob job{.codebook = side.codebook,
+                .codes = codes,
+                .scales = scale.data(),
+                .zeros = zero.data(),
+                .axis = is_key ? ScaleAxis::kChannel : ScaleAxis::kToken,
+                .head_dim = shape.head_dim,
+                .num_tokens = num_tokens};
   if (shape.has_outliers) {
     job.outliers = {reinterpret_cast<const uint32_t*>(block + side.layout.starts)[at],
                     reinterpret_cast<const uint16_t*>(block + side.layout.counts)[at], side.pages};
@@ -58,7 +87,7 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
   std::vector<float> planar(static_cast<size_t>(kTileTokens * shape.head_dim));
   decode_tile(job, planar.data());
   if (side.hadamard) hadamard_planar(planar.data(), shape.head_dim);
-  return planar;
+  return side.latents == nullptr ? planar : expand_planar(*side.latents, planar, num_tokens);
 }
 
 // One tile of one side of a run of codes or rows, planar, keys not rotated.
@@ -66,7 +95,7 @@ inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t t
                                     int64_t head_dim) {
   const bool is_key = side == KvSide::kKey;
   const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
-  if (run.is_coded()) {
+  if (run.is_coded() || run.latents() != nullptr) {
     return decode_planar(is_key ? *run.coded_keys : *run.coded_values, tile, num_tokens);
   }
   std::vector<float> planar(static_cast<size_t>(kTileTokens * head_dim));
@@ -82,7 +111,17 @@ inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t t
 inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, int64_t head_dim) {
   const int64_t size = kTileTokens * head_dim;
   Buffer<float> out(size);
-  if (!run.is_coded() && !run.is_rows()) {
+  if (run.latents() != nullptr && !run.is_coded() && side == KvSide::kKey) {
+    for (int64_t t = 0; t < kTileTokens && tile * kTileTokens + t < run.num_tokens; ++t) {
+      const int64_t slot = run.key_offset + tile * kTileTokens + t;
+      for (int64_t c = 0; c < head_dim; ++c) {
+        out[key_index(t, c)] =
+            element(run.type, run.key_tiles[slot / kTileTokens], key_index(slot % kTileTokens, c));
+      }
+    }
+    return out;
+  }
+  if (!run.is_coded() && !run.is_rows() && run.latents() == nullptr) {
     const void* stored = side == KvSide::kKey ? run.key_tiles[tile] : run.value_tiles[tile];
     for (int64_t i = 0; i < size; ++i) out[i] = element(run.type, stored, i);
     return out;
@@ -131,6 +170,7 @@ class DecodedRuns {
       AttendRun run = runs[i];
       run.type = DenseType::kF32;
       run.coded_keys = run.coded_values = nullptr;
+      run.key_offset = 0;
       run.key_rows = run.value_rows = nullptr;
       run.rope = nullptr;
       run.key_tiles = tiles_[i][0];

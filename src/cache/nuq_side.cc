@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/finite_half.h"
 #include "formats/codec_table.h"
 #include "ops/hadamard.h"
 
@@ -35,9 +36,9 @@ NuqSide::TileRef NuqSide::tile_ref(int64_t tile) const {
   return {blocks_[tile / plan_->shape.num_tiles], tile % plan_->shape.num_tiles};
 }
 
-Half* NuqSide::token_params(int64_t tile, int64_t offset) const {
+Half* NuqSide::token_params(int64_t tile, int64_t head, int64_t offset) const {
   const TileRef at = tile_ref(tile);
-  return reinterpret_cast<Half*>(at.block + offset) + at.index * kTileTokens;
+  return reinterpret_cast<Half*>(at.block + offset) + plan_->shape.token_params(at.index, head);
 }
 
 uint32_t* NuqSide::outlier_start(int64_t tile, int64_t head) const {
@@ -65,21 +66,23 @@ void NuqSide::fit(std::span<const float> rows, ThreadPool& pool) {
 ScaleAxis NuqSide::load_params(int64_t tile, int64_t head, float* scales, float* zeros) const {
   const bool is_key = plan_->side == KvSide::kKey;
   const int64_t count = is_key ? plan_->shape.head_dim : kTileTokens;
-  const Half* scale =
-      is_key ? key_ranges(tile).data() + head * count : token_params(tile, plan_->layout.scales);
-  const Half* zero = is_key ? scale + plan_->row_size() : token_params(tile, plan_->layout.zeros);
+  const Half* scale = is_key ? key_ranges(tile).data() + head * count
+                             : token_params(tile, head, plan_->layout.scales);
+  const Half* zero =
+      is_key ? scale + plan_->row_size() : token_params(tile, head, plan_->layout.zeros);
   for (int64_t i = 0; i < count; ++i) scales[i] = to_float(scale[i]);
   for (int64_t i = 0; i < count; ++i) zeros[i] = to_float(zero[i]);
   return is_key ? ScaleAxis::kChannel : ScaleAxis::kToken;
 }
 
 struct NuqSide::Chunk {
-  std::span<const float> rows;  // [num_rows, row_size]
+  std::span<const float> given;  // [num_rows, input_size]
   int64_t num_rows = 0;
-  std::vector<float> rotated{};   // what rows points to then
-  std::vector<uint8_t> marks{};   // values: 1 where an outlier is, [num_rows, row_size]
-  std::vector<uint64_t> masks{};  // keys: [pieces][head_dim], see EncodeJob
-  std::vector<int64_t> counts{};  // outliers of the pieces
+  std::span<const float> rows{};     // as they are coded, [num_rows, row_size]
+  std::vector<float> transformed{};  // what rows points to then
+  std::vector<uint8_t> marks{};      // values: 1 where an outlier is, [num_rows, row_size]
+  std::vector<uint64_t> masks{};     // keys: [pieces][head_dim], see EncodeJob
+  std::vector<int64_t> counts{};     // outliers of the pieces
 };
 
 int64_t NuqSide::num_pieces(const Chunk& chunk) const {
@@ -106,36 +109,74 @@ void NuqSide::take_blocks(int64_t num_tokens) {
   blocks_.own(num_tokens_ / block_tokens, (num_tokens + block_tokens - 1) / block_tokens);
 }
 
-// Of values: rotates them, finds the outliers of every token, its scale and its zero point.
-void NuqSide::fit_rows(Chunk& chunk, ThreadPool& pool) const {
-  const int64_t size = plan_->row_size(), head_dim = plan_->shape.head_dim;
-  const int64_t num_outliers = num_value_outliers(size, plan_->outlier_percent);
-  if (plan_->hadamard) {
-    chunk.rotated.assign(chunk.rows.begin(), chunk.rows.end());
-    chunk.rows = chunk.rotated;
+// Rows [first, end) of values as they are coded.
+void NuqSide::transform_rows(Chunk& chunk, int64_t first, int64_t end) const {
+  const int64_t size = plan_->row_size(), width = plan_->shape.head_dim;
+  const int64_t num_heads = plan_->shape.num_kv_heads;
+  for (int64_t row = first; row < end && plan_->hadamard; ++row) {
+    hadamard_rows(chunk.transformed.data() + row * size, width, num_heads, width);
   }
-  if (num_outliers > 0) chunk.marks.resize(chunk.rows.size());
+  for (size_t head = 0; head < plan_->latents.size(); ++head) {
+    const LatentMap& map = plan_->latents[head];
+    const auto h = static_cast<int64_t>(head);
+    const int64_t from = first * plan_->input_size() + h * map.head_dim;
+    encode_latents(map, {.rows = chunk.given.data() + from,
+                         .row_stride = plan_->input_size(),
+                         .num_rows = end - first,
+                         .latents = chunk.transformed.data() + first * size + h * width,
+                         .latent_stride = size});
+  }
+}
+
+// Of values: transforms them, finds the outliers of every token, its scale and its zero point; of
+// latents each head has its own.
+void NuqSide::fit_rows(Chunk& chunk, ThreadPool& pool) const {
+  const KvBlockShape& shape = plan_->shape;
+  const int64_t size = plan_->row_size();
+  const bool per_head = shape.has_latents;
+  const int64_t num_parts = per_head ? shape.num_kv_heads : 1;
+  const int64_t part = per_head ? plan_->latents[0].rank : size;
+  const int64_t num_outliers = per_head ? num_latent_outliers(part, plan_->outlier_percent)
+                                        : num_value_outliers(part, plan_->outlier_percent);
+  if (plan_->hadamard) chunk.transformed.assign(chunk.given.begin(), chunk.given.end());
+  if (per_head) chunk.transformed.resize(static_cast<size_t>(chunk.num_rows * size));
+  if (!chunk.transformed.empty()) chunk.rows = chunk.transformed;
+  if (shape.has_outliers) chunk.marks.resize(chunk.rows.size());
   constexpr int64_t kRowsPerTask = 16;
   const int64_t num_tasks = (chunk.num_rows + kRowsPerTask - 1) / kRowsPerTask;
   pool.parallel_for(num_tasks, [&](int64_t task, int) {
     const int64_t end = std::min(chunk.num_rows, (task + 1) * kRowsPerTask);
-    for (int64_t i = task * kRowsPerTask; i < end; ++i) {
-      if (plan_->hadamard) {
-        float* row = chunk.rotated.data() + i * size;
-        hadamard_rows(row, head_dim, plan_->shape.num_kv_heads, head_dim);
-      }
-      const auto marks = std::span(chunk.marks)
-                             .subspan(num_outliers > 0 ? i * size : 0, num_outliers > 0 ? size : 0);
-      const RowRange range = fit_row(chunk.rows.subspan(i * size, size), num_outliers, marks);
+    transform_rows(chunk, task * kRowsPerTask, end);
+    for (int64_t i = task * kRowsPerTask; i < end && shape.has_codes(); ++i) {
       const int64_t tile = (num_tokens_ + i) / kTileTokens, token = (num_tokens_ + i) % kTileTokens;
-      token_params(tile, plan_->layout.scales)[token] = range.scale;
-      token_params(tile, plan_->layout.zeros)[token] = range.zero;
+      for (int64_t p = 0; p < num_parts; ++p) {
+        const int64_t at = i * size + p * shape.head_dim;
+        const auto marks =
+            std::span(chunk.marks).subspan(num_outliers > 0 ? at : 0, num_outliers > 0 ? part : 0);
+        const RowRange range = fit_row(chunk.rows.subspan(at, part), num_outliers, marks);
+        token_params(tile, p, plan_->layout.scales)[token] = range.scale;
+        token_params(tile, p, plan_->layout.zeros)[token] = range.zero;
+      }
     }
   });
 }
 
+// fp16 numbers in a value tile.
+void NuqSide::store_latents(const Chunk& chunk, const Piece& piece) const {
+  const int64_t width = plan_->shape.head_dim;
+  auto* tile = reinterpret_cast<Half*>(codes(piece.tile, piece.head));
+  for (int64_t t = 0; t < piece.num_tokens; ++t) {
+    const float* row =
+        chunk.rows.data() + (piece.first_row + t) * plan_->row_size() + piece.head * width;
+    for (int64_t r = 0; r < width; ++r) {
+      tile[value_index(piece.first_token + t, r, width)] = finite_to_half(row[r]);
+    }
+  }
+}
+
 void NuqSide::encode_piece(Chunk& chunk, int64_t index) const {
   const Piece piece = piece_of(chunk, index);
+  if (!plan_->shape.has_codes()) return store_latents(chunk, piece);
   const int64_t size = plan_->row_size(), head_dim = plan_->shape.head_dim;
   float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim], low[kMaxNuqHeadDim], high[kMaxNuqHeadDim];
   const ScaleAxis axis = load_params(piece.tile, piece.head, scales, zeros);
@@ -245,7 +286,9 @@ void NuqSide::append(std::span<const float> rows, ThreadPool& pool) {
 }
 
 void NuqSide::append_rows(std::span<const float> rows, ThreadPool& pool) {
-  Chunk chunk{.rows = rows, .num_rows = static_cast<int64_t>(rows.size()) / plan_->row_size()};
+  Chunk chunk{.given = rows,
+              .num_rows = static_cast<int64_t>(rows.size()) / plan_->input_size(),
+              .rows = rows};
   if (chunk.num_rows == 0) return;
   assert(is_fitted());
   take_blocks(num_tokens_ + chunk.num_rows);
@@ -273,7 +316,8 @@ void NuqSide::copy_tile(const NuqSide& from, int64_t tile) {
   }
   if (plan_->side == KvSide::kValue) {
     for (const int64_t offset : {plan_->layout.scales, plan_->layout.zeros}) {
-      std::copy_n(from.token_params(tile, offset), kTileTokens, token_params(to, offset));
+      std::copy_n(from.token_params(tile, 0, offset), plan_->shape.num_token_params(),
+                  token_params(to, 0, offset));
     }
   }
   for (size_t head = 0; head < chains_.size(); ++head) {
@@ -310,12 +354,13 @@ void NuqSide::append_tiles(const NuqSide& from, int64_t first_tile, int64_t num_
 }
 
 CodedSide NuqSide::coded_side(int64_t head) const {
-  CodedSide side{.codebook = &plan_->codebook(head),
+  CodedSide side{.codebook = plan_->shape.has_codes() ? &plan_->codebook(head) : nullptr,
                  .shape = plan_->shape,
                  .layout = plan_->layout,
                  .head = head,
                  .blocks = blocks_.all(),
                  .hadamard = plan_->hadamard};
+  if (!plan_->latents.empty()) side.latents = &plan_->latents[static_cast<size_t>(head)];
   if (plan_->side == KvSide::kKey) {
     side.logit_bias = kLogitBias;
     side.scales = key_ranges(0).data() + head * plan_->shape.head_dim;
@@ -328,6 +373,7 @@ CodedSide NuqSide::coded_side(int64_t head) const {
 }
 
 void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
+  assert(plan_->latents.empty());
   const int64_t head_dim = plan_->shape.head_dim;
   float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim];
   const ScaleAxis axis = load_params(tile, head, scales, zeros);

@@ -31,6 +31,8 @@ struct NuqPlan {
   KvSide side = KvSide::kKey;
   double outlier_percent = 0;
   bool hadamard = false;                         // values: rows are rotated per head before coding
+  std::span<const LatentMap> latents{};          // values: one per KV head; empty: no latents
+  float largest_value = 65504;                   // of channels that can be stored
   std::span<const NuqCodebook> codebooks{};      // one, or one per KV head
   std::span<const Half> ranges{};                // calibrated keys: scale, zero, low, high, each
                                                  // [row_size]; empty: fitted per sequence
@@ -40,7 +42,10 @@ struct NuqPlan {
   BlockPool* pool = nullptr;
   BlockPool* pages = nullptr;  // of OutlierPage
 
-  int64_t row_size() const { return shape.num_kv_heads * shape.head_dim; }
+  int64_t row_size() const { return shape.num_kv_heads * shape.head_dim; }  // as coded
+  int64_t input_size() const {
+    return shape.num_kv_heads * (latents.empty() ? shape.head_dim : latents[0].head_dim);
+  }
   const NuqCodebook& codebook(int64_t head) const {
     return codebooks[codebooks.size() == 1 ? 0 : static_cast<size_t>(head)];
   }
@@ -56,7 +61,7 @@ class NuqSide {
   // not fitted. Values need none, and calibrated keys have theirs in the plan.
   bool is_fitted() const { return !fits_keys() || !segments_.is_empty(); }
   void fit(std::span<const float> rows, ThreadPool& pool);
-  // Encodes rows [num_rows, row_size] of fp16 numbers behind what is there. Fits keys anew when
+  // Encodes rows [num_rows, input_size] of fp16 numbers behind what is there. Fits keys anew when
   // they have left their ranges, see KeySegments.
   void append(std::span<const float> rows, ThreadPool& pool);
 
@@ -69,7 +74,8 @@ class NuqSide {
   // One head of what is there, for attention to read as it lies; valid until the next append.
   // Requires is_fitted().
   CodedSide coded_side(int64_t head) const;
-  // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread.
+  // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread. Requires:
+  // no latents, which nobody expands.
   void decode(int64_t tile, int64_t head, float* planar) const;
   int64_t block_bytes() const;  // blocks and pages, shared ones, too
   // What it holds beside blocks and pages: tables of them, key parameters.
@@ -87,7 +93,7 @@ class NuqSide {
     int64_t index;  // of the tile within its block
   };
   TileRef tile_ref(int64_t tile) const;
-  Half* token_params(int64_t tile, int64_t offset) const;
+  Half* token_params(int64_t tile, int64_t head, int64_t offset) const;
   uint32_t* outlier_start(int64_t tile, int64_t head) const;
   uint16_t* outlier_count(int64_t tile, int64_t head) const;
   uint8_t* codes(int64_t tile, int64_t head) const;
@@ -111,8 +117,10 @@ class NuqSide {
   int64_t num_pieces(const Chunk& chunk) const;
   Piece piece_of(const Chunk& chunk, int64_t index) const;
   void take_blocks(int64_t num_tokens);
+  void transform_rows(Chunk& chunk, int64_t first, int64_t end) const;
   void fit_rows(Chunk& chunk, ThreadPool& pool) const;
   void encode_piece(Chunk& chunk, int64_t index) const;
+  void store_latents(const Chunk& chunk, const Piece& piece) const;
   void add_outliers(const Chunk& chunk, ThreadPool& pool);
   template <class Fn>
   void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;

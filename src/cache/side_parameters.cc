@@ -14,8 +14,9 @@ namespace {
 std::vector<NuqCodebook> choose_codebooks(KvSide side, const Codec& codec,
                                           const LayerCalibration* calibration) {
   const int bits = code_bits(codec.quantizer);
+  if (bits == 0) return {};  // latents of fp16
   if (nuq_bits(codec.quantizer) == 0) return {make_uniform_codebook(bits)};
-  if (calibration == nullptr) {
+  if (calibration == nullptr || has_latents(codec)) {
     return {make_codebook(get_cached_codebook(fmt::format("nuq{}", bits)))};
   }
   const auto& value_books = codec.transforms.empty() ? calibration->value.codebooks
@@ -30,10 +31,29 @@ std::vector<NuqCodebook> choose_codebooks(KvSide side, const Codec& codec,
   return out;
 }
 
+std::vector<LatentMap> maps_of(const ValueBasis& basis, const BasisShape& shape) {
+  const int64_t dim = shape.head_dim;
+  std::vector<LatentMap> maps;
+  for (int64_t head = 0; head < shape.num_kv_heads && basis.rank > 0; ++head) {
+    maps.push_back({.rank = basis.rank,
+                    .width = latent_width(basis.rank),
+                    .head_dim = dim,
+                    .mean = basis.mean.data() + head * dim,
+                    .encode = basis.encoder().data() + head * basis.rank * dim,
+                    .decode = basis.decode.data() + head * basis.rank * dim});
+  }
+  return maps;
+}
+
 }  // namespace
 
-SideParameters::SideParameters(KvSide side, const Codec& codec, const LayerCalibration* calibration)
+SideParameters::SideParameters(KvSide side, const Codec& codec, const BasisShape& shape,
+                               const LayerCalibration* calibration)
     : codebooks(choose_codebooks(side, codec, calibration)) {
+  if (side == KvSide::kValue && has_latents(codec)) {
+    basis = make_value_basis(codec, shape, calibration);
+    latents = maps_of(basis, shape);
+  }
   if (calibration == nullptr || side == KvSide::kValue) return;
   const KeyCalibration& key = calibration->key;
   const int bits = code_bits(codec.quantizer);
@@ -57,6 +77,7 @@ int64_t SideParameters::memory_bytes() const {
     if (book.bits != 8) num_levels += book.num_levels;  // those of 8 bits come by formula
   }
   return num_levels * static_cast<int64_t>(sizeof(float)) +
+         static_cast<int64_t>((basis.mean.size() + basis.decode.size()) * sizeof(float)) +
          static_cast<int64_t>(ranges.size() * sizeof(Half));
 }
 

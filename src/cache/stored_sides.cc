@@ -96,22 +96,30 @@ void NuqSide::restore(const std::string& prefix, int64_t num_tokens, SectionRead
   const int64_t num_blocks = divide_up(num_tiles, per_block);
   read_blocks(prefix, blocks_, num_blocks, plan_->layout.num_bytes, in);
   num_tokens_ = num_tokens;
-  const auto has_codes = [&](int64_t tile) {
+  const auto all_heads = [&](int64_t tile, auto&& holds) {
     for (int64_t head = 0; head < plan_->shape.num_kv_heads; ++head) {
       const auto* bytes = reinterpret_cast<const std::byte*>(codes(tile, head));
-      if (!all_zero(bytes, plan_->layout.code_tile)) return true;
+      if (!holds(bytes, plan_->layout.code_tile)) return false;
     }
-    return false;
+    return true;
+  };
+  const auto is_finite_half = [](const std::byte* bytes, int64_t count) {
+    return all_finite(DenseType::kF16, bytes, count);
   };
   for (int64_t tile = 0; tile < num_blocks * per_block; ++tile) {
-    if (tile >= num_tiles && has_codes(tile)) {  // its tokens come later and find it empty
+    // Of tiles that are not used yet: their tokens come later and find them empty.
+    if (tile >= num_tiles && !all_heads(tile, all_zero)) {
       in.fail(fmt::format("tile {} is unused, but has codes", tile));
     }
-    if (plan_->side == KvSide::kKey) continue;
-    const Half* scales = token_params(tile, plan_->layout.scales);
-    const Half* zeros = token_params(tile, plan_->layout.zeros);
-    if (!std::all_of(scales, scales + kTileTokens, is_scale) ||
-        !std::all_of(zeros, zeros + kTileTokens, is_finite)) {
+    if (!plan_->shape.has_codes() && !all_heads(tile, is_finite_half)) {
+      in.fail(fmt::format("tile {} has a latent that is not finite", tile));
+    }
+    const int64_t num_params = plan_->shape.num_token_params();
+    if (num_params == 0) continue;
+    const Half* scales = token_params(tile, 0, plan_->layout.scales);
+    const Half* zeros = token_params(tile, 0, plan_->layout.zeros);
+    if (!std::all_of(scales, scales + num_params, is_scale) ||
+        !std::all_of(zeros, zeros + num_params, is_finite)) {
       in.fail(fmt::format("tile {} has a scale or a zero point that can't be", tile));
     }
   }

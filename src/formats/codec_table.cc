@@ -1,7 +1,9 @@
 #include "formats/codec_table.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "formats/kv_block.h"
@@ -52,6 +54,29 @@ int code_bits(Quantizer quantizer) {
   }
 }
 
+bool has_latents(const Codec& codec) {
+  return std::any_of(codec.transforms.begin(), codec.transforms.end(),
+                     [](const TransformStep& step) { return step.kind != Transform::kHadamard; });
+}
+
+bool needs_calibration(const Codec& codec) {
+  return std::any_of(codec.transforms.begin(), codec.transforms.end(),
+                     [](const TransformStep& step) { return step.rank > 0; });
+}
+
+int64_t latent_rank(const Codec& codec, int64_t head_dim) {
+  int64_t rank = head_dim;
+  for (const TransformStep& step : codec.transforms) {
+    if (step.kind == Transform::kLnNullspace) --rank;
+    if (step.kind == Transform::kPca || step.kind == Transform::kPcaWeighted) rank = step.rank;
+  }
+  return rank;
+}
+
+int64_t num_latent_outliers(int64_t rank, double percent) {
+  return std::min(num_value_outliers(rank, percent), (rank - 1) / 2);
+}
+
 int64_t num_value_outliers(int64_t row_size, double percent) {
   const int64_t millionths = std::llround(percent * 1e6);
   constexpr int64_t kWhole = 200'000'000;
@@ -68,8 +93,21 @@ double marginal_key_bits(const Codec& codec, int64_t head_dim) {
   return bits;
 }
 
+// Of latents, per value before the transform.
+double marginal_latent_bits(const Codec& codec, int64_t head_dim) {
+  const int64_t rank = latent_rank(codec, head_dim);
+  const auto dim = static_cast<double>(head_dim);
+  const int bits = code_bits(codec.quantizer);
+  if (bits == 0) return static_cast<double>(kLatentBits * latent_width(rank)) / dim;
+  const int64_t num_outliers = 2 * num_latent_outliers(rank, codec.outlier_percent);
+  const double per_token = static_cast<double>(bits * padded_head_dim(latent_width(rank)) + 32) +
+                           static_cast<double>(num_outliers) * kOutlierBits;
+  return per_token / dim + (codec.outlier_percent > 0 ? count_bits(head_dim) : 0);
+}
+
 double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads) {
   if (!is_built(codec, KvSide::kValue)) return 0;
+  if (has_latents(codec)) return marginal_latent_bits(codec, head_dim);
   if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
   const int64_t row_size = head_dim * num_kv_heads;
   const auto row = static_cast<double>(row_size);
@@ -82,7 +120,8 @@ double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_
 }
 
 std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads) {
-  const std::pair<const char*, const char*> codecs[] = {
+  const std::string rank = std::to_string(head_dim * 3 / 4);
+  const std::pair<std::string, const char*> codecs[] = {
       {"fp16", "half precision, keys after RoPE"},
       {"fp32", "single precision, keys after RoPE: shows what fp16 costs"},
       {"bf16", "bfloat16, keys after RoPE"},
@@ -94,10 +133,12 @@ std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads) {
       {"nuq2-1%", "nuq2 with 1% of outliers kept exactly"},
       {"int8", "256 uniform levels; scale and zero point as of nuq"},
       {"int4", "16 uniform levels"},
-      {"pca96", "centred PCA of rank 96 per KV head"},
-      {"pcaw96", "PCA weighted by the output projection"},
-      {"pca96+wf4", "PCA latents at 4 bits on average, by reverse water-filling"},
-      {"lnns", "drops the direction (1, ..., 1) / sqrt(head_dim)"},
+      {"pca" + rank, "centred PCA of this rank per KV head, fp16 latents; values only"},
+      {"pca" + rank + "+int8", "the same with 8-bit latents"},
+      {"pcaw" + rank, "PCA weighted by the output projection"},
+      {"pcaw" + rank + "+int4", "the same with 4-bit latents"},
+      {"pca" + rank + "+wf4", "PCA latents at 4 bits on average, by reverse water-filling"},
+      {"lnns", "drops the direction (1, ..., 1) / sqrt(head_dim); values only"},
       {"had+nuq4", "Hadamard rotation per KV head before the quantizer; values only"},
       {"had+int4", "the same before uniform 4 bit"},
   };

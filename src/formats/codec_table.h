@@ -15,9 +15,18 @@ int nuq_bits(Quantizer quantizer);
 // Bits of a code: those of nuq, 8 and 4 of int8 and int4; 0 for every other quantizer.
 int code_bits(Quantizer quantizer);
 
+// Whether values of the codec are stored as latents: pca, pcaw or lnns among its transforms.
+bool has_latents(const Codec& codec);
+// Whether what is kept of them comes from a calibration: pca or pcaw.
+bool needs_calibration(const Codec& codec);
+// Components of a latent; head_dim where values are none.
+int64_t latent_rank(const Codec& codec, int64_t head_dim);
+
 // Outliers on either end of a value row of `row_size` values: ceil(row_size * percent / 200), 0
 // when percent is 0. Exact: percent has at most six decimals.
 int64_t num_value_outliers(int64_t row_size, double percent);
+// The same of the latents of a head, which must leave something between them.
+int64_t num_latent_outliers(int64_t rank, double percent);
 
 struct CodecRow {
   std::string codec;        // "nuq3-1%"

@@ -5,10 +5,12 @@
 //   codes   [num_kv_heads][num_tiles][code_tile_bytes]     code_planes.h
 //   scales  [num_tiles][64] fp16                           values only: per token, over all heads
 //   zeros   [num_tiles][64] fp16                           values only
+//           [num_tiles][num_kv_heads][64] each             latents of 2 to 8 bits: per head
 //   starts  [num_tiles][num_kv_heads] u32                  with outliers: index of the tile's first
 //   counts  [num_tiles][num_kv_heads] u16                  with outliers: how many the tile has
 //
-// A dense side has [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
+// Latents of 16 bits are fp16 numbers in value tiles of dense_tile.h in place of codes, without
+// scales and zeros. A dense side has [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +21,10 @@ namespace kvquant {
 
 inline constexpr int64_t kMaxNuqHeadDim = 256;
 
+// Latents (ops/latent.h) are stored with zeros behind them, as many channels as tiles need.
+inline constexpr int kLatentBits = 16;  // of latents that are not quantized
+constexpr int64_t latent_width(int64_t rank) { return (rank + 7) / 8 * 8; }
+
 struct KvBlockShape {
   KvSide side = KvSide::kKey;
   int bits = 4;
@@ -26,6 +32,18 @@ struct KvBlockShape {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t num_tiles = 0;
+  bool has_latents = false;  // values: head_dim is their width
+
+  constexpr bool has_codes() const { return bits < kLatentBits; }
+  // Of values: where the scales and zero points of a tile of the block begin.
+  constexpr int64_t token_params(int64_t tile, int64_t head) const {
+    return (has_latents ? tile * num_kv_heads + head : tile) * kTileTokens;
+  }
+  // Of a tile.
+  constexpr int64_t num_token_params() const {
+    if (side == KvSide::kKey || !has_codes()) return 0;
+    return has_latents ? num_kv_heads * kTileTokens : kTileTokens;
+  }
 };
 
 struct KvBlockLayout {
@@ -45,11 +63,13 @@ struct KvBlockLayout {
 
 constexpr KvBlockLayout kv_block_layout(const KvBlockShape& shape) {
   const int64_t tiles = shape.num_tiles;
-  const int64_t token_params = shape.side == KvSide::kValue ? tiles * kTileTokens * 2 : 0;
+  const int64_t token_params = tiles * shape.num_token_params() * 2;
   const int64_t heads_with_outliers = shape.has_outliers ? tiles * shape.num_kv_heads : 0;
   KvBlockLayout layout;
   layout.num_tiles = tiles;
-  layout.code_tile = code_tile_bytes(shape.bits, shape.head_dim);
+  layout.code_tile = shape.has_codes()
+                         ? code_tile_bytes(shape.bits, shape.head_dim)
+                         : kTileTokens * shape.head_dim * element_bytes(DenseType::kF16);
   layout.scales = tiles * shape.num_kv_heads * layout.code_tile;
   layout.zeros = layout.scales + token_params;
   layout.starts = layout.zeros + token_params;

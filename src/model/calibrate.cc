@@ -12,6 +12,7 @@
 #include "kvquant/error.h"
 #include "model/calibration_source.h"
 #include "model/layer_stream.h"
+#include "model/value_outputs.h"
 #include "quant/fit_layer.h"
 
 namespace kvquant {
@@ -115,6 +116,10 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
   if (!options.fisher.empty()) fisher.emplace(options.fisher);
   const LagMetric lag_metric(rope_angles(model.transformer().rope_table()),
                              lag_weights(options.seq_len));
+  const ValueOutputOptions output_options{.scale = score_scale(model.config()),
+                                          .sliding_window = model.config().sliding_window,
+                                          .precision = model.transformer().precision()};
+  Buffer<float> outputs;
   stream_layers(
       model, samples, {.ubatch = options.ubatch},
       [&](int64_t layer, const LayerActivations& activations) {
@@ -122,7 +127,14 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
           FitOptions fit{
               .choices = options.choices, .rank = out.info.rank, .lag_metric = &lag_metric};
           if (fisher) add_gradients(*fisher, static_cast<int>(layer), model.config(), fit);
-          out.layers.push_back(fit_layer(activations, fit, model.pool()));
+          LayerActivations with_outputs = activations;
+          if (options.choices.bases == ValueBases::kOutputs) {
+            attend_centred_values(activations, output_options, model.pool(), outputs);
+            with_outputs.outputs = row_major<const float, 3>(
+                outputs.data(),
+                {activations.num_tokens(), activations.num_q_heads(), activations.head_dim()});
+          }
+          out.layers.push_back(fit_layer(with_outputs, fit, model.pool()));
         } catch (const FormatError& error) {
           throw FormatError(fmt::format("layer {}: {}", layer, error.what()));
         }

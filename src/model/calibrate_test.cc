@@ -94,7 +94,8 @@ TEST(Calibrate, SaysWhatItWasMadeFrom) {
   EXPECT_EQ(c.info.rank, 10);
   EXPECT_EQ(c.info.seed, 7u);
   EXPECT_EQ(c.info.recipe,
-            "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer");
+            "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer "
+            "bases=outputs");
   ASSERT_EQ(c.info.texts.size(), 3u);
   for (const auto& text : c.info.texts) {
     EXPECT_EQ(text.file, "sample.txt");
@@ -105,13 +106,18 @@ TEST(Calibrate, SaysWhatItWasMadeFrom) {
   EXPECT_NE(c.info.texts[0].hash, c.info.texts[1].hash);
   check_calibration_fits(c, model.checkpoint().fingerprint(), calibration_shape(model.config()));
   ASSERT_EQ(static_cast<int64_t>(c.layers.size()), model.config().num_layers);
-  // Variance along all components is that of all channels.
-  for (const auto& layer : c.layers) {
+  // Of values, variance along all components is that of all channels; sums of values vary less.
+  const Calibration of_values = calibrate(
+      model, texts,
+      {.num_samples = 3, .seq_len = 64, .seed = 7, .choices = {.bases = ValueBases::kValues}});
+  for (size_t i = 0; i < c.layers.size(); ++i) {
     const auto sum = [](const std::vector<float>& x) {
       return std::accumulate(x.begin(), x.end(), 0.0);
     };
-    EXPECT_NEAR(sum(layer.value.spectrum), sum(layer.value.channels.variance),
-                1e-4 * sum(layer.value.spectrum));
+    const auto& value = of_values.layers[i].value;
+    EXPECT_NEAR(sum(value.spectrum), sum(value.channels.variance), 1e-4 * sum(value.spectrum));
+    EXPECT_LT(sum(c.layers[i].value.spectrum), 0.8 * sum(value.spectrum));
+    EXPECT_EQ(c.layers[i].value.gram, value.gram);
   }
 }
 
@@ -125,7 +131,8 @@ TEST(Calibrate, SaysWhatWasChosenAndDoesIt) {
                                                .has_feedback = false,
                                                .codebook = CodebookMethod::kUniform}});
   EXPECT_EQ(c.info.recipe,
-            "outliers=percentile feedback=off codebook=uniform weights=scale codebooks=layer");
+            "outliers=percentile feedback=off codebook=uniform weights=scale codebooks=layer "
+            "bases=outputs");
   const std::vector<float>& levels = c.layers.back().key.codebooks[0];
   EXPECT_EQ(std::vector<float>(levels.begin(), levels.begin() + 4), uniform_codebook(2));
   const Calibration ours = calibrate(model, texts, {.num_samples = 1, .seq_len = 64});

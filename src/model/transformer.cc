@@ -41,13 +41,6 @@ TensorView<const float, Rank> as_const(const TensorView<float, Rank>& view) {
   return out;
 }
 
-// Yarn's factor of queries and keys is one of their products.
-float score_scale(const ModelConfig& config) {
-  const double factor = config.rope_scaling.attention_factor;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
-  return static_cast<float>(factor * factor) * scale;
-}
-
 void copy_rows(TensorView<float, 3> source, Buffer<float>& out) {
   const int64_t size = source.shape[1] * source.shape[2];  // heads of a row lie side by side
   out.reserve_discarding(source.shape[0] * size);
@@ -57,6 +50,13 @@ void copy_rows(TensorView<float, 3> source, Buffer<float>& out) {
 }
 
 }  // namespace
+
+// Yarn's factor of queries and keys is one of their products.
+float score_scale(const ModelConfig& config) {
+  const double factor = config.rope_scaling.attention_factor;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  return static_cast<float>(factor * factor) * scale;
+}
 
 Transformer::Transformer(const Checkpoint& checkpoint, Precision precision, ThreadPool& pool,
                          WeightStorage storage)

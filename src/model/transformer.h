@@ -19,6 +19,9 @@
 
 namespace kvquant {
 
+// What attention multiplies the model's scores with.
+float score_scale(const ModelConfig& config);
+
 // The next tokens of one sequence.
 struct ForwardChunk {
   KvCache::SequenceId sequence = 0;

@@ -13,14 +13,27 @@
 namespace kvquant {
 namespace {
 
+void check_latents(const CodedSide& side, const AttendShape& shape) {
+  const LatentMap& map = *side.latents;
+  check_arg(map.head_dim == shape.head_dim && 0 < map.rank && map.rank <= map.head_dim &&
+                map.width == latent_width(map.rank) && side.shape.head_dim == map.width,
+            "attend: latents must have a rank of at most head_dim and blocks of its width");
+  check_arg(!side.hadamard, "attend: latents can't be rotated: their map is to do it");
+  check_arg(side.shape.has_codes() || !side.shape.has_outliers,
+            "attend: latents of fp16 can't have outliers");
+}
+
 void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape,
                 int64_t num_tiles) {
-  check_arg(side.codebook != nullptr && side.codebook->bits == side.shape.bits,
+  const bool is_half = side.latents != nullptr && !side.shape.has_codes();
+  check_arg(is_half || (side.codebook != nullptr && side.codebook->bits == side.shape.bits),
             "attend: a coded side must have the codebook of its bits");
-  check_arg(side.shape.side == expected && side.shape.head_dim == shape.head_dim,
+  check_arg(side.shape.side == expected && side.shape.has_latents == (side.latents != nullptr) &&
+                (side.latents != nullptr || side.shape.head_dim == shape.head_dim),
             "attend: a coded side must have the queries' head_dim and its own kind of block");
-  check_arg(is_code_width(side.shape.bits) && shape.head_dim <= kMaxNuqHeadDim,
+  check_arg((is_half || is_code_width(side.shape.bits)) && shape.head_dim <= kMaxNuqHeadDim,
             "attend: codes have 2, 3, 4 or 8 bits, and head_dim is at most 256");
+  if (side.latents != nullptr) check_latents(side, shape);
   check_arg(!side.hadamard || std::has_single_bit(static_cast<uint64_t>(shape.head_dim)),
             "attend: values can be rotated only when head_dim is a power of two");
   check_arg(0 <= side.head && side.head < side.shape.num_kv_heads && side.shape.num_tiles > 0,
@@ -37,6 +50,16 @@ void check_run(const AttendRun& run, const AttendShape& shape) {
   check_arg(!run.is_coded() || !run.is_rows(), "attend: a run is coded or rows, not both");
   check_arg(run.first_position >= 0 && run.first_position <= kMaxPosition - run.num_tokens,
             "attend: a run's positions must be in [0, 2^60]");
+  check_arg(run.key_offset >= 0 && run.key_offset < kTileTokens &&
+                (run.key_offset == 0 || (run.latents() != nullptr && !run.is_coded())),
+            "attend: only dense keys of latents may have an offset, of 0 to 63 tokens");
+  if (run.latents() != nullptr && !run.is_coded()) {
+    check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
+    const int64_t num_keys = run.num_tokens == 0 ? 0 : run.key_offset + run.num_tokens;
+    const auto expected = static_cast<size_t>((num_keys + kTileTokens - 1) / kTileTokens);
+    return check_arg(run.key_tiles.size() == expected && !run.is_rows(),
+                     "attend: a run of latents must have a key tile for each 64 tokens");
+  }
   if (run.is_coded()) {
     check_arg(run.coded_values != nullptr, "attend: both sides of a run must be coded");
     check_side(*run.coded_keys, KvSide::kKey, shape, num_tiles);
@@ -64,7 +87,14 @@ void check_job(const AttendShape& shape, const AttendJob& job) {
             "attend: query_stride must be at least group * head_dim");
   check_arg(job.first_position >= 0 && job.first_position <= kMaxPosition - job.num_queries,
             "attend: positions of queries must be in [0, 2^60]");
-  for (const AttendRun& run : job.runs) check_run(run, shape);
+  const LatentMap* latents = nullptr;
+  for (const AttendRun& run : job.runs) {
+    check_run(run, shape);
+    if (run.latents() == nullptr) continue;
+    check_arg(latents == nullptr || latents == run.latents(),
+              "attend: all latents of a job must have the same map");
+    latents = run.latents();
+  }
 }
 
 void check_shape(const AttendShape& shape) {
@@ -130,15 +160,21 @@ struct Call {
 // A single row waits for memory anyway: dense tiles that are not bf16 are then read exactly, by the
 // f32 kernel (Zen 4, one core: 29.6 GB/s of f16 tiles against 31.3 with bf16 products), unless
 // there are codes or rows.
-AttendKernel choose_kernel(const Call& call, const AttendJob& job, int64_t num_rows) {
+AttendKernel choose_kernel(const Call& call, const AttendJob& job, const AttendBlock& block) {
   if (!call.has_bf16_dots) return simd::attend_block;
+  if (block.has_latents) {  // beside codes only the f32 kernel reads them
+    const bool has_codes = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
+      return run.latents() != nullptr && run.is_coded();
+    });
+    return has_codes ? simd::attend_block : avx512bf16::attend_block;
+  }
   const bool has_raw = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.is_coded() || run.is_rows();
   });
   const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.type == DenseType::kBF16;
   });
-  return num_rows > 1 || has_raw || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
+  return block.num_rows > 1 || has_raw || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
 }
 
 void write_row(const float* acc, const SoftmaxState& state, int64_t head_dim, float* out) {
@@ -151,6 +187,13 @@ float* out_row(const AttendShape& shape, const AttendJob& job, int64_t first_que
          row % shape.group * shape.head_dim;
 }
 
+const LatentMap* latents_of(const AttendJob& job) {
+  const LatentMap* latents = nullptr;
+  for (const AttendRun& run : job.runs)
+    latents = run.latents() != nullptr ? run.latents() : latents;
+  return latents;
+}
+
 // next: the task that the worker will probably run after this one, or null.
 void run_task(const Call& call, const AttendTask& task, const AttendTask* next, int worker) {
   const AttendShape& shape = call.shape;
@@ -159,6 +202,8 @@ void run_task(const Call& call, const AttendTask& task, const AttendTask* next, 
   Slicer slicer(scratch.workspaces.data() + worker * call.workspace_bytes);
   AttendBlock block;
   block.head_dim = shape.head_dim;
+  block.has_latents = task.values == ValueKind::kLatents;
+  block.value_dim = block.has_latents ? latents_of(job)->width : shape.head_dim;
   block.padded_dim = padded_dim(shape);
   block.group = shape.group;
   block.log2_scale = shape.scale * kLog2E;
@@ -179,27 +224,44 @@ void run_task(const Call& call, const AttendTask& task, const AttendTask* next, 
     ahead.num_tiles = block.num_ahead = std::min(ahead.num_tiles, kAheadTiles);
     list_tiles(call.job(ahead.job), ahead, block.workspace.tiles + task.num_tiles);
   }
-  choose_kernel(call, job, block.num_rows)(block);
+  choose_kernel(call, job, block)(block);
   for (int64_t row = 0; final && row < block.num_rows; ++row) {
     write_row(block.acc + row * block.padded_dim, block.states[row], shape.head_dim,
               out_row(shape, job, task.first_query, row));
   }
 }
 
-// Merges the parts of a block in their order.
+// Parts [begin, end) of one row, in their order: their sums into out [dim], and their state.
+SoftmaxState merge_parts(const Call& call, const AttendMerge& merged, int64_t row, TokenRange parts,
+                         int64_t dim, float* out) {
+  const int64_t num_rows = merged.num_queries * call.shape.group;
+  std::fill_n(out, dim, 0.0f);
+  SoftmaxState state;
+  for (int64_t part = parts.begin; part < parts.end; ++part) {
+    const int64_t index = merged.first_partial_row + part * num_rows + row;
+    const float* acc = call.scratch.partial_acc.data() + index * padded_dim(call.shape);
+    const auto [keep, add] = merge(state, call.scratch.partial_states[index]);
+    for (int64_t c = 0; c < dim; ++c) out[c] = out[c] * keep + acc[c] * add;
+  }
+  return state;
+}
+
 void run_merge(const Call& call, const AttendMerge& merged) {
   const AttendShape& shape = call.shape;
-  const int64_t dim = padded_dim(shape);
-  const int64_t num_rows = merged.num_queries * shape.group;
-  for (int64_t row = 0; row < num_rows; ++row) {
-    float* out = out_row(shape, call.job(merged.job), merged.first_query, row);
-    std::fill_n(out, shape.head_dim, 0.0f);
-    SoftmaxState state;
-    for (int64_t part = 0; part < merged.num_parts; ++part) {
-      const int64_t index = merged.first_partial_row + part * num_rows + row;
-      const float* acc = call.scratch.partial_acc.data() + index * dim;
-      const auto [keep, add] = merge(state, call.scratch.partial_states[index]);
-      for (int64_t c = 0; c < shape.head_dim; ++c) out[c] = out[c] * keep + acc[c] * add;
+  const AttendJob& job = call.job(merged.job);
+  const LatentMap* map = merged.num_latent_parts == 0 ? nullptr : latents_of(job);
+  const auto end = static_cast<int32_t>(merged.num_parts);
+  const auto num_plain = static_cast<int32_t>(merged.num_parts - merged.num_latent_parts);
+  for (int64_t row = 0; row < merged.num_queries * shape.group; ++row) {
+    float* out = out_row(shape, job, merged.first_query, row);
+    SoftmaxState state = merge_parts(call, merged, row, {0, num_plain}, shape.head_dim, out);
+    if (map != nullptr) {
+      float latents[kMaxNuqHeadDim];
+      const SoftmaxState other =
+          merge_parts(call, merged, row, {num_plain, end}, map->width, latents);
+      const auto [keep, add] = merge(state, other);
+      for (int64_t c = 0; c < shape.head_dim; ++c) out[c] *= keep;
+      if (add > 0) expand_latents(*map, latents, other.sum, add, out);
     }
     write_row(out, state, shape.head_dim, out);
   }
@@ -212,7 +274,10 @@ void run_merges(const Call& call, ThreadPool& pool) {
   const auto& merges = call.scratch.plan.merges;
   const auto run = [&](int64_t i, int) { run_merge(call, merges[static_cast<size_t>(i)]); };
   const auto count = static_cast<int64_t>(merges.size());
-  if (call.scratch.plan.num_partial_rows * call.shape.head_dim > kMergeAlone) {
+  const bool expands = std::any_of(merges.begin(), merges.end(), [](const AttendMerge& merged) {
+    return merged.num_latent_parts > 0;
+  });
+  if (expands || call.scratch.plan.num_partial_rows * call.shape.head_dim > kMergeAlone) {
     return pool.parallel_for(count, run);
   }
   for (int64_t i = 0; i < count; ++i) run(i, 0);

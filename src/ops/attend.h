@@ -7,6 +7,9 @@
 //   attend_ref.cc           plain loops, sums in double: the definition of correct
 //   attend_simd.cc          Highway, f32 arithmetic; decodes a coded tile to scratch
 //   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
+//
+// Values may be latents (latent.h). Their weighted sums stay latents, apart from those of other
+// values, until all of a query's parts are merged; then they are expanded, once per query head.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +23,7 @@
 #include "formats/nuq_codebook.h"
 #include "formats/outlier_page.h"
 #include "formats/precision.h"
+#include "ops/latent.h"
 #include "ops/rope.h"
 
 namespace kvquant {
@@ -40,6 +44,9 @@ struct CodedSide {
   int64_t segment_stride = 0;
   std::span<const OutlierPage* const> pages{};  // with outliers: of this head
   bool hadamard = false;                        // values: decoded rows are rotated, see hadamard.h
+  // Values: what is coded are latents of this map, and shape.head_dim is its width. They may be
+  // fp16 numbers (kLatentBits), which have no codebook.
+  const LatentMap* latents = nullptr;
   // Keys: this times half the variance that rounding is expected to put into a score is added to
   // it. With s[c] the scale of channel c, sums over the pairs of channels a, b that RoPE rotates
   // together, and `scale` of AttendShape:
@@ -54,13 +61,17 @@ struct CodedSide {
   }
 };
 
-// A run of consecutive tokens of one (sequence, KV head): dense, coded, or rows of fp16. Query i
-// sees key j of the run if min_lag <= i - j < max_lag, i and j being absolute positions: causal is
-// min_lag 0; a sliding window of W is max_lag W; "all but the last R tokens" is min_lag R.
+// A run of consecutive tokens of one (sequence, KV head): dense, coded, rows of fp16, or dense keys
+// with values that are latents. Query i sees key j of the run if min_lag <= i - j < max_lag, i and j
+// being absolute positions: causal is min_lag 0; a sliding window of W is max_lag W; "all but the
+// last R tokens" is min_lag R.
 struct AttendRun {
   DenseType type = DenseType::kF16;
   std::span<const void* const> key_tiles;    // [ceil(num_tokens / 64)], keys already rotated
   std::span<const void* const> value_tiles;  // the same number
+  // Instead of value tiles: latents. Token 0 then has its key behind those of key_offset tokens, at
+  // most 63, of the first key tile; there are as many key tiles as that takes.
+  int64_t key_offset = 0;
   // Instead of tiles: both sides coded, keys before RoPE, token 0 at first_position.
   const CodedSide* coded_keys = nullptr;
   const CodedSide* coded_values = nullptr;
@@ -76,6 +87,7 @@ struct AttendRun {
 
   bool is_coded() const { return coded_keys != nullptr; }
   bool is_rows() const { return key_rows != nullptr; }
+  const LatentMap* latents() const { return coded_values ? coded_values->latents : nullptr; }
 };
 
 // The new queries of one sequence that read one KV head: `group` query heads.
@@ -97,6 +109,7 @@ struct AttendShape {
 // out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
 // the same at any number of threads. With kBF16 the factors of products are rounded to bf16 where
 // the CPU has bf16 dot products and that is faster, else they are f32.
+// All latents of a job have the same map.
 // Requires: tiles and blocks are 64-byte aligned; RoPE tables cover the positions of their runs;
 // scale > 0; positions are in [0, 2^60]; queries are finite. Scratch is kept by the calling thread
 // from call to call and grows to the largest need. Throws std::invalid_argument on bad shapes.

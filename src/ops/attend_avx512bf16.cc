@@ -68,7 +68,7 @@ void pack_queries(const AttendBlock& block, uint16_t* to) {
 struct PairTile {
   const uint16_t* queries;  // [rows][padded_dim], in the order of the keys' channels
   const uint16_t* keys;     // [head_dim / 2][64][2]
-  const uint16_t* values;   // [32][padded_dim][2]
+  const uint16_t* values;   // [32][value_dim rounded up to 16][2]
 };
 
 // The tile itself where it can be read in place, else a converted copy.
@@ -154,15 +154,16 @@ struct WeightedValues {
   int64_t dim;
   const uint16_t* p;  // [R][64]
   PairRange pairs;
+  int64_t acc_stride;
 };
 
-// acc [R, 16 V] of rows of dim += p v for the channels from `first` on.
+// acc [R, 16 V] += p v for the channels from `first` on.
 template <DenseType kType, int R, int V>
 void add_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, float* acc) {
   __m512 sum[R][V];
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      sum[r][v] = _mm512_loadu_ps(acc + r * in.dim + 16 * v);
+      sum[r][v] = _mm512_loadu_ps(acc + r * in.acc_stride + 16 * v);
     }
   }
   for (int64_t pair = in.pairs.begin; pair < in.pairs.end; ++pair) {
@@ -180,7 +181,7 @@ void add_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, floa
   }
   KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
     KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      _mm512_storeu_ps(acc + r * in.dim + 16 * v, sum[r][v]);
+      _mm512_storeu_ps(acc + r * in.acc_stride + 16 * v, sum[r][v]);
     }
   }
 }
@@ -225,7 +226,7 @@ void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float bi
 }
 
 // R rows against one tile.
-template <DenseType kType, int R>
+template <DenseType kKeys, DenseType kValues, int R>
 void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile& tile, int64_t row,
                  Prefetcher& ahead) {
   TokenRange seen[R];
@@ -241,28 +242,29 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile&
   alignas(64) float scores[R * kTileTokens];
   alignas(64) uint16_t p[R * kTileTokens];
   const int64_t dim = block.padded_dim;
-  score_rows<kType, R>(tile.keys, tile.queries + row * dim, dim, block.head_dim / 2, ahead, scores);
+  score_rows<kKeys, R>(tile.keys, tile.queries + row * dim, dim, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) {
     const float bias = is_coded(work) ? block.workspace.biases[row + r] : 0;
     soften_row(block, row + r, seen[r], bias, scores + r * kTileTokens, p + r * kTileTokens);
   }
-  const WeightedValues values{tile.values, dim, p, {any.begin / 2, (any.end + 1) / 2}};
-  add_all_values<kType, R, num_value_vectors(R)>(values, 0, ahead, block.acc + row * dim);
+  const WeightedValues values{
+      tile.values, (block.value_dim + 15) / 16 * 16, p, {any.begin / 2, (any.end + 1) / 2}, dim};
+  add_all_values<kValues, R, num_value_vectors(R)>(values, 0, ahead, block.acc + row * dim);
 }
 
-template <DenseType kType>
+template <DenseType kKeys, DenseType kValues = kKeys>
 void attend_all_rows(const AttendBlock& block, const TileWork& work, const PairTile& tile,
                      Prefetcher& ahead) {
   const int64_t num_blocks = (block.num_rows + kRows - 1) / kRows;
   for (int64_t i = 0; i < num_blocks; ++i) {  // of even size: 8 rows are 4 + 4, not 6 + 2
     const int64_t row = i * block.num_rows / num_blocks;
     switch ((i + 1) * block.num_rows / num_blocks - row) {
-      case 1: attend_rows<kType, 1>(block, work, tile, row, ahead); break;
-      case 2: attend_rows<kType, 2>(block, work, tile, row, ahead); break;
-      case 3: attend_rows<kType, 3>(block, work, tile, row, ahead); break;
-      case 4: attend_rows<kType, 4>(block, work, tile, row, ahead); break;
-      case 5: attend_rows<kType, 5>(block, work, tile, row, ahead); break;
-      default: attend_rows<kType, 6>(block, work, tile, row, ahead); break;
+      case 1: attend_rows<kKeys, kValues, 1>(block, work, tile, row, ahead); break;
+      case 2: attend_rows<kKeys, kValues, 2>(block, work, tile, row, ahead); break;
+      case 3: attend_rows<kKeys, kValues, 3>(block, work, tile, row, ahead); break;
+      case 4: attend_rows<kKeys, kValues, 4>(block, work, tile, row, ahead); break;
+      case 5: attend_rows<kKeys, kValues, 5>(block, work, tile, row, ahead); break;
+      default: attend_rows<kKeys, kValues, 6>(block, work, tile, row, ahead); break;
     }
   }
 }
@@ -286,6 +288,81 @@ void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork*
   }
   const PairTile tile{queries, bfloat_keys(block, work, ahead), bfloat_values(block, work, ahead)};
   attend_all_rows<DenseType::kBF16>(block, work, tile, ahead);
+}
+
+// 16 elements from 2 * key_offset + i on of a row of 128 and, behind it, the same row of the next
+// tile, as floats.
+__m512 load_shifted(const TileWork& tile, int64_t row, int64_t i) {
+  constexpr int64_t kRowSize = 2 * kTileTokens;
+  const int64_t at = 2 * tile.key_offset + i, left = kRowSize - at;
+  const __mmask16 here = left >= 16 ? 0xFFFF : left <= 0 ? 0 : (1u << left) - 1;
+  const __mmask16 there = tile.next_keys == nullptr ? 0 : (__mmask16)~here;
+  const int64_t size = tile.type == DenseType::kF32 ? 4 : 2;
+  // What is masked is not read, wherever it would be.
+  const auto place = [&](const void* keys, int64_t element) {
+    return reinterpret_cast<uintptr_t>(keys) + (row * kRowSize + element) * size;
+  };
+  const auto* first = reinterpret_cast<const void*>(place(tile.keys, at));
+  const auto* second = reinterpret_cast<const void*>(place(tile.next_keys, at - kRowSize));
+  if (size == 4) {
+    return _mm512_mask_loadu_ps(_mm512_maskz_loadu_ps(here, first), there, second);
+  }
+  const __m256i x = _mm256_mask_loadu_epi16(_mm256_maskz_loadu_epi16(here, first), there, second);
+  if (tile.type == DenseType::kF16) return _mm512_cvtph_ps(x);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+const uint16_t* shifted_keys(const AttendBlock& block, const TileWork& tile) {
+  auto* keys = static_cast<uint16_t*>(block.workspace.keys);
+  for (int64_t row = 0; row < block.head_dim / 2; ++row) {
+    for (int64_t i = 0; i < 2 * kTileTokens; i += 32) {
+      const __m512bh x =
+          _mm512_cvtne2ps_pbh(load_shifted(tile, row, i + 16), load_shifted(tile, row, i));
+      _mm512_storeu_si512(keys + row * 2 * kTileTokens + i, (__m512i)x);
+    }
+  }
+  return keys;
+}
+
+// Padded with zeros to whole registers.
+const uint16_t* latent_values(const AttendBlock& block, const TileWork& work) {
+  auto* values = static_cast<uint16_t*>(block.workspace.values);
+  if (work.values == nullptr) {
+    decode_values_to_bf16(work.coded.values, block.value_dim, values);
+    return values;
+  }
+  const int64_t row_size = 2 * block.value_dim, padded = (block.value_dim + 15) / 16 * 32;
+  const auto* from = static_cast<const uint16_t*>(work.values);
+  for (int64_t pair = 0; pair < kTileTokens / 2; ++pair) {
+    uint16_t* to = values + pair * padded;
+    convert(from + pair * row_size, DenseType::kF16, row_size, to);
+    if (padded > row_size)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row_size), __m256i{});
+  }
+  return values;
+}
+
+// Dense keys beside latents.
+void attend_latent_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
+  const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
+  const uint16_t* values = latent_values(block, work);
+  Prefetcher ahead;
+  if (next != nullptr) {  // a single row takes a step for each two pairs of channels
+    const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim / 2;
+    ahead.start(*next, block.head_dim, num_steps);
+    const bool is_half = next->values != nullptr;
+    ahead.then = static_cast<const char*>(is_half ? next->values : next->coded.values.codes);
+    ahead.bytes = is_half ? kTileTokens * block.value_dim * 2
+                          : code_tile_bytes(next->coded.values.codebook->bits, block.value_dim);
+  }
+  if (work.type == DenseType::kF16 && work.key_offset == 0 &&
+      block.num_rows <= kConvertInRegistersRows) {
+    const PairTile tile{queries, static_cast<const uint16_t*>(work.keys), values};
+    return attend_all_rows<DenseType::kF16, DenseType::kBF16>(block, work, tile, ahead);
+  }
+  const uint16_t* keys =
+      work.key_offset > 0 ? shifted_keys(block, work) : bfloat_keys(block, work, ahead);
+  attend_all_rows<DenseType::kBF16>(block, work, {queries, keys, values}, ahead);
 }
 
 void attend_row_tile(const AttendBlock& block, const TileWork& work) {
@@ -354,6 +431,12 @@ void attend_block(const AttendBlock& block) noexcept {
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
   for (int64_t i = 0; i < block.num_tiles;) {
     const TileWork& tile = block.tiles[i];
+    if (block.has_latents) {
+      ++i;
+      const bool has_next = block.num_rows <= kPrefetchRows && i < block.num_tiles;
+      attend_latent_tile(block, tile, has_next ? &block.tiles[i] : nullptr);
+      continue;
+    }
     if (is_coded(tile)) {
       const int64_t count = coded_run_size(block, i);
       if (tile.coded.hadamard) rotate_sums(block);

@@ -33,8 +33,8 @@ DecodeJob decode_job(const CodedPart& part, KvSide side, int64_t head_dim, int32
 
 }  // namespace
 
-void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
-                       float* keys, float* values) noexcept {
+void decode_coded_keys(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
+                       float* keys) noexcept {
   assert(head_dim <= kMaxNuqHeadDim);
   float params[2 * kMaxNuqHeadDim];
   float* planar = scratch;
@@ -43,9 +43,21 @@ void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_toke
   turn_tile(*tile.rope, tile.middle_cos, tile.middle_sin, head_dim / 2, cos, sin);
   decode_tile(decode_job(tile.keys, KvSide::kKey, head_dim, num_tokens, params), planar);
   rotate_to_key_tile(planar, cos, sin, head_dim, keys);
-  decode_tile(decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params), planar);
-  if (tile.hadamard) hadamard_planar(planar, head_dim);  // its own inverse
-  planar_to_value_tile(planar, head_dim, values);
+}
+
+void decode_coded_values(const CodedTile& tile, int64_t head_dim, int32_t num_tokens,
+                         float* scratch, float* values) noexcept {
+  assert(head_dim <= kMaxNuqHeadDim);
+  float params[2 * kTileTokens];
+  decode_tile(decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params), scratch);
+  if (tile.hadamard) hadamard_planar(scratch, head_dim);  // its own inverse
+  planar_to_value_tile(scratch, head_dim, values);
+}
+
+void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
+                       float* keys, float* values) noexcept {
+  decode_coded_keys(tile, head_dim, num_tokens, scratch, keys);
+  decode_coded_values(tile, head_dim, num_tokens, scratch, values);
 }
 
 void find_biases(const AttendBlock& block, const CodedTile& tile) noexcept {

@@ -59,5 +59,7 @@ void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileW
 // keys [head_dim / 2][64][2] in the order of state.queries, values [32][padded_dim][2].
 void decode_to_bf16(const AttendBlock& block, const CodedState& state, const CodedTile& tile,
                     uint16_t* keys, uint16_t* values);
+// Values alone, [32][channels rounded up to 16][2].
+void decode_values_to_bf16(const CodedPart& part, int64_t channels, uint16_t* values);
 
 }  // namespace kvquant::avx512bf16

@@ -45,14 +45,16 @@ struct TileRows {
 // One tile and who sees it: query q of the block (not row) sees tokens
 // [max(0, first_token + q), min(num_tokens, end_token + q)) of the tile.
 struct TileWork {
-  const void* keys;  // a dense tile or the first row; null: coded
-  const void* values;
-  DenseType type;
+  const void* keys;    // a dense tile or the first row; null: coded
+  const void* values;  // likewise; of latents a tile of fp16
+  DenseType type;      // of keys, and of values that are no latents
   int32_t num_tokens;
   int32_t first_token;  // may be negative
   int32_t end_token;    // may be negative, or beyond the tile
   CodedTile coded;
   TileRows rows;
+  const void* next_keys;  // with latents: the dense tile behind, or null
+  int32_t key_offset;     // with latents: of AttendRun
 };
 
 static inline bool is_dense(const TileWork& tile) {
@@ -68,6 +70,11 @@ static inline bool have_same_biases(const CodedTile& a, const CodedTile& b) {
 // scratch [3 * 64 * head_dim].
 void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
                        float* keys, float* values) noexcept;
+// One side of it. Latents have their width for a head_dim.
+void decode_coded_keys(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
+                       float* keys) noexcept;
+void decode_coded_values(const CodedTile& tile, int64_t head_dim, int32_t num_tokens,
+                         float* scratch, float* values) noexcept;
 // The same of rows.
 void widen_rows(const TileWork& tile, int64_t head_dim, float* scratch, float* keys,
                 float* values) noexcept;
@@ -142,7 +149,9 @@ static inline float bias_unit(const CodedTile& tile, float log2_scale) {
 
 struct AttendBlock {
   int64_t head_dim = 0;
-  int64_t padded_dim = 0;  // head_dim rounded up to 16: the stride of acc
+  int64_t value_dim = 0;     // head_dim, or the width of latents
+  int64_t padded_dim = 0;    // head_dim rounded up to 16: the stride of acc
+  bool has_latents = false;  // all tiles have, or none
   int64_t group = 0;
   float log2_scale = 0;          // scale * log2(e)
   const float* query = nullptr;  // row 0

@@ -13,10 +13,16 @@ int64_t ceil_tile(int64_t token) {
   return token <= 0 ? 0 : (token + kTileTokens - 1) / kTileTokens;
 }
 
-int64_t num_visible_tiles(const AttendJob& job, int64_t first_query, int64_t num_queries) {
+ValueKind kind_of(const AttendRun& run) {
+  return run.latents() == nullptr ? ValueKind::kPlain : ValueKind::kLatents;
+}
+
+int64_t num_visible_tiles(const AttendJob& job, const AttendTask& block, ValueKind kind) {
   int64_t count = 0;
   for (const AttendRun& run : job.runs) {
-    const auto [begin, end] = visible_tiles(run, job.first_position + first_query, num_queries);
+    if (kind_of(run) != kind) continue;
+    const auto [begin, end] =
+        visible_tiles(run, job.first_position + block.first_query, block.num_queries);
     count += end - begin;
   }
   return count;
@@ -29,22 +35,36 @@ int32_t clamp_token(int64_t token) {
   return static_cast<int32_t>(std::clamp(token, -kFar, kFar));
 }
 
-void add_block(const AttendTask& block, int64_t rows, int64_t span_tiles, AttendPlan& plan) {
-  const int64_t num_parts = (block.num_tiles + span_tiles - 1) / span_tiles;
-  if (num_parts != 1) {
-    plan.merges.push_back(
-        {block.job, block.first_query, block.num_queries, plan.num_partial_rows, num_parts});
+// Tiles of a block by kind of values, and how many of them make a part.
+struct Spans {
+  int64_t num_plain, num_latents;
+  int64_t span_tiles;
+};
+
+void add_block(const AttendTask& block, int64_t rows, const Spans& spans, AttendPlan& plan) {
+  const auto num_spans = [&](int64_t tiles) {
+    return (tiles + spans.span_tiles - 1) / spans.span_tiles;
+  };
+  const int64_t num_plain = num_spans(spans.num_plain), num_latents = num_spans(spans.num_latents);
+  const int64_t num_parts = num_plain + num_latents;
+  const bool is_final = num_parts == 1 && num_latents == 0;
+  if (!is_final) {
+    plan.merges.push_back({block.job, block.first_query, block.num_queries, plan.num_partial_rows,
+                           num_parts, num_latents});
   }
   for (int64_t part = 0; part < num_parts; ++part) {
+    const bool is_plain = part < num_plain;
     AttendTask task = block;
-    task.first_tile = part * span_tiles;
-    task.num_tiles = std::min(span_tiles, block.num_tiles - task.first_tile);
-    task.partial_row = num_parts == 1 ? -1 : plan.num_partial_rows + part * rows;
+    task.values = is_plain ? ValueKind::kPlain : ValueKind::kLatents;
+    task.first_tile = (is_plain ? part : part - num_plain) * spans.span_tiles;
+    const int64_t num_tiles = is_plain ? spans.num_plain : spans.num_latents;
+    task.num_tiles = std::min(spans.span_tiles, num_tiles - task.first_tile);
+    task.partial_row = is_final ? -1 : plan.num_partial_rows + part * rows;
     plan.tasks.push_back(task);
     plan.max_rows = std::max(plan.max_rows, rows);
     plan.max_tiles = std::max(plan.max_tiles, task.num_tiles);
   }
-  if (num_parts > 1) plan.num_partial_rows += num_parts * rows;
+  if (!is_final) plan.num_partial_rows += num_parts * rows;
 }
 
 // Written in place, like everything of a TileWork: a copy right behind its parts would wait for
@@ -59,8 +79,9 @@ void point_at(const CodedSide& side, int64_t tile, CodedPart& part) {
     part.scales = side.scales + side.segment_offset(tile);
     part.zeros = side.zeros + side.segment_offset(tile);
   } else {
-    part.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + index * kTileTokens;
-    part.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + index * kTileTokens;
+    const int64_t first = side.shape.token_params(index, side.head);
+    part.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + first;
+    part.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + first;
   }
   part.pages = side.pages.data();
   part.first_outlier = part.num_outliers = 0;
@@ -93,7 +114,9 @@ void point_at(const AttendRun& run, int64_t tile, CodedTile& coded) {
 // Keys and values of a tile, how many of its tokens there are, and who sees them.
 void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& work) {
   const int64_t first = tile * kTileTokens, offset = position - run.first_position - first;
-  work.keys = work.values = nullptr;
+  work.keys = work.values = work.next_keys = nullptr;
+  work.key_offset = 0;
+  work.coded.hadamard = false;
   work.rows = {};
   work.type = run.type;
   work.num_tokens = static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - first));
@@ -101,6 +124,12 @@ void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& wo
   work.end_token = clamp_token(offset - clamp_lag(run.min_lag) + 1);
   if (run.is_coded()) {
     point_at(run, tile, work.coded);
+  } else if (run.latents() != nullptr) {
+    work.keys = run.key_tiles[tile];
+    const bool has_next = tile + 1 < static_cast<int64_t>(run.key_tiles.size());
+    work.next_keys = has_next ? run.key_tiles[tile + 1] : nullptr;
+    work.key_offset = static_cast<int32_t>(run.key_offset);
+    point_at(*run.coded_values, tile, work.coded.values);
   } else if (run.is_rows()) {
     work.keys = run.key_rows + first * run.row_stride;
     work.values = run.value_rows + first * run.row_stride;
@@ -110,6 +139,8 @@ void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& wo
     work.keys = run.key_tiles[tile];
     work.values = run.value_tiles[tile];
   }
+  const bool is_half = run.latents() != nullptr && !run.coded_values->shape.has_codes();
+  if (is_half) work.values = work.coded.values.codes;
 }
 
 // Calls fn(run, first, last) for the tiles [first, last) of each run that are the task's.
@@ -119,6 +150,7 @@ void for_each_run(const AttendJob& job, const AttendTask& task, Fn&& fn) {
   int64_t skip = task.first_tile;
   int64_t left = task.num_tiles;
   for (const AttendRun& run : job.runs) {
+    if (kind_of(run) != task.values) continue;
     const auto [begin, end] = visible_tiles(run, position, task.num_queries);
     const int64_t first = std::min(end, begin + skip);
     skip -= first - begin;
@@ -155,9 +187,10 @@ void plan_attend(int64_t group, std::span<const AttendJob> jobs, AttendPlan& pla
       block.job = static_cast<int64_t>(i);
       block.first_query = query;
       block.num_queries = std::min(step, job.num_queries - query);
-      block.num_tiles = num_visible_tiles(job, query, block.num_queries);
-      const int64_t span = split ? kSpanTiles : std::max<int64_t>(1, block.num_tiles);
-      add_block(block, block.num_queries * group, span, plan);
+      const int64_t num_plain = num_visible_tiles(job, block, ValueKind::kPlain);
+      const int64_t num_latents = num_visible_tiles(job, block, ValueKind::kLatents);
+      const int64_t span = split ? kSpanTiles : std::max<int64_t>(1, num_plain + num_latents);
+      add_block(block, block.num_queries * group, {num_plain, num_latents, span}, plan);
     }
   }
 }
@@ -171,9 +204,8 @@ void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noe
 
 void prefetch_lists(const AttendJob& job, const AttendTask& task) noexcept {
   for_each_run(job, task, [](const AttendRun& run, int64_t first, int64_t last) {
-    if (!run.is_coded()) return;
-    prefetch_lists(*run.coded_keys, first, last);
-    prefetch_lists(*run.coded_values, first, last);
+    if (run.is_coded()) prefetch_lists(*run.coded_keys, first, last);
+    if (run.coded_values != nullptr) prefetch_lists(*run.coded_values, first, last);
   });
 }
 

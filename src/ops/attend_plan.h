@@ -25,22 +25,28 @@ inline constexpr int64_t kSpanTiles = 16;
 // Positions and lags are limited so that their differences can't overflow.
 inline constexpr int64_t kMaxPosition = int64_t{1} << 60;
 
+// Whose weighted sums a task makes: values of both kinds are never in one.
+enum class ValueKind { kPlain, kLatents };
+
 struct AttendTask {
   int64_t job;
   int64_t first_query;
   int64_t num_queries;
-  int64_t first_tile;  // of the tiles the block sees, in the order of the runs
+  ValueKind values;
+  int64_t first_tile;  // of the tiles of this kind the block sees, in the order of the runs
   int64_t num_tiles;
   int64_t partial_row;  // where its rows of partial results are; -1: its result is final
 };
 
-// A block whose result is put together from num_parts tasks; zeros if there are none.
+// A block whose result is put together from num_parts tasks, the last num_latent_parts of them
+// latents; zeros if there are none.
 struct AttendMerge {
   int64_t job;
   int64_t first_query;
   int64_t num_queries;
   int64_t first_partial_row;  // part p, row r is at first_partial_row + p * rows + r
   int64_t num_parts;
+  int64_t num_latent_parts;
 };
 
 struct AttendPlan {

@@ -4,6 +4,7 @@
 //   score[j] = scale * <q, k[j]>     p = softmax(score)     out = sum_j p[j] * v[j]
 //
 // over the keys j that the query sees; scores of coded keys are biased, see CodedSide::logit_bias.
+// Latents are summed as they are and expanded at the end (latent.h).
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -57,9 +58,12 @@ double coded_element(const CodedSide& side, int64_t token, int64_t channel) {
   }
   const bool is_key = side.shape.side == KvSide::kKey;
   const auto* codes = reinterpret_cast<const uint8_t*>(block) + side.layout.codes(side.head, index);
+  if (!side.shape.has_codes()) {
+    return element(codes, DenseType::kF16, value_index(in_tile, channel, side.shape.head_dim));
+  }
   const CodePlace place = code_place(side.shape.side, side.shape.head_dim, in_tile, channel);
   const int code = code_at(codes, side.shape.bits, place);
-  const int64_t of_token = index * kTileTokens + in_tile;
+  const int64_t of_token = side.shape.token_params(index, side.head) + in_tile;
   const int64_t of_segment = is_key ? side.segment_offset(tile) + channel : 0;
   const Half scale = is_key ? side.scales[of_segment]
                             : reinterpret_cast<const Half*>(block + side.layout.scales)[of_token];
@@ -101,10 +105,11 @@ double logit_bias(const CodedSide& keys, int64_t token, float scale, const float
 }
 
 double dense_score(const AttendRun& run, int64_t token, std::span<const float> q) {
-  const void* tile = run.key_tiles[static_cast<size_t>(token / kTileTokens)];
+  const int64_t slot = run.key_offset + token;
+  const void* tile = run.key_tiles[static_cast<size_t>(slot / kTileTokens)];
   double dot = 0;
   for (size_t c = 0; c < q.size(); ++c) {
-    const int64_t index = key_index(token % kTileTokens, static_cast<int64_t>(c));
+    const int64_t index = key_index(slot % kTileTokens, static_cast<int64_t>(c));
     dot += double{q[c]} * element(tile, run.type, index);
   }
   return dot;
@@ -114,6 +119,33 @@ double dense_value(const AttendRun& run, int64_t token, int64_t channel, int64_t
   if (run.is_rows()) return to_float(run.value_rows[token * run.row_stride + channel]);
   const void* tile = run.value_tiles[static_cast<size_t>(token / kTileTokens)];
   return element(tile, run.type, value_index(token % kTileTokens, channel, head_dim));
+}
+
+// Weighted sums of a row: of values, and of latents, which are expanded at the end.
+struct Mix {
+  std::vector<double> values;   // [head_dim]
+  std::vector<double> latents;  // [rank]
+  double latent_weight = 0;
+  const LatentMap* map = nullptr;
+};
+
+void add_latents(const SeenKey& key, double p, Mix& mix) {
+  mix.map = key.run->latents();
+  mix.latents.resize(static_cast<size_t>(mix.map->rank));
+  mix.latent_weight += p;
+  for (int64_t r = 0; r < mix.map->rank; ++r) {
+    mix.latents[static_cast<size_t>(r)] += p * coded_element(*key.run->coded_values, key.token, r);
+  }
+}
+
+void expand(Mix& mix) {
+  for (size_t c = 0; c < mix.values.size() && mix.map != nullptr; ++c) {
+    double sum = mix.latent_weight * mix.map->mean[c];
+    for (size_t r = 0; r < mix.latents.size(); ++r) {
+      sum += mix.latents[r] * mix.map->decode[r * mix.values.size() + c];
+    }
+    mix.values[c] += sum;
+  }
 }
 
 void add_value(const SeenKey& key, double p, std::span<double> mix) {
@@ -146,9 +178,14 @@ void attend_row(const AttendShape& shape, const float* q, std::vector<SeenKey>& 
     key.score = std::exp(key.score - max);
     sum += key.score;
   }
-  std::vector<double> mix(head_dim);
-  for (const SeenKey& key : seen) add_value(key, key.score / sum, mix);
-  for (size_t c = 0; c < head_dim; ++c) out[c] = static_cast<float>(mix[c]);
+  Mix mix;
+  mix.values.resize(head_dim);
+  for (const SeenKey& key : seen) {
+    const double p = key.score / sum;
+    key.run->latents() == nullptr ? add_value(key, p, mix.values) : add_latents(key, p, mix);
+  }
+  expand(mix);
+  for (size_t c = 0; c < head_dim; ++c) out[c] = static_cast<float>(mix.values[c]);
 }
 
 }  // namespace

@@ -236,15 +236,15 @@ void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float bi
   hn::StoreU(sum, d, sums);
 }
 
-template <class T>
+template <class K, class T>
 struct Tile {
-  const T* keys;
+  const K* keys;
   const T* values;
 };
 
 // R rows against one tile.
-template <int R, class T>
-void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, int64_t row,
+template <int R, class K, class T>
+void attend_rows(const AttendBlock& block, const TileWork& work, Tile<K, T> tile, int64_t row,
                  Prefetcher& ahead) {
   TokenRange seen[R];
   const float* q[R];
@@ -266,13 +266,13 @@ void attend_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile, i
   }
   const int64_t stride = 2 * block.padded_dim;
   const WeightedValues<T> values{
-      tile.values, 2 * block.head_dim, scores, {any.begin / 2, (any.end + 1) / 2}};
+      tile.values, 2 * block.value_dim, scores, {any.begin / 2, (any.end + 1) / 2}};
   add_all_values<R, num_vectors(R, 16)>(values, 0, ahead, block.workspace.pairs + row * stride,
                                         stride);
 }
 
-template <class T>
-void attend_all_rows(const AttendBlock& block, const TileWork& work, Tile<T> tile,
+template <class K, class T>
+void attend_all_rows(const AttendBlock& block, const TileWork& work, Tile<K, T> tile,
                      Prefetcher& ahead) {
   int64_t row = 0;
   for (; row + kRows <= block.num_rows; row += kRows)
@@ -292,7 +292,7 @@ void convert(const T* from, int64_t size, float* to) {
 
 template <class T>
 void attend_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahead) {
-  const Tile<T> tile{static_cast<const T*>(work.keys), static_cast<const T*>(work.values)};
+  const Tile<T, T> tile{static_cast<const T*>(work.keys), static_cast<const T*>(work.values)};
   if (std::is_same_v<T, float> || block.num_rows <= kConvertInRegistersRows) {
     return attend_all_rows(block, work, tile, ahead);
   }
@@ -300,7 +300,7 @@ void attend_tile(const AttendBlock& block, const TileWork& work, Prefetcher& ahe
   auto* values = static_cast<float*>(block.workspace.values);
   convert(tile.keys, kTileTokens * block.head_dim, keys);
   convert(tile.values, kTileTokens * block.head_dim, values);
-  attend_all_rows<float>(block, work, {keys, values}, ahead);
+  attend_all_rows<float, float>(block, work, {keys, values}, ahead);
 }
 
 // Codes or rows.
@@ -313,7 +313,65 @@ void attend_raw_tile(const AttendBlock& block, const TileWork& work, Prefetcher&
   } else {
     widen_rows(work, block.head_dim, block.workspace.planar, keys, values);
   }
-  attend_all_rows<float>(block, work, {keys, values}, ahead);
+  attend_all_rows<float, float>(block, work, {keys, values}, ahead);
+}
+
+// 64 tokens from work.key_offset on, of a tile of keys and the one behind it.
+template <class T>
+void convert_shifted(const TileWork& work, int64_t head_dim, float* to) {
+  constexpr int64_t kPairs = 2 * kTileTokens;  // of a pair of channels
+  const auto *first = static_cast<const T*>(work.keys),
+             *next = static_cast<const T*>(work.next_keys);
+  const int64_t skipped = 2 * work.key_offset;
+  HWY_ALIGN T pairs[kPairs] = {};
+  for (int64_t c = 0; c < head_dim / 2; ++c) {
+    std::memcpy(pairs, first + c * kPairs + skipped,
+                static_cast<size_t>(kPairs - skipped) * sizeof(T));
+    if (next != nullptr) {
+      std::memcpy(pairs + kPairs - skipped, next + c * kPairs,
+                  static_cast<size_t>(skipped) * sizeof(T));
+    }
+    convert(pairs, kPairs, to + c * kPairs);
+  }
+}
+
+// Dense keys, values [32][value_dim][2] in scratch.
+template <class T>
+void attend_latents_of_keys(const AttendBlock& block, const TileWork& work, const float* values,
+                            Prefetcher& ahead) {
+  const auto* stored = static_cast<const T*>(work.keys);
+  if (work.key_offset == 0 && block.num_rows <= kConvertInRegistersRows) {
+    return attend_all_rows<T, float>(block, work, {stored, values}, ahead);
+  }
+  auto* keys = static_cast<float*>(block.workspace.keys);
+  if (work.key_offset == 0) {
+    convert(stored, kTileTokens * block.head_dim, keys);
+  } else {
+    convert_shifted<T>(work, block.head_dim, keys);
+  }
+  attend_all_rows<float, float>(block, work, {keys, values}, ahead);
+}
+
+void attend_latent_tile(const AttendBlock& block, const TileWork& work) {
+  auto* keys = static_cast<float*>(block.workspace.keys);
+  auto* values = static_cast<float*>(block.workspace.values);
+  float* scratch = block.workspace.planar;
+  Prefetcher none;
+  if (work.values == nullptr) {
+    decode_coded_values(work.coded, block.value_dim, work.num_tokens, scratch, values);
+  } else {
+    convert(static_cast<const hwy::float16_t*>(work.values), kTileTokens * block.value_dim, values);
+  }
+  if (is_coded(work)) {
+    decode_coded_keys(work.coded, block.head_dim, work.num_tokens, scratch, keys);
+    return attend_all_rows<float, float>(block, work, {keys, values}, none);
+  }
+  switch (work.type) {
+    case DenseType::kF16: return attend_latents_of_keys<hwy::float16_t>(block, work, values, none);
+    case DenseType::kBF16:
+      return attend_latents_of_keys<hwy::bfloat16_t>(block, work, values, none);
+    case DenseType::kF32: return attend_latents_of_keys<float>(block, work, values, none);
+  }
 }
 
 // Adds even and odd lanes of what attend_tile summed.
@@ -344,6 +402,10 @@ void attend_block(const AttendBlock& block) {
     if (is_coded(tile) && (biased == nullptr || !have_same_biases(*biased, tile.coded))) {
       find_biases(block, tile.coded);
       biased = &tile.coded;
+    }
+    if (block.has_latents) {
+      attend_latent_tile(block, tile);
+      continue;
     }
     Prefetcher ahead;
     if (prefetches && i + 1 < block.num_tiles && is_dense(block.tiles[i + 1])) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "formats/kv_block.h"
 #include "formats/nuq_codebook.h"
 #include "ops/attend_test_cache.h"
 
@@ -15,10 +16,11 @@ namespace kvquant::testing {
 
 struct TestCodec {
   int key_bits = 4;
-  int value_bits = 4;
+  int value_bits = 4;    // kLatentBits: latents of fp16
   int key_outliers = 0;  // percent
   int value_outliers = 0;
   bool hadamard = false;  // of values; head_dim is a power of two
+  bool latents = false;   // values are
 
   std::string name() const {
     return fmt::format("K{}p{}{}{}p{}", key_bits, key_outliers, hadamard ? "VHad" : "V", value_bits,
@@ -28,6 +30,7 @@ struct TestCodec {
 
 // Ascending levels in [-1, 1] that are nowhere evenly spaced; 256 uniform ones for 8 bits.
 inline NuqCodebook test_codebook(int bits, TestRandom& random) {
+  if (bits == kLatentBits) return {};
   if (bits == kByteCodeBits) return make_uniform_codebook(bits);
   const int count = 1 << bits;
   std::vector<float> levels;

@@ -161,6 +161,22 @@ void for_bits(int bits, Fn&& fn) {
 
 }  // namespace
 
+void decode_values_to_bf16(const CodedPart& part, int64_t channels, uint16_t* values) {
+  const int64_t dim = (channels + 15) / 16 * 16;
+  alignas(64) float scales[kTileTokens], zeros[kTileTokens], levels[16];
+  for (int64_t t = 0; t < kTileTokens; t += 16) {
+    _mm512_store_ps(scales + t, load_halves(part.scales + t));
+    _mm512_store_ps(zeros + t, load_halves(part.zeros + t));
+  }
+  const NuqCodebook& book = *part.codebook;
+  for (int i = 0; i < 16; ++i) levels[i] = book.bits == 8 ? 0 : book.levels[i % book.num_levels];
+  const ValueDecoder decoder{part.codes, _mm512_load_ps(levels), scales, zeros, dim, values};
+  for_bits(book.bits, [&]<int kBits>() { decode_values<kBits>(decoder); });
+  for_each_outlier(part, [&](int64_t token, int64_t channel, float value) {
+    values[token / 2 * 2 * dim + 2 * channel + token % 2] = to_bf16(value);
+  });
+}
+
 void decode_to_bf16(const AttendBlock& block, const CodedState& state, const CodedTile& tile,
                     uint16_t* keys, uint16_t* values) {
   const int64_t half = block.head_dim / 2;
@@ -170,20 +186,7 @@ void decode_to_bf16(const AttendBlock& block, const CodedState& state, const Cod
   const KeyDecoder key_decoder{&state, tile.keys.codes, tile.rope->lane_cos_sin, cos, sin, keys};
   for_bits(tile.keys.codebook->bits, [&]<int kBits>() { decode_keys<kBits>(key_decoder, half); });
   correct_keys(tile, half, key_decoder);
-
-  alignas(64) float scales[kTileTokens], zeros[kTileTokens], levels[16];
-  for (int64_t t = 0; t < kTileTokens; t += 16) {
-    _mm512_store_ps(scales + t, load_halves(tile.values.scales + t));
-    _mm512_store_ps(zeros + t, load_halves(tile.values.zeros + t));
-  }
-  const NuqCodebook& book = *tile.values.codebook;
-  for (int i = 0; i < 16; ++i) levels[i] = book.bits == 8 ? 0 : book.levels[i % book.num_levels];
-  const ValueDecoder value_decoder{
-      tile.values.codes, _mm512_load_ps(levels), scales, zeros, block.padded_dim, values};
-  for_bits(book.bits, [&]<int kBits>() { decode_values<kBits>(value_decoder); });
-  for_each_outlier(tile.values, [&](int64_t token, int64_t channel, float value) {
-    values[token / 2 * 2 * block.padded_dim + 2 * channel + token % 2] = to_bf16(value);
-  });
+  decode_values_to_bf16(tile.values, block.head_dim, values);
 }
 
 }  // namespace kvquant::avx512bf16

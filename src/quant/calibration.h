@@ -107,6 +107,9 @@ struct LayerCalibration {
   KeyCalibration key;
   QueryCalibration query;
   ValueCalibration value;
+
+  // Not so of identity_bases (value_basis.h) alone.
+  bool has_codebooks() const { return !value.codebooks[0].empty(); }
 };
 
 struct Calibration {

@@ -18,6 +18,17 @@ KeyOutliers parse_key_outliers(std::string_view name) {
       fmt::format("key outliers '{}': expected error-saved or percentile", name));
 }
 
+std::string_view to_string(ValueBases bases) {
+  return bases == ValueBases::kOutputs ? "outputs" : "values";
+}
+
+ValueBases parse_value_bases(std::string_view name) {
+  for (const ValueBases bases : {ValueBases::kOutputs, ValueBases::kValues}) {
+    if (to_string(bases) == name) return bases;
+  }
+  throw std::invalid_argument(fmt::format("bases '{}': expected outputs or values", name));
+}
+
 FitChoices recipe_choices(std::string_view name) {
   if (name == "error-saved") return {};
   if (name == "percentile") return {.outliers = KeyOutliers::kPercentile, .has_feedback = false};
@@ -26,10 +37,10 @@ FitChoices recipe_choices(std::string_view name) {
 }
 
 std::string to_string(const FitChoices& choices) {
-  return fmt::format("outliers={} feedback={} codebook={} weights={} codebooks={}",
+  return fmt::format("outliers={} feedback={} codebook={} weights={} codebooks={} bases={}",
                      to_string(choices.outliers), choices.has_feedback ? "on" : "off",
                      to_string(choices.codebook), to_string(choices.weights),
-                     to_string(choices.codebooks));
+                     to_string(choices.codebooks), to_string(choices.bases));
 }
 
 }  // namespace kvquant

@@ -22,6 +22,17 @@ std::string_view to_string(KeyOutliers outliers);
 // Throws std::invalid_argument for other names.
 KeyOutliers parse_key_outliers(std::string_view name);
 
+// What bases of values are fitted to (docs/decisions/015_output_bases.md).
+enum class ValueBases {
+  kOutputs,  // what attention makes of them, LayerActivations::outputs, where there are any
+  kValues,   // the values themselves
+};
+
+// "outputs", "values".
+std::string_view to_string(ValueBases bases);
+// Throws std::invalid_argument for other names.
+ValueBases parse_value_bases(std::string_view name);
+
 struct FitChoices {
   KeyOutliers outliers = KeyOutliers::kErrorSaved;
   bool has_feedback = true;  // of key rounding errors, see rounding_feedback.h
@@ -29,6 +40,7 @@ struct FitChoices {
   // Of values, kQuery is kScale: queries never meet them. kFisher needs FitOptions::fisher.
   CodebookWeighting weights = CodebookWeighting::kScale;
   CodebookScope codebooks = CodebookScope::kLayer;
+  ValueBases bases = ValueBases::kOutputs;
   friend bool operator==(const FitChoices&, const FitChoices&) = default;
 };
 
@@ -37,7 +49,7 @@ struct FitChoices {
 FitChoices recipe_choices(std::string_view name);
 
 // All that was chosen: "outliers=error-saved feedback=on codebook=exact weights=scale
-// codebooks=layer".
+// codebooks=layer bases=outputs".
 std::string to_string(const FitChoices& choices);
 
 }  // namespace kvquant

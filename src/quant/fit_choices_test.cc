@@ -10,13 +10,16 @@ namespace {
 
 TEST(FitChoices, SayEverythingInTheirText) {
   EXPECT_EQ(to_string(FitChoices{}),
-            "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer");
+            "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer "
+            "bases=outputs");
   EXPECT_EQ(to_string(FitChoices{.outliers = KeyOutliers::kPercentile,
                                  .has_feedback = false,
                                  .codebook = CodebookMethod::kNormalFloat,
                                  .weights = CodebookWeighting::kQuery,
-                                 .codebooks = CodebookScope::kHead}),
-            "outliers=percentile feedback=off codebook=normal-float weights=query codebooks=head");
+                                 .codebooks = CodebookScope::kHead,
+                                 .bases = ValueBases::kValues}),
+            "outliers=percentile feedback=off codebook=normal-float weights=query codebooks=head "
+            "bases=values");
 }
 
 TEST(FitChoices, DifferInTextWhenTheyDiffer) {
@@ -43,6 +46,13 @@ TEST(FitChoices, OfARecipeAreItsParts) {
             (FitChoices{.outliers = KeyOutliers::kPercentile, .has_feedback = false}));
   EXPECT_THROW(recipe_choices("Percentile"), std::invalid_argument);
   EXPECT_THROW(recipe_choices(""), std::invalid_argument);
+}
+
+TEST(ValueBases, AreReadBackFromTheirNames) {
+  for (const ValueBases bases : {ValueBases::kOutputs, ValueBases::kValues}) {
+    EXPECT_EQ(parse_value_bases(to_string(bases)), bases);
+  }
+  EXPECT_THROW(parse_value_bases("output"), std::invalid_argument);
 }
 
 TEST(KeyOutliers, AreReadBackFromTheirNames) {

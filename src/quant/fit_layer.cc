@@ -27,6 +27,7 @@ void check_activations(const LayerActivations& a, int64_t rank) {
   check(a.values, num_kv, "values");
   check(a.queries, num_q, "queries");
   check(a.rotated_queries, num_q, "rotated queries");
+  if (a.outputs.data != nullptr) check(a.outputs, num_q, "attention outputs");
   check_arg(num_kv > 0 && num_q > 0 && num_q % num_kv == 0,
             "calibration: query heads are not a multiple of KV heads");
   check_arg(static_cast<int64_t>(a.output_gram.size()) == num_kv * a.head_dim() * a.head_dim(),
@@ -92,15 +93,27 @@ struct Fit {
     store<float>(basis.spectrum, head, key.spectrum);
   }
 
+  // E[x x^T] over all query heads that read the KV head.
+  std::vector<double> group_moments(TensorView<const float, 3> x, int64_t head) const {
+    const int64_t group = a.num_q_heads() / a.num_kv_heads();
+    CovarianceSum sum(a.head_dim());
+    for (int64_t i = 0; i < group; ++i) add_head(x, head * group + i, rows, sum);
+    std::vector<double> gram = sum.sum_of_products();
+    for (double& value : gram) value /= static_cast<double>(sum.count());
+    return gram;
+  }
+
   void value_basis(int64_t head, ValueCalibration& value) const {
     const int64_t d = a.head_dim();
     CovarianceSum sum(d);
     add_head(a.values, head, rows, sum);
     const Covariance covariance = sum.result();
-    const PcaBasis basis = fit_pca(covariance.matrix, d);
+    const std::vector<double> moments =
+        a.outputs.data == nullptr ? covariance.matrix : group_moments(a.outputs, head);
+    const PcaBasis basis = fit_pca(moments, d);
     const auto output_gram =
         a.output_gram.subspan(static_cast<size_t>(head * d * d), static_cast<size_t>(d * d));
-    const PcaBasis weighted = fit_weighted_pca(covariance.matrix, output_gram, d);
+    const PcaBasis weighted = fit_weighted_pca(moments, output_gram, d);
     store<double>(covariance.matrix, head, value.gram);
     store(leading(basis.encode, rank, d), head, value.basis);
     store<float>(basis.spectrum, head, value.spectrum);
@@ -110,14 +123,8 @@ struct Fit {
     store<float>(weighted.spectrum, head, value.weighted_spectrum);
   }
 
-  // Of all query heads that read the KV head.
   void query_gram(int64_t head, QueryCalibration& query) const {
-    const int64_t group = a.num_q_heads() / a.num_kv_heads();
-    CovarianceSum sum(a.head_dim());
-    for (int64_t i = 0; i < group; ++i) add_head(a.queries, head * group + i, rows, sum);
-    std::vector<double> gram = sum.sum_of_products();
-    for (double& x : gram) x /= static_cast<double>(sum.count());
-    store<double>(gram, head, query.gram);
+    store<double>(group_moments(a.queries, head), head, query.gram);
   }
 
   // The order in which the channels of a key are rounded, and what they make up for. Returns the

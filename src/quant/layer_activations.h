@@ -25,6 +25,9 @@ struct LayerActivations {
   // What an error of the values costs after the output projection: the sum of W_o^T W_o over the
   // query heads of a KV head, [num_kv_heads, head_dim, head_dim].
   std::span<const double> output_gram;
+  // Attention outputs over centred values without sinks, num_q_heads (model/value_outputs.h): what
+  // bases of values are fitted to. Null data: to the values themselves.
+  TensorView<const float, 3> outputs{};
 
   int64_t num_tokens() const { return num_samples * seq_len; }
   int64_t num_kv_heads() const { return keys.shape[1]; }

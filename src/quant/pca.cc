@@ -4,6 +4,7 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -150,6 +151,12 @@ PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const do
           .encode = to_floats(pairs.vectors * root),
           .decode = to_floats(pairs.vectors * inverse),
           .spectrum = spectrum_of(pairs.values)};
+}
+
+double energy_share(std::span<const float> spectrum, int64_t rank) {
+  const double all = std::accumulate(spectrum.begin(), spectrum.end(), 0.0);
+  const double kept = std::accumulate(spectrum.begin(), spectrum.begin() + rank, 0.0);
+  return all > 0 ? kept / all : 1;
 }
 
 }  // namespace kvquant

@@ -58,4 +58,7 @@ inline constexpr double kPcaRidge = 1e-4;
 PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const double> weights,
                           int64_t dim);
 
+// Of a spectrum: what its first `rank` components have of it; 1 when it is all zeros.
+double energy_share(std::span<const float> spectrum, int64_t rank);
+
 }  // namespace kvquant

@@ -254,5 +254,13 @@ TEST(Pca, SizesAndNumbersThatDontFitAreRefused) {
                std::invalid_argument);
 }
 
+TEST(Pca, EnergySharesAreOfTheLeadingComponents) {
+  const float spectrum[] = {6, 3, 1, 0}, nothing[] = {0, 0};
+  EXPECT_DOUBLE_EQ(energy_share(spectrum, 0), 0);
+  EXPECT_DOUBLE_EQ(energy_share(spectrum, 1), 0.6);
+  EXPECT_DOUBLE_EQ(energy_share(spectrum, 3), 1);
+  EXPECT_DOUBLE_EQ(energy_share(nothing, 1), 1);
+}
+
 }  // namespace
 }  // namespace kvquant

@@ -63,23 +63,28 @@ struct Ablation {
   const char* recipe;
 };
 constexpr Ablation kAblations[] = {
-    {"", "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer"},
+    {"",
+     "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer bases=outputs"},
     {"--recipe percentile",
-     "outliers=percentile feedback=off codebook=exact weights=scale codebooks=layer"},
+     "outliers=percentile feedback=off codebook=exact weights=scale codebooks=layer bases=outputs"},
     {"--recipe percentile --feedback on",
-     "outliers=percentile feedback=on codebook=exact weights=scale codebooks=layer"},
+     "outliers=percentile feedback=on codebook=exact weights=scale codebooks=layer bases=outputs"},
     {"--feedback off",
-     "outliers=error-saved feedback=off codebook=exact weights=scale codebooks=layer"},
+     "outliers=error-saved feedback=off codebook=exact weights=scale codebooks=layer "
+     "bases=outputs"},
     {"--codebook lloyd",
-     "outliers=error-saved feedback=on codebook=lloyd weights=scale codebooks=layer"},
+     "outliers=error-saved feedback=on codebook=lloyd weights=scale codebooks=layer bases=outputs"},
     {"--codebook normal-float",
-     "outliers=error-saved feedback=on codebook=normal-float weights=scale codebooks=layer"},
+     "outliers=error-saved feedback=on codebook=normal-float weights=scale codebooks=layer "
+     "bases=outputs"},
     {"--codebook-weights none",
-     "outliers=error-saved feedback=on codebook=exact weights=none codebooks=layer"},
+     "outliers=error-saved feedback=on codebook=exact weights=none codebooks=layer bases=outputs"},
     {"--codebook-weights query",
-     "outliers=error-saved feedback=on codebook=exact weights=query codebooks=layer"},
+     "outliers=error-saved feedback=on codebook=exact weights=query codebooks=layer bases=outputs"},
+    {"--bases values",
+     "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=layer bases=values"},
     {"--codebook-per head",
-     "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=head"},
+     "outliers=error-saved feedback=on codebook=exact weights=scale codebooks=head bases=outputs"},
 };
 
 TEST_F(CalibrateProgram, DoesWhatIsChosenAndSaysItInTheFile) {

@@ -34,6 +34,9 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("bench kernels --kv k=nuq4,v=had+nuq3 --head-dim 80", "power of two");
   expect_refused("generate -m embedded -p Hello --kv nuq9", "nuq9");
   expect_refused("generate -m embedded -p Hello --kv pca8", "not built yet");
+  expect_refused("generate -m embedded -p Hello --kv v=pca8", "needs a calibration");
+  expect_refused("perplexity -m embedded --kv v=pca65", "rank 65");
+  expect_refused("perplexity -m embedded --kv v=pca0", "rank");
   expect_refused("generate -m embedded -p Hello --device cuda:0", "not built yet");
   expect_refused("generate -m embedded -p ''", "empty");
   expect_refused("generate -m embedded -p Hello -c 2", "context");

@@ -1,0 +1,132 @@
+// Values as latents, from calibration to text, as a user meets them.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace kvquant {
+namespace {
+
+using test::Outcome;
+
+class LowRank : public test::ProgramTest {
+ protected:
+  void calibrate(const std::string& more = "") const {
+    const Outcome outcome =
+        run("calibrate -m embedded --samples 4 --seq-len 512 -q -o " + path("c") + " " + more);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+  }
+  std::vector<nlohmann::json> perplexity(const std::string& arguments) const {
+    const Outcome outcome = run("perplexity -m embedded -q --json - -c 512 --windows 2 --calib " +
+                                path("c") + " " + arguments);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return nlohmann::json::parse(outcome.out).at("results");
+  }
+};
+
+TEST_F(LowRank, DivergenceFallsWithRankAndVanishesAtFullRank) {
+  calibrate();
+  for (const std::string start : {"--kv v=pca", "--kv v=pcaw", "--as-served --ub 100 --kv v=pca"}) {
+    std::string specs = start + "16";
+    const std::string more = start.substr(start.find("--kv"));
+    for (const char* rank : {"32", "48", "60", "64"}) specs += " " + more + rank;
+    double before = 1e9;
+    for (const auto& result : perplexity(specs)) {
+      const auto kl = result.at("kl_mean").get<double>();
+      EXPECT_LT(kl, before) << result.at("spec");
+      before = kl;
+    }
+    EXPECT_LT(before, 1e-3) << start;
+    EXPECT_GT(before, 0);
+  }
+}
+
+TEST_F(LowRank, DivergenceFallsWithBitsAndBytesDoToo) {
+  calibrate();
+  const auto results = perplexity(
+      "--kv v=pca48 --kv v=pca48+int8 --kv v=pca48+int4 --kv v=pca48+nuq3 --kv v=pca48+nuq2");
+  for (size_t i = 1; i < results.size(); ++i) {
+    EXPECT_LT(results[i].at("cache_bytes"), results[i - 1].at("cache_bytes"));
+    if (i == 1) continue;  // 8 bits change next to nothing
+    EXPECT_GT(results[i].at("kl_mean"), results[i - 1].at("kl_mean")) << results[i].at("spec");
+  }
+}
+
+TEST_F(LowRank, TextGoesOnFromASavedCacheAsIfItHadNot) {
+  calibrate();
+  const std::string spec = " --kv k=nuq4-1%,v=pca32+had+int8 --calib " + path("c");
+  for (const std::string& more : {std::string(" --kv v=pca60"), spec}) {
+    const std::string with = (more == spec ? spec : more + " --calib " + path("c")) + " -q ";
+    const std::string base = "generate -m embedded --temp 0 -f " + path("prompt") + with;
+    write_file_atomic(path("prompt"), [&](const ByteSink& sink) {
+      std::string text;
+      for (int i = 0; i < 60; ++i)
+        text += "The little house stood on hill " + std::to_string(i) + ". ";
+      sink(std::as_bytes(std::span(text)));
+    });
+    const Outcome whole = run(base + "-n 24");
+    ASSERT_EQ(whole.code, 0) << whole.err;
+    ASSERT_EQ(run(base + "-n 1 --save-cache " + path("cache")).code, 0);
+    const Outcome loaded = run(base + "-n 24 --load-cache " + path("cache"));
+    ASSERT_EQ(loaded.code, 0) << loaded.err;
+    EXPECT_EQ(loaded.out, whole.out);
+  }
+}
+
+TEST_F(LowRank, InfoForecastsWithoutACalibration) {
+  const Outcome outcome =
+      run("info -m embedded -q --json - -c 2048 --memory 1GiB --kv fp16 "
+          "--kv v=pca48 --kv v=pca48+int8 --kv k=int8,v=pca48+int4");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const auto results = nlohmann::json::parse(outcome.out).at("results");
+  ASSERT_EQ(results.size(), 4u);
+  for (size_t i = 1; i < results.size(); ++i) {
+    EXPECT_LT(results[i].at("bytes_per_token"), results[i - 1].at("bytes_per_token"));
+    EXPECT_GT(results[i].at("longest_context"), results[i - 1].at("longest_context"));
+  }
+  EXPECT_NEAR(results[1].at("bits_per_value").get<double>(), 14, 0.01);
+}
+
+TEST_F(LowRank, CalibrateShowsWhatRanksKeep) {
+  const std::string command = "calibrate -m embedded --samples 1 --seq-len 64 -q -o " + path("c");
+  const Outcome text = run(command + " --spectra");
+  ASSERT_EQ(text.code, 0) << text.err;
+  for (const char* part : {"pca60", "pca56", "pca48", "pca32", "bases=outputs"}) {
+    EXPECT_NE(text.out.find(part), std::string::npos) << text.out;
+  }
+  const auto energy =
+      nlohmann::json::parse(run(command + " --json -").out).at("results").at(0).at("value_energy");
+  EXPECT_EQ(energy.at("ranks"), nlohmann::json({60, 56, 48, 32}));
+  ASSERT_EQ(energy.at("heads").size(), 12u);  // 6 layers of 2
+  for (const auto& head : energy.at("heads")) {
+    for (const char* kind : {"pca", "pcaw"}) {
+      const auto shares = head.at(kind).get<std::vector<double>>();
+      EXPECT_TRUE(std::is_sorted(shares.rbegin(), shares.rend()));
+      EXPECT_LE(shares[0], 1);
+      EXPECT_GT(shares[3], 0.5);
+    }
+  }
+}
+
+TEST_F(LowRank, WhatIsMissingIsSaidInOneLine) {
+  expect_refused("perplexity -m embedded -q --kv v=pca48", "needs a calibration");
+  expect_refused("generate -m embedded -q -p Hello --kv v=pca48+int8 --calib " + path("none"),
+                 "Calibration file not found");
+  calibrate("--rank 20");
+  const std::string with = " --calib " + path("c") + " --kv ";
+  expect_refused("generate -m embedded -q -p Hello" + with + "v=pca21", "--rank of at least 21");
+  expect_refused("generate -m embedded -q -p Hello" + with + "v=pca65", "rank 65");
+  expect_refused("generate -m embedded -q -p Hello" + with + "v=pca0", "rank");
+  expect_refused("generate -m embedded -q -p Hello" + with + "k=had+nuq4",
+                 "not built yet for keys");
+  expect_refused("generate -m embedded -q -p Hello" + with + "v=pca20+wf4",
+                 "not built yet for values");
+}
+
+}  // namespace
+}  // namespace kvquant
