@@ -22,6 +22,8 @@ using D = hn::CappedTag<float, 8>;  // head_dim is a multiple of 8
 using V = hn::Vec<D>;
 constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(D()));
 
+#if HWY_NATIVE_FMA
+
 using Lines = hn::CappedTag<float, 16>;  // of encoding
 constexpr auto kLineRows = static_cast<int64_t>(hn::MaxLanes(Lines()));
 constexpr int kComponents = 8;  // of independent sums
@@ -60,7 +62,6 @@ void encode_components(const LatentMap& map, const LatentRows& job, int64_t firs
 }
 
 bool encode_latents(const LatentMap& map, const LatentRows& job) {
-#if HWY_NATIVE_FMA
   HWY_ALIGN float lines[kMaxNuqHeadDim * kLineRows];
   for (int64_t first = 0; first < job.num_rows; first += kLineRows) {
     transpose(map, job, first, lines);
@@ -74,11 +75,13 @@ bool encode_latents(const LatentMap& map, const LatentRows& job) {
     for (int64_t r = map.rank; r < map.width; ++r) job.latents[i * job.latent_stride + r] = 0;
   }
   return true;
-#else
-  (void)map, (void)job;
-  return false;
-#endif
 }
+
+#else
+
+bool encode_latents(const LatentMap&, const LatentRows&) { return false; }
+
+#endif
 
 template <int kVectors>
 void expand_vectors(const LatentMap& map, const float* latents, float weight, float factor,
