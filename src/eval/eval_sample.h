@@ -21,11 +21,11 @@ struct EvalCell {
 };
 
 struct EvalSample {
-  std::string task;
-  EvalCell cell;
-  uint64_t seed = 0;             // of the run it belongs to
-  std::vector<int32_t> context;  // read once, at least one token
-  std::vector<EvalQuestion> questions;
+  std::string task{};
+  EvalCell cell{};
+  uint64_t seed = 0;               // of the run it belongs to
+  std::vector<int32_t> context{};  // read once, at least one token
+  std::vector<EvalQuestion> questions{};
   int64_t max_new_tokens = 0;  // per answer
 };
 
@@ -36,9 +36,9 @@ int64_t num_tokens(const EvalSample& sample);
 std::string sample_id(const EvalSample& sample);
 
 struct SampleResult {
-  std::vector<std::string> answers;  // one per question
-  std::vector<double> scores;        // [0, 1], one per question
-  int64_t compressed_tokens = 0;     // of the context, that attention read compressed
+  std::vector<std::string> answers{};  // one per question
+  std::vector<double> scores{};        // [0, 1], one per question
+  int64_t compressed_tokens = 0;       // of the context, that attention read compressed
 };
 
 // The share of references that the answer contains, whatever the case of letters. 0 without

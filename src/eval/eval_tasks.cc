@@ -52,11 +52,10 @@ std::vector<EvalSample> make_passkey(const Maker& maker) {
       const CounterRng rng = maker.rng("passkey", length, i);
       const std::string key = digits(rng, 0);
       const PlantedText text{
-          .instruction =
-              "A pass key is hidden in a long and dull text. Find it and remember it.\n\n",
-          .needle = " The pass key is " + key + ". Remember it.",
-          .question = "What is the pass key?",
-          .answer_prefix = "The pass key is",
+          .instruction = "There is a pass key in this long and dull text. Remember it.\n\n",
+          .needle = " The pass key is the number " + key + ". Remember the number " + key + ".",
+          .question = "What number is the pass key?",
+          .answer_prefix = "The pass key is the number",
           .answer = key};
       out.push_back(plant(maker.tokenizer, maker.frame, noise, text,
                           {.cell = {.length = length},

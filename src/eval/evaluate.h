@@ -14,11 +14,11 @@
 namespace kvquant {
 
 struct EvaluationOptions {
-  std::vector<CacheSpec> specs;
+  std::vector<CacheSpec> specs{};
   CacheMode mode = CacheMode::kAsServed;
   int64_t ubatch = 512;
   int64_t batch_size = 1;
-  std::string program;        // version; results of another one are not gone on with
+  std::string program{};      // version; results of another one are not gone on with
   std::string run{};          // what else decides answers: precision, storage of weights
   bool logs_prompts = false;  // with their text
 };

@@ -30,17 +30,21 @@ std::vector<int32_t> question_tokens(const Tokenizer& tokenizer, const PromptFra
   return tokens;
 }
 
+int64_t count(const std::string& text, const std::string& part) {
+  int64_t count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
 void verify(const Tokenizer& tokenizer, const EvalSample& sample, std::span<const int32_t> needle,
             const std::string& answer) {
   check_arg(num_occurrences(sample.context, needle) == 1,
             "the needle is not exactly once in the tokens of the context");
-  const std::string text = tokenizer.decode(sample.context);
-  const size_t first = text.find(answer);
-  check_arg(first != std::string::npos,
-            "the answer " + quote(answer) + " is not in the text of the context");
-  check_arg(text.find(answer, first + 1) == std::string::npos,
+  const int64_t in_needle = count(tokenizer.decode(needle), answer);
+  check_arg(in_needle > 0, "the answer " + quote(answer) + " is not in the needle");
+  check_arg(count(tokenizer.decode(sample.context), answer) == in_needle,
             "the text that needles are hidden in has " + quote(answer) +
-                " in it already, use another one or another seed");
+                " in it already: use another one, or another seed");
 }
 
 }  // namespace

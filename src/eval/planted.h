@@ -26,7 +26,7 @@ struct PlantedPlace {
 
 // The sample is at most cell.length tokens long, and longer than that minus the longest sentence.
 // The needle stands at the border of two sentences nearest to the depth, once in the context's
-// tokens, and its answer once in the context's text. Throws std::invalid_argument when the length
+// tokens, and the answer nowhere else in its text. Throws std::invalid_argument when the length
 // is too small for it, or the text already has the answer in it.
 EvalSample plant(const Tokenizer& tokenizer, const PromptFrame& frame, const Sentences& sentences,
                  const PlantedText& text, const PlantedPlace& place);
