@@ -38,7 +38,7 @@ std::string sample_id(const EvalSample& sample);
 struct SampleResult {
   std::vector<std::string> answers{};  // one per question
   std::vector<double> scores{};        // [0, 1], one per question
-  int64_t compressed_tokens = 0;       // of the context, that attention read compressed
+  int64_t compressed_tokens = 0;       // that an answer's last token read compressed, at most
 };
 
 // The share of references that the answer contains, whatever the case of letters. 0 without

@@ -27,7 +27,7 @@ struct EvaluationOptions {
 struct SpecResults {
   CacheSpec spec;
   std::vector<SampleResult> results;
-  int64_t compressed_tokens = 0;  // the most of a context
+  int64_t compressed_tokens = 0;  // the most of a sample
 };
 
 // fp16 first, whether listed or not, then the other specs in their order. Samples that are in the

@@ -190,7 +190,6 @@ void run_samples(Model& model, std::span<const EvalSample> samples, const Sample
       const bool is_last = at + 1 == order.size();
       const SequenceId context = reader.read(
           sample.context, is_last ? std::span<const int32_t>() : samples[order[at + 1]].context);
-      results[b].compressed_tokens = cache.num_compressed_tokens(context);
       for (size_t q = 0; q < sample.questions.size(); ++q) {
         answers.push_back({.sample = b,
                            .question = q,
@@ -214,6 +213,8 @@ void run_samples(Model& model, std::span<const EvalSample> samples, const Sample
       results[answer.sample].answers[answer.question] = answer.text;
       results[answer.sample].scores[answer.question] =
           contained_share(answer.text, question.references);
+      auto& compressed = results[answer.sample].compressed_tokens;
+      compressed = std::max(compressed, cache.num_compressed_tokens(answer.sequence));
       cache.drop(answer.sequence);
     }
     for (size_t b = 0; b < batch.size(); ++b) done(batch[b], std::move(results[b]));

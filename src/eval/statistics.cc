@@ -113,6 +113,7 @@ Comparison compare_scores(std::span<const double> scores, std::span<const double
                         baseline.size()));
   Comparison out;
   out.confidence_level = confidence;
+  out.baseline_mean = moments(baseline).mean;
   out.is_right_or_wrong = is_right_or_wrong(scores) && is_right_or_wrong(baseline);
   out.is_tested = scores.size() >= 2;
   if (!out.is_tested) {
@@ -142,6 +143,9 @@ std::string verdict(const Comparison& comparison) {
   if (!comparison.is_tested) {
     return fmt::format("{:+.1f} points, but {} sample{} can't be tested", 100 * paired.mean,
                        paired.count, paired.count == 1 ? "" : "s");
+  }
+  if (comparison.baseline_mean == 0 && !comparison.is_gain) {
+    return "no result: the baseline scores 0, so nothing can be lost";
   }
   const double half = (paired.confidence.high - paired.confidence.low) / 2;
   std::string head = "no significant loss";

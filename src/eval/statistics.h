@@ -53,6 +53,7 @@ McNemarTest mcnemar_test(int64_t num_lost, int64_t num_gained);
 // decides, else the t-test's.
 struct Comparison {
   PairedTest paired;
+  double baseline_mean = 0;
   bool is_right_or_wrong = false;
   McNemarTest mcnemar;                    // is_right_or_wrong
   double p = 1;                           // what decides
@@ -65,7 +66,8 @@ Comparison compare_scores(std::span<const double> scores, std::span<const double
                           double confidence = 0.95);
 
 // One plain sentence; points are hundredths: "no significant loss at 95%: -0.2 ± 0.4 points,
-// p = 0.31; the test could have seen 0.9 points".
+// p = 0.31; the test could have seen 0.9 points". Where the baseline scores 0, nothing can be lost,
+// and it says that.
 std::string verdict(const Comparison& comparison);
 
 }  // namespace kvquant

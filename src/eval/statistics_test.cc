@@ -106,6 +106,9 @@ TEST(Verdict, SaysInWordsWhatWasFound) {
             "significant loss at 95%: -30.0 ± 9.1 points, p < 0.001");
   EXPECT_EQ(verdict(compare_scores(std::vector<double>{0}, std::vector<double>{1})),
             "-100.0 points, but 1 sample can't be tested");
+  const std::vector<double> none(9, 0.0);
+  EXPECT_EQ(verdict(compare_scores(none, none)),
+            "no result: the baseline scores 0, so nothing can be lost");
 }
 
 }  // namespace
