@@ -131,6 +131,9 @@ Comparison compare_scores(std::span<const double> scores, std::span<const double
     }
     out.mcnemar = mcnemar_test(lost, gained);
     out.p = out.mcnemar.p;
+    const double least = std::floor(std::log2(2 / (1 - confidence))) + 1;  // 2^(1-k) < alpha
+    out.paired.detectable =
+        std::max(out.paired.detectable, least / static_cast<double>(scores.size()));
   }
   const bool is_significant = out.p < 1 - confidence;
   out.is_loss = is_significant && out.paired.mean < 0;
@@ -157,7 +160,9 @@ std::string verdict(const Comparison& comparison) {
       std::abs(paired.mean) < 0.0005 ? 0.0 : 100 * paired.mean, 100 * half,
       comparison.p < 0.001 ? "< 0.001" : fmt::format("= {:.2g}", comparison.p));
   if (!comparison.is_loss && !comparison.is_gain) {
-    out += fmt::format("; the test could have seen {:.1f} points", 100 * paired.detectable);
+    out += paired.detectable > 1
+               ? "; too few samples to tell"
+               : fmt::format("; the test could have seen {:.1f} points", 100 * paired.detectable);
   }
   return out;
 }

@@ -95,17 +95,19 @@ TEST(CompareScores, LetsMcNemarDecideOnRightAndWrong) {
 TEST(Verdict, SaysInWordsWhatWasFound) {
   std::vector<double> baseline(100, 1.0), scores(100, 1.0);
   EXPECT_EQ(verdict(compare_scores(scores, baseline)),
-            "no significant loss at 95%: +0.0 ± 0.0 points, p = 1; the test could have seen 3.0 "
+            "no significant loss at 95%: +0.0 ± 0.0 points, p = 1; the test could have seen 6.0 "
             "points");
   scores[0] = scores[1] = 0;
   EXPECT_EQ(verdict(compare_scores(scores, baseline)),
-            "no significant loss at 95%: -2.0 ± 2.8 points, p = 0.5; the test could have seen 4.0 "
+            "no significant loss at 95%: -2.0 ± 2.8 points, p = 0.5; the test could have seen 6.0 "
             "points");
   for (size_t i = 0; i < 30; ++i) scores[i] = 0;
   EXPECT_EQ(verdict(compare_scores(scores, baseline)),
             "significant loss at 95%: -30.0 ± 9.1 points, p < 0.001");
   EXPECT_EQ(verdict(compare_scores(std::vector<double>{0}, std::vector<double>{1})),
             "-100.0 points, but 1 sample can't be tested");
+  EXPECT_EQ(verdict(compare_scores(std::vector<double>(4, 0.0), std::vector<double>(4, 1.0))),
+            "no significant loss at 95%: -100.0 ± 0.0 points, p = 0.12; too few samples to tell");
   const std::vector<double> none(9, 0.0);
   EXPECT_EQ(verdict(compare_scores(none, none)),
             "no result: the baseline scores 0, so nothing can be lost");
