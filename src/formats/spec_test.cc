@@ -139,10 +139,10 @@ TEST(Spec, CodecsWithoutEffectWarn) {
 }
 
 TEST(Spec, OnlyBuiltCodecsPass) {
-  for (const char* text : {"fp16", "k=bf16,v=nuq2", "nuq4-1%,layers=0:nuq3-5%", "int8", "int4",
-                           "k=int4,v=had+nuq4", "v=had+nuq3-1%", "nuq4,layers=1:v=had+int8",
-                           "v=pca8", "k=int8,v=pca8+nuq4", "v=pcaw16+had+int4", "v=lnns+nuq2-1%",
-                           "v=lnns+had+nuq4", "nuq4,layers=3:v=lnns"}) {
+  for (const char* text :
+       {"fp16", "k=bf16,v=nuq2", "nuq4-1%,layers=0:nuq3-5%", "int8", "int4", "k=int4,v=had+nuq4",
+        "v=had+nuq3-1%", "nuq4,layers=1:v=had+int8", "v=pca8", "k=int8,v=pca8+nuq4",
+        "v=pcaw16+had+int4", "v=lnns+nuq2-1%", "v=lnns+had+nuq4", "nuq4,layers=3:v=lnns"}) {
     EXPECT_NO_THROW(check_spec_built(parse_spec(text))) << text;
   }
   for (const char* text :

@@ -62,8 +62,8 @@ struct CodedSide {
 };
 
 // A run of consecutive tokens of one (sequence, KV head): dense, coded, rows of fp16, or dense keys
-// with values that are latents. Query i sees key j of the run if min_lag <= i - j < max_lag, i and j
-// being absolute positions: causal is min_lag 0; a sliding window of W is max_lag W; "all but the
+// with values that are latents. Query i sees key j of the run if min_lag <= i - j < max_lag, i and
+// j being absolute positions: causal is min_lag 0; a sliding window of W is max_lag W; "all but the
 // last R tokens" is min_lag R.
 struct AttendRun {
   DenseType type = DenseType::kF16;

@@ -1,0 +1,250 @@
+// kvquant eval: tasks that show what perplexity hides, every spec against fp16 on the same samples.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <memory>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/quote.h"
+#include "base/timer.h"
+#include "cli/chat_prompt.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "cli/eval_output.h"
+#include "eval/eval_tasks.h"
+#include "kvquant/error.h"
+
+namespace kvquant::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  std::vector<std::string> tasks = {"passkey"};
+  std::vector<int64_t> lengths;
+  int64_t num_samples = 50, num_trials = 10, limit = 0, batch_size = 1;
+  std::string seeds;  // a number of runs, or a list of seeds
+  std::string output_path, haystack, chat_template;
+  std::optional<bool> apply_chat_template;
+  bool strict = false, log_samples = false, check = false;
+};
+
+constexpr int64_t kMaxRuns = 1000;
+
+std::vector<uint64_t> seeds_of(const Options& options) {
+  const std::string& text = options.seeds;
+  if (text.empty()) return {options.common.seed};
+  std::vector<uint64_t> numbers;
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  while (true) {
+    uint64_t number = 0;
+    const auto [stop, error] = std::from_chars(at, end, number);
+    check_arg(error == std::errc() && (stop == end || *stop == ','),
+              "--seeds " + quote(text) + " is neither a number of runs nor a list of seeds: 1,2,3");
+    numbers.push_back(number);
+    if (stop == end) break;
+    at = stop + 1;
+  }
+  if (text.find(',') != std::string::npos) {
+    std::vector<uint64_t> sorted = numbers;
+    std::sort(sorted.begin(), sorted.end());
+    check_arg(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(),
+              "--seeds " + quote(text) + " has a seed twice");
+    return numbers;
+  }
+  check_arg(1 <= numbers[0] && numbers[0] <= kMaxRuns,
+            fmt::format("--seeds {} is a number of runs, not in [1, {}] (a list of seeds: 1,2,3)",
+                        numbers[0], kMaxRuns));
+  return run_seeds(options.common.seed, static_cast<int64_t>(numbers[0]));
+}
+
+// The template of the model, where it is wanted or, when nothing is said, where there is one.
+ChatFormat format_of(const Options& options, Model& model) {
+  const bool has_template = !model.checkpoint().tokenizer().chat_template.empty();
+  const bool wanted =
+      options.apply_chat_template.value_or(has_template || !options.chat_template.empty());
+  return wanted ? chat_format_of(options.chat_template, model) : ChatFormat{};
+}
+
+std::vector<EvalSample> make_samples(const Options& options, Model& model,
+                                     const std::vector<uint64_t>& seeds) {
+  EvalTaskOptions task{.format = format_of(options, model),
+                       .chat_tokens = chat_tokens(model),
+                       .max_context = model.config().max_context,
+                       .context_lengths = options.lengths,
+                       .num_samples = options.num_samples,
+                       .num_trials = options.num_trials,
+                       .limit = options.limit};
+  if (options.common.context > 0) {
+    check_arg(options.common.context <= task.max_context,
+              fmt::format("--ctx {} is more than the model's {}", options.common.context,
+                          task.max_context));
+    task.max_context = options.common.context;
+  }
+  task.recall_text = read_utf8(find_asset("sample.txt"));
+  task.haystack = options.haystack.empty() ? task.recall_text : read_utf8(options.haystack);
+  const std::string facts = find_asset("sample_facts.json");
+  task.recall_facts = facts_from_json(read_text(facts), facts);
+
+  std::vector<EvalSample> samples;
+  for (const uint64_t seed : seeds) {
+    task.seed = seed;
+    for (const std::string& name : options.tasks) {
+      if (name == "recall" && seed != seeds[0]) continue;  // nothing in it is random
+      auto more = make_eval_samples(name, model.tokenizer(), task);
+      samples.insert(samples.end(), std::make_move_iterator(more.begin()),
+                     std::make_move_iterator(more.end()));
+    }
+  }
+  return samples;
+}
+
+void check_tasks(const std::vector<std::string>& tasks) {
+  const auto known = eval_task_names();
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    check_arg(std::find(known.begin(), known.end(), tasks[i]) != known.end(),
+              fmt::format("there is no task {}: {}", quote(tasks[i]), fmt::join(known, ", ")));
+    check_arg(std::find(tasks.begin(), tasks.begin() + static_cast<std::ptrdiff_t>(i), tasks[i]) ==
+                  tasks.begin() + static_cast<std::ptrdiff_t>(i),
+              "--tasks names " + tasks[i] + " twice");
+  }
+}
+
+// Where the samples go: into the folder, or beside the JSON file.
+std::string log_path(const Options& options) {
+  if (!options.output_path.empty()) return options.output_path + "/samples.jsonl";
+  const std::string& json = options.common.json;
+  if (json.empty() || json == "-") return "";
+  const std::filesystem::path path(json);
+  if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path))
+    return "";  // a pipe
+  return (path.parent_path() / (path.stem().string() + ".samples.jsonl")).string();
+}
+
+void make_folder(const std::string& path) {
+  if (path.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) throw IoError("cannot make the folder " + path + ": " + error.message());
+  check_writable(path + "/results.json");
+}
+
+Json config_of(const Options& options, Model& model, const std::vector<uint64_t>& seeds,
+               const std::string& format) {
+  Json config = common_config(options.common, model);
+  config.update({{"tasks", options.tasks},
+                 {"context_lengths", options.lengths},
+                 {"num_samples", options.num_samples},
+                 {"num_trials", options.num_trials},
+                 {"limit", options.limit},
+                 {"seeds", seeds},
+                 {"batch_size", options.batch_size},
+                 {"chat_template", format.empty() ? Json(nullptr) : Json(format)},
+                 {"haystack", options.haystack.empty() ? "assets/sample.txt" : options.haystack}});
+  return config;
+}
+
+int run(const Options& options) {
+  check_tasks(options.tasks);
+  const auto seeds = seeds_of(options);
+  const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
+  make_folder(options.output_path);
+  const std::string samples_path = log_path(options);
+  SampleLog log = samples_path.empty() ? SampleLog() : SampleLog(samples_path);
+  Model model = load_model(options.common);
+  tell_expanded_layers(options.common, specs, model);
+  const auto samples = make_samples(options, model, seeds);
+
+  Json config = config_of(options, model, seeds, format_of(options, model).name);
+  const EvaluationOptions evaluation{
+      .specs = specs,
+      .mode = options.strict ? CacheMode::kStrict : CacheMode::kAsServed,
+      .ubatch = options.common.ubatch,
+      .batch_size = options.batch_size,
+      .program = version(),
+      .run = config["precision"].get<std::string>() + " " + options.common.weights,
+      .logs_prompts = options.log_samples};
+  if (!options.common.quiet && log.num_read() > 0) {
+    fmt::print(stderr, "kvquant: {} has {} results; those of this run are not run again\n",
+               samples_path, log.num_read());
+  }
+  const Timer timer;
+  const auto results =
+      evaluate_samples(model, samples, evaluation, log, progress_on_stderr(options.common, "eval"));
+  const EvalReport report = make_report(model, samples, results, evaluation.mode);
+
+  Json document = make_document("eval", model_info(model), config);
+  document["n-samples"] = report.num_samples;
+  document["results"] = report.results;
+  write_json(options.common, document);
+  if (!options.output_path.empty()) {
+    write_file_atomic(options.output_path + "/results.json",
+                      document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    write_file_atomic(options.output_path + "/results.md", report.markdown);
+  }
+  for (const std::string& line : report.warnings) fmt::print(stderr, "kvquant: {}\n", line);
+  if (!json_on_stdout(options.common)) {
+    fmt::print("{}", report.markdown);
+    fmt::print("\n{}, {}; {:.0f} s.\n", options.strict ? "strict" : "as served",
+               describe_calibration(model), timer.seconds());
+  }
+  for (const std::string& line : report.losses) fmt::print(stderr, "kvquant: {}\n", line);
+  return options.check && !report.losses.empty() ? kCheckFailed : kDone;
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<Options>();
+  auto* command = app.add_subcommand("eval", "tasks over long contexts, each spec against fp16");
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  command
+      ->add_option("--tasks", options->tasks,
+                   fmt::format("some of {}", fmt::join(eval_task_names(), ",")))
+      ->delimiter(',')
+      ->capture_default_str();
+  command
+      ->add_option("--context-lengths,--context_lengths", options->lengths,
+                   "tokens of prompt and answer, e.g. 2048,4096 (default: 2048 to 32768 as far as "
+                   "the model's context goes)")
+      ->delimiter(',')
+      ->check(at_least(1));
+  command
+      ->add_option("--num-samples,--num_samples", options->num_samples,
+                   "passkey: samples of each length")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command
+      ->add_option("--num-trials,--num_trials", options->num_trials,
+                   "needle: samples of each length and position")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option("--limit", options->limit, "samples of each length (and position) at most")
+      ->check(at_least(1));
+  command->add_option("--seeds,--num-runs,--num_runs", options->seeds,
+                      "number of runs with seeds of their own, or a list of seeds: 1,2,3");
+  command
+      ->add_option("--batch-size,--batch_size", options->batch_size,
+                   "samples whose answers are generated side by side")
+      ->check(at_least(1))
+      ->capture_default_str();
+  command->add_option("--haystack", options->haystack,
+                      "text that needles are hidden in (default: the sample text)");
+  command->add_option("--output-path,--output_path", options->output_path,
+                      "folder for results.json, results.md and samples.jsonl; a run that stopped "
+                      "goes on from there");
+  command->add_flag("--log-samples,--log_samples", options->log_samples,
+                    "prompts too, not answers alone, into samples.jsonl");
+  command->add_option("--apply-chat-template,--apply_chat_template", options->apply_chat_template,
+                      "true or false (default: true where the model has a template)");
+  add_chat_template_flag(*command, options->chat_template);
+  command->add_flag("--strict", options->strict,
+                    "every token is read compressed, its own included (default: as served)");
+  command->add_flag("--check", options->check, "exit 1 when a spec loses significantly");
+  command->callback([options, &exit_code] { exit_code = run(*options); });
+}
+
+}  // namespace kvquant::cli

@@ -1,0 +1,66 @@
+// Specs against fp16 on the same samples: scores, their spread, and whether what is lost is more
+// than chance.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "eval/sample_log.h"
+#include "eval/sample_runner.h"
+#include "eval/statistics.h"
+
+namespace kvquant {
+
+struct EvaluationOptions {
+  std::vector<CacheSpec> specs{};
+  CacheMode mode = CacheMode::kAsServed;
+  int64_t ubatch = 512;
+  int64_t batch_size = 1;
+  std::string program{};      // version; results of another one are not gone on with
+  std::string run{};          // what else decides answers: precision, storage of weights
+  bool logs_prompts = false;  // with their text
+};
+
+// The results of one spec, as many as samples.
+struct SpecResults {
+  CacheSpec spec;
+  std::vector<SampleResult> results;
+  int64_t compressed_tokens = 0;  // the most of a sample
+};
+
+// fp16 first, whether listed or not, then the other specs in their order. Samples that are in the
+// log are not run again, unless others of their batch have to be; each new one is added to it. What
+// is thrown (by progress, for instance) leaves what is done in the log. Throws what run_samples and
+// SampleLog do.
+std::vector<SpecResults> evaluate_samples(Model& model, std::span<const EvalSample> samples,
+                                          const EvaluationOptions& options, SampleLog& log,
+                                          const Progress& progress = {});
+
+// What the results of a task say.
+struct CellScore {
+  EvalCell cell;
+  int64_t count = 0;  // questions
+  double mean = 0;
+  Interval wilson;
+};
+struct TaskSummary {
+  std::string task;
+  Moments scores;  // over questions
+  Interval wilson;
+  std::vector<CellScore> cells;  // ascending
+  std::vector<uint64_t> seeds;   // of the runs
+  Moments runs;                  // over the means of each seed's samples
+  Comparison versus_baseline;    // question by question
+};
+
+// Summaries of the tasks, in the order in which the samples have them.
+std::vector<TaskSummary> summarise(std::span<const EvalSample> samples,
+                                   std::span<const SampleResult> results,
+                                   std::span<const SampleResult> baseline);
+
+// "Seeds 5": 42, 123, 456, 789, 101112, then on from there; `first` takes the place of 42.
+std::vector<uint64_t> run_seeds(uint64_t first, int64_t count);
+
+}  // namespace kvquant

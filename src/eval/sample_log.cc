@@ -1,0 +1,101 @@
+#include "eval/sample_log.h"
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "kvquant/error.h"
+
+namespace kvquant {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string key_of(const std::string& run, const std::string& spec, const std::string& task,
+                   uint64_t seed, const std::string& sample) {
+  return run + "\n" + spec + "\n" + task + "\n" + std::to_string(seed) + "\n" + sample;
+}
+
+[[noreturn]] void throw_write_error(const std::string& path) {
+  const int code = errno;
+  const std::string message = "cannot write " + path + ": " + std::strerror(code);
+  if (code == ENOSPC || code == EDQUOT) throw OutOfMemory(message);
+  throw IoError(message);
+}
+
+}  // namespace
+
+SampleLog::SampleLog(const std::string& path) : path_(path) {
+  if (std::filesystem::exists(path)) read();
+  errno = 0;
+  file_.open(path, std::ios::app | std::ios::binary);
+  if (!file_) throw_write_error(path);
+}
+
+void SampleLog::read() {
+  const std::string text = read_text(path_);
+  const size_t last = text.rfind('\n');
+  const size_t whole = last == std::string::npos ? 0 : last + 1;
+  for (size_t begin = 0; begin < whole; ++num_read_) {
+    const size_t end = text.find('\n', begin);
+    try {
+      const Json line = Json::parse(text.substr(begin, end - begin));
+      SampleResult result;
+      line.at("answers").get_to(result.answers);
+      line.at("scores").get_to(result.scores);
+      line.at("compressed_tokens").get_to(result.compressed_tokens);
+      for (const double score : result.scores) {
+        if (!(0 <= score && score <= 1)) throw FormatError("a score is not in [0, 1]");
+      }
+      results_[key_of(line.at("run"), line.at("spec"), line.at("task"), line.at("seed"),
+                      line.at("sample"))] = std::move(result);
+    } catch (const std::exception& error) {
+      throw FormatError(path_ + ":" + std::to_string(num_read_ + 1) +
+                        ": not a line of sample results (" + error.what() +
+                        "); take the line or the file away");
+    }
+    begin = end + 1;
+  }
+  if (whole == text.size()) return;
+  std::error_code error;
+  std::filesystem::resize_file(path_, whole, error);
+  if (error) throw IoError("cannot shorten " + path_ + ": " + error.message());
+}
+
+const SampleResult* SampleLog::find(const std::string& run, const std::string& spec,
+                                    const EvalSample& sample) const {
+  const auto found = results_.find(key_of(run, spec, sample.task, sample.seed, sample_id(sample)));
+  if (found == results_.end()) return nullptr;
+  const SampleResult& result = found->second;
+  const size_t count = sample.questions.size();
+  return result.answers.size() == count && result.scores.size() == count ? &result : nullptr;
+}
+
+void SampleLog::add(const std::string& run, const std::string& spec, const EvalSample& sample,
+                    const SampleResult& result, const Tokenizer* tokenizer) {
+  const std::string id = sample_id(sample);
+  results_[key_of(run, spec, sample.task, sample.seed, id)] = result;
+  if (path_.empty()) return;
+  Json line = {{"run", run},          {"task", sample.task}, {"spec", spec},
+               {"seed", sample.seed}, {"sample", id},        {"length", sample.cell.length}};
+  if (sample.cell.depth >= 0) line["depth"] = sample.cell.depth;
+  for (const EvalQuestion& question : sample.questions) {
+    line["references"].push_back(question.references);
+  }
+  line["answers"] = result.answers;
+  line["scores"] = result.scores;
+  line["compressed_tokens"] = result.compressed_tokens;
+  if (tokenizer != nullptr) {
+    line["context"] = tokenizer->decode(sample.context, true);
+    for (const EvalQuestion& question : sample.questions) {
+      line["questions"].push_back(tokenizer->decode(question.tokens, true));
+    }
+  }
+  errno = 0;
+  file_ << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush;
+  if (!file_) throw_write_error(path_);
+}
+
+}  // namespace kvquant

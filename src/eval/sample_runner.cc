@@ -1,0 +1,225 @@
+#include "eval/sample_runner.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "base/check.h"
+#include "ops/log_softmax.h"
+
+namespace kvquant {
+namespace {
+
+using SequenceId = KvCache::SequenceId;
+
+int64_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {
+  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+}
+
+// Reads contexts. What the next context begins with is kept, at ends of whole chunks only: then
+// every chunk of it is cut where it would be without sharing, and the bits are the same.
+class ContextReader {
+ public:
+  ContextReader(Transformer& transformer, KvCache& cache, int64_t ubatch)
+      : transformer_(transformer), cache_(cache), ubatch_(ubatch) {}
+
+  // Returns a sequence that the caller owns. `next` may be empty.
+  SequenceId read(std::span<const int32_t> context, std::span<const int32_t> next) {
+    const int64_t reusable = common_prefix(last_, context);
+    while (!kept_.empty() && kept_.back().length > reusable) pop();
+    const auto length = std::ssize(context);
+    int64_t begin = kept_.empty() ? 0 : kept_.back().length;
+    const SequenceId id = kept_.empty() ? cache_.add_sequence() : cache_.fork(kept_.back().id);
+    const int64_t shared = common_prefix(context, next);
+    while (begin < length) {
+      const int64_t size = std::min(ubatch_, length - begin);
+      const ForwardChunk chunk{
+          id, context.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
+      transformer_.forward({&chunk, 1}, cache_);
+      begin += size;
+      if (size == ubatch_ && begin <= shared) kept_.push_back({begin, cache_.fork(id)});
+    }
+    last_ = context;
+    return id;
+  }
+
+ private:
+  struct Kept {
+    int64_t length;  // tokens, a multiple of ubatch
+    SequenceId id;
+  };
+
+  void pop() {
+    cache_.drop(kept_.back().id);
+    kept_.pop_back();
+  }
+
+  Transformer& transformer_;
+  KvCache& cache_;
+  int64_t ubatch_;
+  std::span<const int32_t> last_;
+  std::vector<Kept> kept_;  // of last_, shortest first
+};
+
+// One question being answered.
+struct Answer {
+  size_t sample = 0, question = 0;
+  SequenceId sequence = 0;
+  std::vector<int32_t> tokens{};
+  std::string text{};
+  int64_t max_tokens = 0;
+};
+
+class Answering {
+ public:
+  Answering(Model& model, KvCache& cache, int64_t ubatch)
+      : model_(model), cache_(cache), ubatch_(ubatch), eos_(model.checkpoint().eos_token_ids()) {}
+
+  // Reads the question; false when the answer is over at once.
+  bool begin(Answer& answer, std::span<const int32_t> question) {
+    const auto length = std::ssize(question);
+    for (int64_t at = 0; at < length; at += ubatch_) {
+      const int64_t size = std::min(ubatch_, length - at);
+      const ForwardChunk chunk{
+          answer.sequence, question.subspan(static_cast<size_t>(at), static_cast<size_t>(size))};
+      const auto hidden = model_.transformer().forward({&chunk, 1}, cache_);
+      if (at + size < length) continue;
+      read_logits({&hidden(size - 1, 0), {1, hidden.shape[1]}, {hidden.shape[1], 1}});
+    }
+    return take(answer, 0);
+  }
+
+  // One more token for all of them; returns those that go on.
+  std::vector<Answer*> step(const std::vector<Answer*>& answers) {
+    std::vector<ForwardChunk> chunks;
+    for (const Answer* answer : answers) {
+      chunks.push_back({answer->sequence, {&answer->tokens.back(), 1}});
+    }
+    read_logits(model_.transformer().forward(chunks, cache_));
+    std::vector<Answer*> going_on;
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (take(*answers[i], static_cast<int64_t>(i))) going_on.push_back(answers[i]);
+    }
+    return going_on;
+  }
+
+ private:
+  void read_logits(TensorView<const float, 2> hidden) {
+    const int64_t vocab = model_.config().vocab_size;
+    logits_.reserve_discarding(hidden.shape[0] * vocab);
+    model_.transformer().logits(hidden, row_major(logits_.data(), {hidden.shape[0], vocab}));
+  }
+
+  bool take(Answer& answer, int64_t row) {
+    const Tokenizer& tokenizer = model_.tokenizer();
+    const int64_t vocab = model_.config().vocab_size;
+    const std::span logits(logits_.data() + row * vocab,
+                           static_cast<size_t>(tokenizer.vocab_size()));
+    const int32_t token = argmax(logits);
+    if (std::find(eos_.begin(), eos_.end(), token) != eos_.end()) return false;
+    answer.tokens.push_back(token);
+    answer.text = tokenizer.decode(answer.tokens);
+    const size_t word = answer.text.find_first_not_of(" \t\r\n");
+    if (word != std::string::npos && answer.text.find('\n', word) != std::string::npos) {
+      return false;
+    }
+    return std::ssize(answer.tokens) < answer.max_tokens;
+  }
+
+  Model& model_;
+  KvCache& cache_;
+  int64_t ubatch_;
+  std::vector<int32_t> eos_;
+  Buffer<float> logits_;  // [rows of one call, vocab_size]
+};
+
+void check_samples(const Model& model, std::span<const EvalSample> samples,
+                   const SampleRunOptions& options) {
+  check_arg(options.ubatch > 0, "eval: ubatch must be positive");
+  check_spec_fits(options.spec, static_cast<int>(model.config().num_layers),
+                  static_cast<int>(model.config().head_dim));
+  check_spec_built(options.spec);
+  for (const EvalSample& sample : samples) {
+    check_arg(!sample.context.empty() && sample.max_new_tokens > 0,
+              sample.task + ": a sample has no context or no room for an answer");
+    for (const EvalQuestion& question : sample.questions) {
+      check_arg(!question.tokens.empty(), sample.task + ": a question is empty");
+    }
+    check_arg(num_tokens(sample) <= model.config().max_context,
+              sample.task + ": a sample of " + std::to_string(num_tokens(sample)) +
+                  " tokens is longer than the model's context of " +
+                  std::to_string(model.config().max_context));
+  }
+}
+
+}  // namespace
+
+SampleBatches make_batches(std::span<const EvalSample> samples, int64_t batch_size) {
+  check_arg(batch_size > 0, "eval: the batch size must be positive");
+  std::vector<size_t> order(samples.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return samples[a].context < samples[b].context; });
+  SampleBatches batches;
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (i % static_cast<size_t>(batch_size) == 0) batches.emplace_back();
+    batches.back().push_back(order[i]);
+  }
+  return batches;
+}
+
+void run_samples(Model& model, std::span<const EvalSample> samples, const SampleBatches& batches,
+                 const SampleRunOptions& options, const SampleSink& done,
+                 const Progress& progress) {
+  check_samples(model, samples, options);
+  KvCache cache(model.transformer().kv_shape(), options.spec, options.mode,
+                model.transformer().rope_table(), model.pool(), model.calibration());
+  ContextReader reader(model.transformer(), cache, options.ubatch);
+  Answering answering(model, cache, options.ubatch);
+  std::vector<size_t> order;
+  for (const auto& batch : batches) order.insert(order.end(), batch.begin(), batch.end());
+  int64_t total = 0, num_done = 0;
+  for (const size_t i : order) total += num_tokens(samples[i]);
+
+  size_t at = 0;  // in order
+  for (const auto& batch : batches) {
+    std::vector<SampleResult> results(batch.size());
+    std::vector<Answer> answers;
+    for (size_t b = 0; b < batch.size(); ++b, ++at) {
+      const EvalSample& sample = samples[batch[b]];
+      const bool is_last = at + 1 == order.size();
+      const SequenceId context = reader.read(
+          sample.context, is_last ? std::span<const int32_t>() : samples[order[at + 1]].context);
+      for (size_t q = 0; q < sample.questions.size(); ++q) {
+        answers.push_back({.sample = b,
+                           .question = q,
+                           .sequence = cache.fork(context),
+                           .max_tokens = sample.max_new_tokens});
+      }
+      results[b].answers.resize(sample.questions.size());
+      results[b].scores.resize(sample.questions.size());
+      cache.drop(context);
+      num_done += num_tokens(sample);
+      report(progress, std::min(num_done, total - 1), total);  // the end is told below
+    }
+    std::vector<Answer*> active;
+    for (Answer& answer : answers) {
+      const auto& question = samples[batch[answer.sample]].questions[answer.question];
+      if (answering.begin(answer, question.tokens)) active.push_back(&answer);
+    }
+    while (!active.empty()) active = answering.step(active);
+    for (const Answer& answer : answers) {
+      const auto& question = samples[batch[answer.sample]].questions[answer.question];
+      results[answer.sample].answers[answer.question] = answer.text;
+      results[answer.sample].scores[answer.question] =
+          contained_share(answer.text, question.references);
+      auto& compressed = results[answer.sample].compressed_tokens;
+      compressed = std::max(compressed, cache.num_compressed_tokens(answer.sequence));
+      cache.drop(answer.sequence);
+    }
+    for (size_t b = 0; b < batch.size(); ++b) done(batch[b], std::move(results[b]));
+  }
+  report(progress, total, total);
+}
+
+}  // namespace kvquant
