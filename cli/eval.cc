@@ -151,9 +151,6 @@ int run(const Options& options) {
   check_tasks(options.tasks);
   const auto seeds = seeds_of(options);
   const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
-  make_folder(options.output_path);
-  const std::string samples_path = log_path(options);
-  SampleLog log = samples_path.empty() ? SampleLog() : SampleLog(samples_path);
   Model model = load_model(options.common);
   tell_expanded_layers(options.common, specs, model);
   const auto samples = make_samples(options, model, seeds);
@@ -167,6 +164,10 @@ int run(const Options& options) {
       .program = version(),
       .run = config["precision"].get<std::string>() + " " + options.common.weights,
       .logs_prompts = options.log_samples};
+  check_evaluation(model, evaluation);
+  make_folder(options.output_path);  // nothing is written before all is known to be right
+  const std::string samples_path = log_path(options);
+  SampleLog log = samples_path.empty() ? SampleLog() : SampleLog(samples_path);
   if (!options.common.quiet && log.num_read() > 0) {
     fmt::print(stderr, "kvquant: {} has {} results; those of this run are not run again\n",
                samples_path, log.num_read());

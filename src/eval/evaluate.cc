@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/hash.h"
+#include "cache/kv_cache.h"
 #include "model/calibration_source.h"
 
 namespace kvquant {
@@ -56,16 +57,25 @@ double mean_of(const std::vector<double>& values) { return moments(values).mean;
 
 }  // namespace
 
+void check_evaluation(Model& model, const EvaluationOptions& options) {
+  for (const CacheSpec& spec : options.specs) {
+    check_spec_fits(spec, static_cast<int>(model.config().num_layers),
+                    static_cast<int>(model.config().head_dim));
+    check_spec_built(spec);
+    // What a calibration has to hold is known to the cache alone.
+    const KvCache cache(model.transformer().kv_shape(), spec, options.mode,
+                        model.transformer().rope_table(), model.pool(), model.calibration());
+  }
+}
+
 std::vector<SpecResults> evaluate_samples(Model& model, std::span<const EvalSample> samples,
                                           const EvaluationOptions& options, SampleLog& log,
                                           const Progress& progress) {
   check_arg(!samples.empty(), "eval: there are no samples");
   std::vector<SpecRun> runs(1);
   runs[0].out.spec = parse_spec("fp16");
+  check_evaluation(model, options);
   for (const CacheSpec& spec : options.specs) {
-    check_spec_fits(spec, static_cast<int>(model.config().num_layers),
-                    static_cast<int>(model.config().head_dim));
-    check_spec_built(spec);
     if (resolved(spec) == resolved(runs[0].out.spec)) continue;
     runs.emplace_back();
     runs.back().out.spec = spec;

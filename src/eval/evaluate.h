@@ -30,10 +30,14 @@ struct SpecResults {
   int64_t compressed_tokens = 0;  // the most of a sample
 };
 
+// Throws std::invalid_argument when a cache of one of the specs can't be made for the model, with
+// its calibration: before fp16 has been run for an hour, and anything written.
+void check_evaluation(Model& model, const EvaluationOptions& options);
+
 // fp16 first, whether listed or not, then the other specs in their order. Samples that are in the
 // log are not run again, unless others of their batch have to be; each new one is added to it. What
-// is thrown (by progress, for instance) leaves what is done in the log. Throws what run_samples and
-// SampleLog do.
+// is thrown (by progress, for instance) leaves what is done in the log. Throws what
+// check_evaluation, run_samples and SampleLog do.
 std::vector<SpecResults> evaluate_samples(Model& model, std::span<const EvalSample> samples,
                                           const EvaluationOptions& options, SampleLog& log,
                                           const Progress& progress = {});

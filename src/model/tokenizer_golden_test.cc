@@ -10,6 +10,7 @@
 #include "model/text_normalizer.h"
 #include "model/tokenizer.h"
 #include "model/tokenizer_json.h"
+#include "model/tokenizer_test_text.h"
 #include "model/utf8.h"
 
 namespace kvquant {
@@ -57,12 +58,7 @@ rc::Gen<std::string> any_text() {
        {2, rc::gen::cast<char32_t>(rc::gen::inRange(0x80, 0x2580))},
        {2, rc::gen::cast<char32_t>(rc::gen::inRange(0x2582, 0xD800))},
        {1, rc::gen::cast<char32_t>(rc::gen::inRange(0xE000, 0x110000))}});
-  return rc::gen::map(rc::gen::container<std::vector<char32_t>>(character),
-                      [](const std::vector<char32_t>& characters) {
-                        std::string text;
-                        for (const char32_t c : characters) append_utf8(text, c);
-                        return text;
-                      });
+  return text_of(character);
 }
 
 // Metaspace "always" and "first" don't say whether the text began with a space.

@@ -9,6 +9,7 @@
 #include "kvquant/error.h"
 #include "model/byte_alphabet.h"
 #include "model/tokenizer_json.h"
+#include "model/tokenizer_test_text.h"
 #include "model/utf8.h"
 
 namespace kvquant {
@@ -199,12 +200,7 @@ rc::Gen<std::string> utf8_text() {
        {4, rc::gen::elementOf(std::u32string(U" \n\t'sStT<|endoftext|>0129\u00A0\u017F"))},
        {2, rc::gen::cast<char32_t>(rc::gen::inRange(0x80, 0xD800))},
        {1, rc::gen::cast<char32_t>(rc::gen::inRange(0xE000, 0x110000))}});
-  return rc::gen::map(rc::gen::container<std::vector<char32_t>>(character),
-                      [](const std::vector<char32_t>& characters) {
-                        std::string text;
-                        for (const char32_t c : characters) append_utf8(text, c);
-                        return text;
-                      });
+  return text_of(character);
 }
 
 RC_GTEST_PROP(TokenizerProperty, DecodeUndoesEncode, ()) {

@@ -172,7 +172,7 @@ void score_some(const KeyPass& pass, int64_t half, float* scores) {
 
 // Adds what outliers of keys change in the scores of a single row. Outliers of a token follow each
 // other, and a sum that is stored is long in coming back: there are kChains of them, by turns.
-__attribute__((noinline)) void add_to_scores(const OutlierList& list, const float* turns,
+__attribute__((noinline)) void add_to_scores(const KeyOutliers& list, const float* turns,
                                              const float* turned, int64_t half, float* scores) {
   constexpr int kChains = 4;
   alignas(64) float sums[kChains * kTileTokens];
@@ -199,7 +199,7 @@ __attribute__((noinline)) void add_to_scores(const OutlierList& list, const floa
 
 // The same for R rows, which have chains enough.
 template <int R>
-__attribute__((noinline)) void add_to_scores(const OutlierList& list, const float* turns,
+__attribute__((noinline)) void add_to_scores(const KeyOutliers& list, const float* turns,
                                              const float* turned, int64_t half, float* scores) {
   for (int64_t i = 0; i < list.size; ++i) {
     const float* turn = turns + list.turn[i];
@@ -216,9 +216,9 @@ __attribute__((noinline)) void add_to_scores(const OutlierList& list, const floa
 template <int R>
 void correct_scores(const AttendBlock& block, const CodedTile& tile, const CodedState& state,
                     float* scores) {
-  OutlierList list;
+  KeyOutliers list;
   for_each_stretch(tile.keys, [&](const OutlierEntry* entries, int64_t count) {
-    list_keys(state, block.head_dim, entries, count, list);
+    take_apart(state, block.head_dim, entries, count, list);
     if constexpr (R == 1) {
       add_to_scores(list, tile.rope->lane_cos_sin, state.turned, block.head_dim / 2, scores);
     } else {
@@ -308,8 +308,8 @@ void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& w
 template <int R>
 __attribute__((noinline)) void correct_sums(const CodedPart& values, const Weights<R>& weights,
                                             int64_t dim, float* acc) {
-  alignas(64) uint32_t channels[kListedOutliers];
-  alignas(64) float changes[R][kListedOutliers];
+  alignas(64) uint32_t channels[kOutliersPerPage];
+  alignas(64) float changes[R][kOutliersPerPage];
   for_each_stretch(values, [&](const OutlierEntry* entries, int64_t count) {
     for (int64_t i = 0; i < count; i += 16) {
       const OutlierLanes x = load_outliers(entries + i, count - i);
@@ -416,7 +416,7 @@ void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileW
     for (int64_t i = 0; i < count; ++i) {
       next[i] = group + i + (i + count < left + num_ahead ? count : 0);
     }
-    turn_middles(group->coded, count, block.head_dim, state);
+    turn_group_middles(group->coded, count, block.head_dim, state);
     const int64_t num_blocks = (block.num_rows + kRegisterRows - 1) / kRegisterRows;
     for (int64_t i = 0; i < num_blocks; ++i) {  // of even size
       const int64_t row = i * block.num_rows / num_blocks;

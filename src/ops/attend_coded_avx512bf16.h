@@ -39,7 +39,8 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
 
 // Cos and sin for the middles of a group of tiles in a row, of which only the first are read from
 // the long tables of positions: those lines would be waited for while codes are on their way.
-void turn_middles(const CodedTile& first, int64_t num_tiles, int64_t head_dim, CodedState& state);
+void turn_group_middles(const CodedTile& first, int64_t num_tiles, int64_t head_dim,
+                        CodedState& state);
 
 struct RowRange {
   int64_t first, count;

@@ -98,9 +98,9 @@ inline __mmask16 lanes_below(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1u << count) - 1);
 }
 
-// Calls fn(token, channel, value) for the outliers of one side of a tile.
+// Calls fn(entries, count) for stretches of the outliers of one side of a tile, each in one page.
 template <class Fn>
-inline void for_each_outlier(const CodedPart& part, Fn&& fn) {
+inline void for_each_stretch(const CodedPart& part, Fn&& fn) {
   int64_t entry = part.first_outlier;
   const int64_t end = entry + part.num_outliers;
   while (entry < end) {
@@ -108,12 +108,20 @@ inline void for_each_outlier(const CodedPart& part, Fn&& fn) {
     const int64_t first = entry % kOutliersPerPage;
     const int64_t left = end - entry, fits = kOutliersPerPage - first;
     const int64_t count = left < fits ? left : fits;
-    for (int64_t i = first; i < first + count; ++i) {
+    fn(entries + first, count);
+    entry += count;
+  }
+}
+
+// Calls fn(token, channel, value) for the outliers of one side of a tile.
+template <class Fn>
+inline void for_each_outlier(const CodedPart& part, Fn&& fn) {
+  for_each_stretch(part, [&](const OutlierEntry* entries, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
       const uint32_t place = entries[i].place;
       fn(place % kTileTokens, place / kTileTokens, half_to_float(entries[i].value));
     }
-    entry += count;
-  }
+  });
 }
 
 }  // namespace

@@ -215,7 +215,8 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   }
 }
 
-void turn_middles(const CodedTile& first, int64_t num_tiles, int64_t head_dim, CodedState& state) {
+void turn_group_middles(const CodedTile& first, int64_t num_tiles, int64_t head_dim,
+                        CodedState& state) {
   const int64_t half = head_dim / 2;
   for (int64_t c = 0; c < half; c += 16) {
     const __mmask16 mask = lanes_below(half - c);

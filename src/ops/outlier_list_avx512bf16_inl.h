@@ -1,5 +1,5 @@
-// Outliers of a coded tile, taken apart 16 at a time: where each is to be found in the tables that
-// correct it, and what it changes. Vectors do all but the sums themselves, which lie anywhere.
+// Outliers of a coded tile, taken apart 16 at a time: for keys, where in the tables that correct
+// scores each one has its numbers. Vectors do all but the sums themselves, which lie anywhere.
 // Included by the AVX-512 BF16 kernels alone.
 #pragma once
 
@@ -9,34 +9,16 @@
 namespace kvquant::avx512bf16 {
 namespace {
 
-// Taken apart before the first is used: a number read right after the vector it is part of was
+// Outliers of keys in one page, padded to a multiple of 16 by ones that change nothing. All are
+// taken apart before the first is used: a number read right after the vector it is part of was
 // stored has to wait for it.
-inline constexpr int64_t kListedOutliers = kOutliersPerPage;
-
-// Padded to a multiple of 16 by outliers that change nothing.
-struct OutlierList {
+struct KeyOutliers {
   int64_t size = 0;  // without padding
-  alignas(64) uint32_t token[kListedOutliers];
-  alignas(64) uint32_t channel[kListedOutliers];
-  alignas(64) uint32_t turn[kListedOutliers];   // keys: of lane_cos_sin
-  alignas(64) uint32_t query[kListedOutliers];  // keys: of CodedState::turned
-  alignas(64) float change[kListedOutliers];    // keys: of the dense key; values: the value
+  alignas(64) uint32_t token[kOutliersPerPage];
+  alignas(64) uint32_t turn[kOutliersPerPage];   // index into lane_cos_sin
+  alignas(64) uint32_t query[kOutliersPerPage];  // index into CodedState::turned
+  alignas(64) float change[kOutliersPerPage];    // of the dense key
 };
-
-// Calls fn(entries, count) for stretches of the outliers of one side of a tile, each in one page.
-template <class Fn>
-inline void for_each_stretch(const CodedPart& part, Fn&& fn) {
-  int64_t entry = part.first_outlier;
-  const int64_t end = entry + part.num_outliers;
-  while (entry < end) {
-    const OutlierEntry* entries = part.pages[entry / kOutliersPerPage]->entries;
-    const int64_t first = entry % kOutliersPerPage;
-    const int64_t left = end - entry, fits = kOutliersPerPage - first;
-    const int64_t count = left < fits ? left : fits;
-    fn(entries + first, count);
-    entry += count;
-  }
-}
 
 struct OutlierLanes {
   __m512i token, channel;
@@ -65,8 +47,8 @@ inline __m512 look_up(const float* table, int64_t size, __m512i index) {
   return result;
 }
 
-inline void list_keys(const CodedState& state, int64_t head_dim, const OutlierEntry* entries,
-                      int64_t count, OutlierList& list) {
+inline void take_apart(const CodedState& state, int64_t head_dim, const OutlierEntry* entries,
+                       int64_t count, KeyOutliers& list) {
   static_assert(kTileTokens == 64 && kRowSlots == 4);
   const __m512i half = _mm512_set1_epi32(static_cast<int>(head_dim / 2));
   const __m512i slot_queries = _mm512_set1_epi32(static_cast<int>(3 * (head_dim / 2)));

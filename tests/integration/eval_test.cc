@@ -1,6 +1,8 @@
 // What `kvquant eval` prints and writes, read as a user and a program would.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -47,6 +49,13 @@ TEST_F(Eval, RefusesInOneLine) {
   expect_refused("eval -m embedded --context-lengths 4096", "is not in [1, 2048], the model's");
   expect_refused("eval -m embedded --seeds 1,x", "neither a number of runs nor a list of seeds");
   expect_refused("eval -m embedded --tasks needle --haystack nowhere.txt", "nowhere.txt");
+  for (const char* wrong : {"-m nowhere", "-m embedded --context-lengths 64",
+                            "-m embedded --kv nuqx", "-m embedded --kv v=pca8+int8"}) {
+    const auto refused = run(std::string("eval ") + wrong + " --output-path " + path("none"));
+    EXPECT_EQ(refused.code, 2) << wrong;
+    EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+    EXPECT_FALSE(std::filesystem::exists(path("none"))) << wrong;  // nothing begun
+  }
   write_file_atomic(path("x.samples.jsonl"), "{}\n");
   expect_refused("eval -m embedded --json " + path("x.json"), "x.samples.jsonl:1: ");
 }
