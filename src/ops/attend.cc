@@ -162,11 +162,11 @@ struct Call {
 // there are codes or rows.
 AttendKernel choose_kernel(const Call& call, const AttendJob& job, const AttendBlock& block) {
   if (!call.has_bf16_dots) return simd::attend_block;
-  if (block.has_latents) {  // beside codes only the f32 kernel reads them
-    const bool has_codes = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
-      return run.latents() != nullptr && run.is_coded();
+  if (block.has_latents) {  // fp16 ones beside codes only the f32 kernel reads
+    const bool has_mixed = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
+      return run.latents() != nullptr && run.is_coded() && !run.coded_values->shape.has_codes();
     });
-    return has_codes ? simd::attend_block : avx512bf16::attend_block;
+    return has_mixed ? simd::attend_block : avx512bf16::attend_block;
   }
   const bool has_raw = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.is_coded() || run.is_rows();

@@ -3,7 +3,9 @@
 // fill the register file; the tile, converted once per block, stays in L2 and mostly in L1.
 #include "ops/attend_avx512bf16_inl.h"
 #include "ops/attend_coded_avx512bf16.h"
+#include "ops/attend_latents_avx512bf16.h"
 #include "ops/attend_rows_avx512bf16.h"
+#include "ops/dense_scores_avx512bf16_inl.h"
 #include "ops/hadamard.h"
 
 namespace kvquant::avx512bf16 {
@@ -22,15 +24,6 @@ constexpr int64_t kConvertInRegistersRows = 2 * kRows;
 // Registers of 16 channels in a block of weighted sums. Few rows can have more of them, and then
 // read values of head_dim 128 from memory in one sweep.
 constexpr int num_value_vectors(int num_rows) { return num_rows <= kSweepRows ? 8 : 4; }
-
-// 32 elements of a tile as bf16.
-template <DenseType kType>
-__m512bh load_pairs(const uint16_t* p) {
-  if constexpr (kType == DenseType::kBF16) return (__m512bh)_mm512_loadu_si512(p);
-  const auto* halves = reinterpret_cast<const __m256i*>(p);
-  return _mm512_cvtne2ps_pbh(_mm512_cvtph_ps(_mm256_loadu_si256(halves + 1)),
-                             _mm512_cvtph_ps(_mm256_loadu_si256(halves)));
-}
 
 __m512 load_floats(const void* from, DenseType type, int64_t i) {
   if (type == DenseType::kF32) return _mm512_loadu_ps(static_cast<const float*>(from) + i);
@@ -104,42 +97,6 @@ const uint16_t* bfloat_values(const AttendBlock& block, const TileWork& tile, Pr
     if (padded) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row_size), __m256i{});
   }
   return values;
-}
-
-// scores [R, 64] = q k^T for R rows and a tile.
-template <DenseType kType, int R>
-void score_rows(const uint16_t* keys, const uint16_t* q, int64_t q_stride, int64_t num_pairs,
-                Prefetcher& ahead, float* scores) {
-  // Few rows have too few chains to hide the latency of a dot product: two sums of each then.
-  constexpr int kSums = R <= 2 ? 2 : 1;
-  __m512 acc[kSums][R][kTileVectors];
-  KVQUANT_UNROLL for (int s = 0; s < kSums; ++s) {
-    KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-      KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) acc[s][r][v] = _mm512_setzero_ps();
-    }
-  }
-  for (int64_t pair = 0; pair < num_pairs; pair += kSums) {
-    ahead.step();
-    KVQUANT_UNROLL for (int s = 0; s < kSums; ++s) {
-      __m512bh k[kTileVectors];
-      KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-        k[v] = load_pairs<kType>(keys + ((pair + s) * kTileTokens + 16 * v) * 2);
-      }
-      KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-        const __m512bh x = broadcast_pair(q + r * q_stride + 2 * (pair + s));
-        KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-          acc[s][r][v] = _mm512_dpbf16_ps(acc[s][r][v], k[v], x);
-        }
-      }
-    }
-  }
-  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      const __m512 sum =
-          kSums == 1 ? acc[0][r][v] : _mm512_add_ps(acc[0][r][v], acc[kSums - 1][r][v]);
-      _mm512_storeu_ps(scores + r * kTileTokens + 16 * v, sum);
-    }
-  }
 }
 
 // Token pairs [begin, end) of a tile.
@@ -345,7 +302,11 @@ const uint16_t* latent_values(const AttendBlock& block, const TileWork& work) {
 // Dense keys beside latents.
 void attend_latent_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
   const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
-  const uint16_t* values = latent_values(block, work);
+  const bool converts_in_registers = block.num_rows <= kConvertInRegistersRows;
+  const bool reads_halves =
+      converts_in_registers && work.values != nullptr && block.value_dim % 16 == 0;
+  const uint16_t* values =
+      reads_halves ? static_cast<const uint16_t*>(work.values) : latent_values(block, work);
   Prefetcher ahead;
   if (next != nullptr) {  // a single row takes a step for each two pairs of channels
     const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim / 2;
@@ -355,14 +316,17 @@ void attend_latent_tile(const AttendBlock& block, const TileWork& work, const Ti
     ahead.bytes = is_half ? kTileTokens * block.value_dim * 2
                           : code_tile_bytes(next->coded.values.codebook->bits, block.value_dim);
   }
-  if (work.type == DenseType::kF16 && work.key_offset == 0 &&
-      block.num_rows <= kConvertInRegistersRows) {
+  constexpr DenseType kF16 = DenseType::kF16, kBF16 = DenseType::kBF16;
+  if (work.type == kF16 && work.key_offset == 0 && converts_in_registers) {
     const PairTile tile{queries, static_cast<const uint16_t*>(work.keys), values};
-    return attend_all_rows<DenseType::kF16, DenseType::kBF16>(block, work, tile, ahead);
+    if (reads_halves) return attend_all_rows<kF16, kF16>(block, work, tile, ahead);
+    return attend_all_rows<kF16, kBF16>(block, work, tile, ahead);
   }
   const uint16_t* keys =
       work.key_offset > 0 ? shifted_keys(block, work) : bfloat_keys(block, work, ahead);
-  attend_all_rows<DenseType::kBF16>(block, work, {queries, keys, values}, ahead);
+  const PairTile tile{queries, keys, values};
+  if (reads_halves) return attend_all_rows<kBF16, kF16>(block, work, tile, ahead);
+  attend_all_rows<kBF16>(block, work, tile, ahead);
 }
 
 void attend_row_tile(const AttendBlock& block, const TileWork& work) {
@@ -390,6 +354,22 @@ void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t n
     Prefetcher none;
     attend_all_rows<DenseType::kBF16>(block, tiles[i], {state.queries, keys, values}, none);
   }
+}
+
+// Tiles from `first` on whose values are latents of the same codes beside dense keys that lie one
+// behind the other.
+int64_t latent_run_size(const AttendBlock& block, int64_t first) {
+  int64_t end = first;
+  while (end < block.num_tiles && is_coded_latents(block.tiles[end])) {
+    const TileWork &tile = block.tiles[end], &before = block.tiles[end > first ? end - 1 : end];
+    if (end > first && before.next_keys != tile.keys) break;
+    if (tile.type == DenseType::kF32 ||
+        tile.coded.values.codebook != block.tiles[first].coded.values.codebook) {
+      break;
+    }
+    ++end;
+  }
+  return end - first;
 }
 
 bool have_same_tables(const CodedTile& a, const CodedTile& b) {
@@ -431,7 +411,13 @@ void attend_block(const AttendBlock& block) noexcept {
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
   for (int64_t i = 0; i < block.num_tiles;) {
     const TileWork& tile = block.tiles[i];
-    if (block.has_latents) {
+    if (block.has_latents && !is_coded(tile)) {
+      const int64_t count = block.num_rows <= kFusedRows ? latent_run_size(block, i) : 0;
+      if (count > 0) {
+        attend_coded_latents(block, &tile, count);
+        i += count;
+        continue;
+      }
       ++i;
       const bool has_next = block.num_rows <= kPrefetchRows && i < block.num_tiles;
       attend_latent_tile(block, tile, has_next ? &block.tiles[i] : nullptr);

@@ -9,36 +9,15 @@
 // channel, of a sum likewise.
 #include "ops/attend_coded_avx512bf16.h"
 
-#include "ops/coded_weights_avx512bf16_inl.h"
+#include "ops/coded_values_avx512bf16_inl.h"
 #include "ops/outlier_list_avx512bf16_inl.h"
 
 namespace kvquant::avx512bf16 {
 namespace {
 
-// Bytes of codes to ask for ahead at each row, so that the next tile is there in time.
-struct CodeAhead {
-  const uint8_t* codes;
-  template <int kBits, int kPhase>
-  __attribute__((always_inline)) void step(int64_t row) const {
-    if constexpr (kBits == 8) __builtin_prefetch(codes + row * 128 + 64, 0, 2);
-    if constexpr (kBits == 8) __builtin_prefetch(codes + row * 128, 0, 2);
-    if constexpr (kBits == 4) __builtin_prefetch(codes + row * 64, 0, 2);
-    if constexpr (kBits == 3 && kPhase < 3) {
-      __builtin_prefetch(codes + row / 4 * 192 + kPhase * 64, 0, 2);
-    }
-    if constexpr (kBits == 2 && kPhase % 2 == 0) __builtin_prefetch(codes + row / 2 * 64, 0, 2);
-  }
-};
-
 // Keys of one slot of a row as bf16 pairs.
 template <int kBits>
-__m512bh key_pairs(const CodedState& state, int64_t row, __m512i table, __m512i codes) {
-  if constexpr (kBits == 8) {
-    const float* steps = state.key_steps + 4 * row;
-    return (__m512bh)pack_pairs(
-        _mm512_fmadd_ps(low_floats(codes), _mm512_set1_ps(steps[0]), _mm512_set1_ps(steps[1])),
-        _mm512_fmadd_ps(high_floats(codes), _mm512_set1_ps(steps[2]), _mm512_set1_ps(steps[3])));
-  }
+__m512bh key_pairs(__m512i table, __m512i codes) {
   const __m512i mask = _mm512_set1_epi16((1 << kBits) - 1);
   const __m512i upper_half = _mm512_set1_epi32(16 << 16);
   const __m512i index = _mm512_ternarylogic_epi32(codes, mask, upper_half, 0xEA);
@@ -49,21 +28,12 @@ inline __m512bh broadcast(uint32_t pair) {
   return (__m512bh)_mm512_set1_epi32(static_cast<int>(pair));
 }
 
-struct KeyPass {
-  const CodedState* state;
-  const uint8_t* codes;
-  const float* lane_cos_sin;
-  CodeAhead ahead;
-};
-
 struct OneSum {
   __m512 cos[kRowSlots];  // also of angles taken as they are
   __m512 sin[kRowSlots];
   __m512 slope[kRowSlots];   // to be multiplied by the token's number
   __m512 square[kRowSlots];  // and by its square
 };
-
-enum class Turn { kFull, kBent, kStraight };
 
 template <int kBits, int kPhase, Turn kTurn>
 __attribute__((always_inline)) inline void score_one_row(const KeyPass& pass, int64_t row,
@@ -72,10 +42,9 @@ __attribute__((always_inline)) inline void score_one_row(const KeyPass& pass, in
   pass.ahead.step<kBits, kPhase>(row);
   __m512i codes[kRowSlots];
   load_row<kBits, kPhase>(pass.codes, row, codes);
-  const __m512i table =
-      kBits == 8 ? _mm512_setzero_si512() : _mm512_load_si512(state.key_tables + 32 * row);
+  const __m512i table = _mm512_load_si512(state.key_tables + 32 * row);
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
-    const __m512bh k = key_pairs<kBits>(state, row, table, codes[s]);
+    const __m512bh k = key_pairs<kBits>(table, codes[s]);
     const int64_t at = s * state.half_padded + row;
     const __m512bh along = broadcast(state.pairs[0][at]), across = broadcast(state.pairs[1][at]);
     if constexpr (kTurn == Turn::kFull) {
@@ -132,13 +101,12 @@ __attribute__((always_inline)) inline void score_some_row(const KeyPass& pass, i
   pass.ahead.step<kBits, kPhase>(row);
   __m512i codes[kRowSlots];
   load_row<kBits, kPhase>(pass.codes, row, codes);
-  const __m512i table =
-      kBits == 8 ? _mm512_setzero_si512() : _mm512_load_si512(state.key_tables + 32 * row);
+  const __m512i table = _mm512_load_si512(state.key_tables + 32 * row);
   const auto turn_a = (__m512bh)_mm512_load_si512(state.turns[0] + 16 * row);
   const auto turn_b = (__m512bh)_mm512_load_si512(state.turns[1] + 16 * row);
   const __m512 zero = _mm512_setzero_ps();
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
-    const __m512bh k = key_pairs<kBits>(state, row, table, codes[s]);
+    const __m512bh k = key_pairs<kBits>(table, codes[s]);
     const auto turned =
         (__m512bh)pack_pairs(_mm512_dpbf16_ps(zero, k, turn_a), _mm512_dpbf16_ps(zero, k, turn_b));
     KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
@@ -227,110 +195,13 @@ void correct_scores(const AttendBlock& block, const CodedTile& tile, const Coded
   });
 }
 
-// Levels of one slot of a row as bf16 pairs of tokens.
-template <int kBits>
-__m512bh value_pairs(__m512i table, __m512i codes) {
-  if constexpr (kBits == 8) {
-    const __m512 step = _mm512_set1_ps(1 / 127.5f), first = _mm512_set1_ps(-1);
-    return (__m512bh)pack_pairs(_mm512_fmadd_ps(low_floats(codes), step, first),
-                                _mm512_fmadd_ps(high_floats(codes), step, first));
-  }
-  return (__m512bh)_mm512_permutexvar_epi16(codes, table);
-}
-
-struct ValuePass {
-  const uint8_t* codes;
-  __m512i table;
-  CodeAhead ahead;
-};
-
-// A single row has too few chains to hide the latency of a dot product: two sums of each then.
-constexpr int num_value_sums(int num_rows) { return num_rows == 1 ? 2 : 1; }
-
-template <int kBits, int kPhase, int R, int V>
-__attribute__((always_inline)) inline void add_octet(const ValuePass& pass, int64_t first_vector,
-                                                     int64_t octet, const Weights<R>& weights,
-                                                     __m512 (&sum)[R][V][num_value_sums(R)]) {
-  KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-    const int64_t row = (first_vector + v) * 8 + octet;
-    pass.ahead.step<kBits, kPhase>(row);
-    __m512i codes[kRowSlots];
-    load_row<kBits, kPhase>(pass.codes, row, codes);
-    KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
-      const __m512bh x = value_pairs<kBits>(pass.table, codes[s]);
-      KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-        const __m512bh weight = broadcast_pair(weights.scaled[r] + 8 * octet + 2 * s);
-        __m512& to = sum[r][v][s % num_value_sums(R)];
-        to = _mm512_dpbf16_ps(to, x, weight);
-      }
-    }
-  }
-}
-
-// acc [R][16 V] of rows of padded_dim += weights times values, for 16 V channels.
-template <int kBits, int R, int V>
-void add_value_vectors(const ValuePass& pass, int64_t first_vector, const Weights<R>& weights,
-                       int64_t stride, float* acc) {
-  constexpr int kSums = num_value_sums(R);
-  __m512 sum[R][V][kSums];
-  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      sum[r][v][0] = _mm512_add_ps(_mm512_loadu_ps(acc + r * stride + 16 * v),
-                                   _mm512_set1_ps(weights.zero[r]));
-      if constexpr (kSums == 2) sum[r][v][1] = _mm512_setzero_ps();
-    }
-  }
-  for (int64_t octet = 0; octet < 8; octet += 4) {
-    add_octet<kBits, 0, R, V>(pass, first_vector, octet, weights, sum);
-    add_octet<kBits, 1, R, V>(pass, first_vector, octet + 1, weights, sum);
-    add_octet<kBits, 2, R, V>(pass, first_vector, octet + 2, weights, sum);
-    add_octet<kBits, 3, R, V>(pass, first_vector, octet + 3, weights, sum);
-  }
-  KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-    KVQUANT_UNROLL for (int v = 0; v < V; ++v) {
-      const __m512 all =
-          kSums == 2 ? _mm512_add_ps(sum[r][v][0], sum[r][v][kSums - 1]) : sum[r][v][0];
-      _mm512_storeu_ps(acc + r * stride + 16 * v, all);
-    }
-  }
-}
-
-template <int kBits, int R, int V>
-void add_values(const ValuePass& pass, int64_t first_vector, const Weights<R>& weights, int64_t dim,
-                float* acc) {
-  for (; first_vector + V <= dim / 16; first_vector += V) {
-    add_value_vectors<kBits, R, V>(pass, first_vector, weights, dim, acc + 16 * first_vector);
-  }
-  if constexpr (V > 1) add_values<kBits, R, V / 2>(pass, first_vector, weights, dim, acc);
-}
-
-// Adds what outliers of values change in the sums.
 template <int R>
-__attribute__((noinline)) void correct_sums(const CodedPart& values, const Weights<R>& weights,
-                                            int64_t dim, float* acc) {
-  alignas(64) uint32_t channels[kOutliersPerPage];
-  alignas(64) float changes[R][kOutliersPerPage];
-  for_each_stretch(values, [&](const OutlierEntry* entries, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16) {
-      const OutlierLanes x = load_outliers(entries + i, count - i);
-      _mm512_store_si512(channels + i, x.channel);
-      KVQUANT_UNROLL for (int r = 0; r < R; ++r) {
-        const __m512 plain = look_up(weights.plain[r], kTileTokens, x.token);
-        const __m512 dropped = look_up(weights.dropped[r], kTileTokens, x.token);
-        _mm512_store_ps(changes[r] + i, _mm512_fmsub_ps(plain, x.value, dropped));
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      KVQUANT_UNROLL for (int r = 0; r < R; ++r) acc[r * dim + channels[i]] += changes[r][i];
-    }
-  });
-}
-
-template <int R>
-void score(const AttendBlock& block, const KeyPass& pass, int bits, float* scores) {
+void score(const AttendBlock& block, const KeyPass& pass, int bits, int64_t row, float* scores) {
   const int64_t half = block.head_dim / 2;
   const auto run = [&]<int kBits>() {
-    if constexpr (R == 1) {
+    if constexpr (kBits == 8) {
+      score_bytes<R>(pass, row, half, scores);
+    } else if constexpr (R == 1) {
       score_one<kBits>(pass, half, scores);
     } else {
       score_some<kBits, R>(pass, half, scores);
@@ -341,18 +212,6 @@ void score(const AttendBlock& block, const KeyPass& pass, int bits, float* score
     case 3: return run.template operator()<3>();
     case 4: return run.template operator()<4>();
     default: return run.template operator()<8>();
-  }
-}
-
-template <int R>
-void add(const AttendBlock& block, const ValuePass& pass, int bits, const Weights<R>& weights,
-         float* acc) {
-  const int64_t dim = block.padded_dim;
-  switch (bits) {
-    case 2: return add_values<2, R, 4>(pass, 0, weights, dim, acc);
-    case 3: return add_values<3, R, 4>(pass, 0, weights, dim, acc);
-    case 4: return add_values<4, R, 4>(pass, 0, weights, dim, acc);
-    default: return add_values<8, R, 4>(pass, 0, weights, dim, acc);
   }
 }
 
@@ -370,7 +229,8 @@ void prefetch_rest(const CodedPart& keys, const CodedPart& values) {
   }
 }
 
-// R rows from `row` on against a group of tiles; next[i] is asked for ahead with tile i.
+// R rows from `row` on against a group of tiles; next[i] is asked for with tile i, unless it is
+// that tile.
 template <int R>
 void attend_group(const AttendBlock& block, CodedState& state, const TileWork* const* next,
                   int64_t row, Group<R>& group) {
@@ -382,7 +242,7 @@ void attend_group(const AttendBlock& block, CodedState& state, const TileWork* c
     turn_queries(block, tile, i, {row, R}, state);
     const KeyPass keys{
         &state, tile.keys.codes, tile.rope->lane_cos_sin, {next[i]->coded.keys.codes}};
-    score<R>(block, keys, tile.keys.codebook->bits, group.scores[i]);
+    score<R>(block, keys, tile.keys.codebook->bits, row, group.scores[i]);
     if (tile.keys.num_outliers > 0) correct_scores<R>(block, tile, state, group.scores[i]);
   }
   for (int r = 0; r < R; ++r) weigh_row(block, row + r, r, group);
@@ -414,7 +274,7 @@ void attend_coded_tiles(const AttendBlock& block, CodedState& state, const TileW
     const int64_t left = num_tiles - first, count = left < kGroupTiles ? left : kGroupTiles;
     const TileWork* next[kGroupTiles];
     for (int64_t i = 0; i < count; ++i) {
-      next[i] = group + i + (i + count < left + num_ahead ? count : 0);
+      next[i] = group + i + (i + kAheadTiles < left + num_ahead ? kAheadTiles : 0);
     }
     turn_group_middles(group->coded, count, block.head_dim, state);
     const int64_t num_blocks = (block.num_rows + kRegisterRows - 1) / kRegisterRows;

@@ -255,19 +255,22 @@ TEST(AttendCoded, EveryInstructionSetMatchesTheReference) {
 
 // Kernels may take cos and sin of small angles as short series. Here one pair of channels alone
 // makes the scores, from bf16 numbers, and nothing hides what the series leave out: a wrong term
-// changes weights by 20% and more.
-TEST(AttendCoded, EveryPairOfChannelsIsTurnedByItsAngle) {
+// changes weights by 20% and more; by 4% where products are of integers, which are finer.
+void expect_each_pair_is_turned(int bits, float scale, double bound) {
   TestRandom random(27);
   const AttendShape shape = shape_of(128, 1);
   const RopeTable rope(128, 400, 10000);
-  const TestCodedRun coded({4, 4}, rope, 128, 64, random);
+  const TestCodedRun coded({bits, bits}, rope, 128, 64, random);
   ThreadPool pool(1);
   for (int64_t pair = 0; pair < 64; ++pair) {
     std::vector<Half> scales(128, to_half(0)), zeros(128, to_half(0));
     zeros[pair] = to_half(1);
+    scales[pair] = to_half(scale);
     CodedSide keys = coded.keys->side;
     keys.scales = scales.data();
     keys.zeros = zeros.data();
+    keys.segment_starts = {};
+    keys.logit_bias = 0;
     AttendRun run = coded.run();
     run.coded_keys = &keys;
     for (int quarter = 0; quarter < 4; ++quarter) {
@@ -282,11 +285,47 @@ TEST(AttendCoded, EveryPairOfChannelsIsTurnedByItsAngle) {
       for (const Variant& variant : fast_variants()) {
         const AttendJob job = test.job(out);
         attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
-        const double bound = variant.rounds() ? 0.08 : 1e-4;
-        EXPECT_LE(max_difference(out, expected), bound * max_abs(expected))
+        const double allowed = variant.rounds() ? bound : 1e-4;
+        EXPECT_LE(max_difference(out, expected), allowed * max_abs(expected))
             << variant.name() << ", pair " << pair << ", quarter " << quarter;
       }
     }
+  }
+}
+
+TEST(AttendCoded, EveryPairOfChannelsIsTurnedByItsAngle) {
+  expect_each_pair_is_turned(4, 0, 0.08);
+  expect_each_pair_is_turned(8, 0, 0.01);
+  expect_each_pair_is_turned(8, 0.25f, 0.01);
+}
+
+// Keys of 8 bits whose mean is a thousand times their range: the integers that stand for both have
+// to make room for the mean.
+TEST(AttendCoded, MeansFarAboveTheRangeOfKeysAreKept) {
+  TestRandom random(31);
+  const AttendShape shape = shape_of(64, 1);
+  const RopeTable rope(64, 400, 10000);
+  const TestCodedRun coded({8, 8}, rope, 128, 64, random);
+  std::vector<Half> scales(64, to_half(0.001f)), zeros(64, to_half(0));
+  zeros[3] = to_half(10);
+  zeros[20] = to_half(-1000);
+  CodedSide keys = coded.keys->side;
+  keys.scales = scales.data();
+  keys.zeros = zeros.data();
+  keys.segment_starts = {};
+  AttendRun run = coded.run();
+  run.coded_keys = &keys;
+  TestJob test(shape, 1, 300, {run}, random);
+  for (float& x : test.query) x = std::clamp(x, -1.0f, 1.0f) / 100;
+  std::vector<float> expected, out;
+  const AttendJob reference = test.job(expected);
+  ThreadPool pool(1);
+  attend(shape, {&reference, 1}, Precision::kF32, pool, Backend::kReference);
+  for (const Variant& variant : fast_variants()) {
+    const AttendJob job = test.job(out);
+    attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
+    const double allowed = variant.rounds() ? 0.01 : 1e-4;
+    EXPECT_LE(max_difference(out, expected), allowed * max_abs(expected)) << variant.name();
   }
 }
 

@@ -61,6 +61,10 @@ static inline bool is_dense(const TileWork& tile) {
   return tile.keys != nullptr && tile.rows.stride == 0;
 }
 static inline bool is_coded(const TileWork& tile) { return tile.keys == nullptr; }
+// Dense keys, values that are codes of latents.
+static inline bool is_coded_latents(const TileWork& tile) {
+  return tile.keys != nullptr && tile.values == nullptr;
+}
 static inline bool have_same_biases(const CodedTile& a, const CodedTile& b) {
   return a.keys.scales == b.keys.scales && a.keys.codebook == b.keys.codebook &&
          a.logit_bias == b.logit_bias;

@@ -34,6 +34,7 @@ void turn_middles(const CodedTile& tile, int64_t half, int64_t stride, float* co
 
 struct KeyDecoder {
   const CodedState* state;
+  int64_t half;  // of head_dim
   const uint8_t* codes;
   const float* lane_cos_sin;
   const float* cos;  // of middles
@@ -51,10 +52,10 @@ void decode_key_row(const KeyDecoder& decoder, int64_t row) {
   KVQUANT_UNROLL for (int s = 0; s < kRowSlots; ++s) {
     __m512 a, b;
     if constexpr (kBits == 8) {
-      const float* steps = state.key_steps + 4 * row;
-      a = _mm512_fmadd_ps(low_floats(codes[s]), _mm512_set1_ps(steps[0]), _mm512_set1_ps(steps[1]));
-      b = _mm512_fmadd_ps(high_floats(codes[s]), _mm512_set1_ps(steps[2]),
-                          _mm512_set1_ps(steps[3]));
+      const float *steps = state.key_steps + row, *bases = state.key_bases + row;
+      a = _mm512_fmadd_ps(low_floats(codes[s]), _mm512_set1_ps(steps[0]), _mm512_set1_ps(bases[0]));
+      b = _mm512_fmadd_ps(high_floats(codes[s]), _mm512_set1_ps(steps[decoder.half]),
+                          _mm512_set1_ps(bases[decoder.half]));
     } else {
       a = _mm512_permutexvar_ps(codes[s], _mm512_load_ps(state.float_tables + 32 * row));
       b = _mm512_permutexvar_ps(_mm512_srli_epi32(codes[s], 16),
@@ -87,8 +88,8 @@ void correct_keys(const CodedTile& tile, int64_t half, const KeyDecoder& decoder
     const bool is_second = channel >= half;
     const int64_t row = is_second ? channel - half : channel, slot = token / 16;
     const bool is_byte = tile.keys.codebook->bits == 8;
-    const float base = is_byte ? state.key_steps[4 * row + (is_second ? 3 : 1)]
-                               : state.float_tables[32 * row + (is_second ? 16 : 0)];
+    const float base =
+        is_byte ? state.key_bases[channel] : state.float_tables[32 * row + (is_second ? 16 : 0)];
     const float change = value - base;
     const float middle_cos = decoder.cos[slot * state.half_padded + row];
     const float middle_sin = decoder.sin[slot * state.half_padded + row];
@@ -183,10 +184,11 @@ void decode_to_bf16(const AttendBlock& block, const CodedState& state, const Cod
   constexpr int64_t kMostPairs = kMaxNuqHeadDim / 2;
   alignas(64) float cos[kRowSlots * kMostPairs], sin[kRowSlots * kMostPairs];
   turn_middles(tile, half, state.half_padded, cos, sin);
-  const KeyDecoder key_decoder{&state, tile.keys.codes, tile.rope->lane_cos_sin, cos, sin, keys};
+  const KeyDecoder key_decoder{&state, half, tile.keys.codes, tile.rope->lane_cos_sin, cos,
+                               sin,    keys};
   for_bits(tile.keys.codebook->bits, [&]<int kBits>() { decode_keys<kBits>(key_decoder, half); });
   correct_keys(tile, half, key_decoder);
-  decode_values_to_bf16(tile.values, block.head_dim, values);
+  decode_values_to_bf16(tile.values, block.value_dim, values);
 }
 
 }  // namespace kvquant::avx512bf16
