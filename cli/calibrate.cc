@@ -248,8 +248,9 @@ void add_ablation_options(CLI::App& command, Options& options) {
       "whose keys or values share one: all of a layer, or those of each KV head", {"layer", "head"})
       ->capture_default_str();
   add("--bases", options.bases,
-      "what bases of values are fitted to: what attention makes of them, or the values themselves",
-      {"outputs", "values"})
+      "what bases of values are fitted to: what attention makes of them, the values themselves, or "
+      "the former of all heads of a layer together",
+      {"outputs", "values", "pooled"})
       ->capture_default_str();
   command
       .add_option("--fisher", options.fisher,

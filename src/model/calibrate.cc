@@ -128,7 +128,7 @@ Calibration calibrate(Model& model, std::span<const TokenizedText> texts,
               .choices = options.choices, .rank = out.info.rank, .lag_metric = &lag_metric};
           if (fisher) add_gradients(*fisher, static_cast<int>(layer), model.config(), fit);
           LayerActivations with_outputs = activations;
-          if (options.choices.bases == ValueBases::kOutputs) {
+          if (options.choices.bases != ValueBases::kValues) {
             attend_centred_values(activations, output_options, model.pool(), outputs);
             with_outputs.outputs = row_major<const float, 3>(
                 outputs.data(),

@@ -119,6 +119,22 @@ TEST(Calibrate, SaysWhatItWasMadeFrom) {
     EXPECT_LT(sum(c.layers[i].value.spectrum), 0.8 * sum(value.spectrum));
     EXPECT_EQ(c.layers[i].value.gram, value.gram);
   }
+  // All heads of a layer together: one basis, which keeps less of each head than its own does.
+  const Calibration pooled = calibrate(
+      model, texts,
+      {.num_samples = 3, .seq_len = 64, .seed = 7, .choices = {.bases = ValueBases::kPooled}});
+  for (size_t i = 0; i < c.layers.size(); ++i) {
+    const std::vector<float>& basis = pooled.layers[i].value.basis;
+    const size_t of_head = basis.size() / static_cast<size_t>(pooled.info.shape.num_kv_heads);
+    const std::vector<float> first(basis.begin(), basis.begin() + static_cast<int64_t>(of_head));
+    const std::vector<float> second(basis.begin() + static_cast<int64_t>(of_head),
+                                    basis.begin() + static_cast<int64_t>(2 * of_head));
+    EXPECT_EQ(first, second);
+    EXPECT_NE(first,
+              std::vector<float>(c.layers[i].value.basis.begin(),
+                                 c.layers[i].value.basis.begin() + static_cast<int64_t>(of_head)));
+    EXPECT_EQ(pooled.layers[i].value.gram, c.layers[i].value.gram);
+  }
 }
 
 TEST(Calibrate, SaysWhatWasChosenAndDoesIt) {

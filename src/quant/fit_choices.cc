@@ -19,14 +19,19 @@ KeyOutliers parse_key_outliers(std::string_view name) {
 }
 
 std::string_view to_string(ValueBases bases) {
-  return bases == ValueBases::kOutputs ? "outputs" : "values";
+  switch (bases) {
+    case ValueBases::kOutputs: return "outputs";
+    case ValueBases::kValues: return "values";
+    case ValueBases::kPooled: return "pooled";
+  }
+  throw std::logic_error("unknown ValueBases");
 }
 
 ValueBases parse_value_bases(std::string_view name) {
-  for (const ValueBases bases : {ValueBases::kOutputs, ValueBases::kValues}) {
+  for (const ValueBases bases : {ValueBases::kOutputs, ValueBases::kValues, ValueBases::kPooled}) {
     if (to_string(bases) == name) return bases;
   }
-  throw std::invalid_argument(fmt::format("bases '{}': expected outputs or values", name));
+  throw std::invalid_argument(fmt::format("bases '{}': expected outputs, values or pooled", name));
 }
 
 FitChoices recipe_choices(std::string_view name) {

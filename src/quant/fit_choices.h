@@ -26,9 +26,10 @@ KeyOutliers parse_key_outliers(std::string_view name);
 enum class ValueBases {
   kOutputs,  // what attention makes of them, LayerActivations::outputs, where there are any
   kValues,   // the values themselves
+  kPooled,   // outputs of all heads of a layer together: one basis for all
 };
 
-// "outputs", "values".
+// "outputs", "values", "pooled".
 std::string_view to_string(ValueBases bases);
 // Throws std::invalid_argument for other names.
 ValueBases parse_value_bases(std::string_view name);

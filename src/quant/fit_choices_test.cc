@@ -49,7 +49,7 @@ TEST(FitChoices, OfARecipeAreItsParts) {
 }
 
 TEST(ValueBases, AreReadBackFromTheirNames) {
-  for (const ValueBases bases : {ValueBases::kOutputs, ValueBases::kValues}) {
+  for (const ValueBases bases : {ValueBases::kOutputs, ValueBases::kValues, ValueBases::kPooled}) {
     EXPECT_EQ(parse_value_bases(to_string(bases)), bases);
   }
   EXPECT_THROW(parse_value_bases("output"), std::invalid_argument);

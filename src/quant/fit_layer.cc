@@ -68,6 +68,7 @@ struct Fit {
   const LayerActivations& a;
   SampleRows rows;
   int64_t rank;
+  ValueBases bases;
   ThreadPool& pool;
 
   // Key statistics. Returns the sorted values of all channels, [H * D, n].
@@ -103,13 +104,33 @@ struct Fit {
     return gram;
   }
 
+  Covariance value_covariance(int64_t head) const {
+    CovarianceSum sum(a.head_dim());
+    add_head(a.values, head, rows, sum);
+    return sum.result();
+  }
+
+  // What bases of values are fitted to.
+  std::vector<double> value_moments(int64_t head) const {
+    return a.outputs.data == nullptr ? value_covariance(head).matrix
+                                     : group_moments(a.outputs, head);
+  }
+
+  std::vector<double> pooled_value_moments() const {
+    std::vector<double> mean = value_moments(0);
+    for (int64_t head = 1; head < a.num_kv_heads(); ++head) {
+      const std::vector<double> moments = value_moments(head);
+      for (size_t i = 0; i < mean.size(); ++i) mean[i] += moments[i];
+    }
+    for (double& x : mean) x /= static_cast<double>(a.num_kv_heads());
+    return mean;
+  }
+
   void value_basis(int64_t head, ValueCalibration& value) const {
     const int64_t d = a.head_dim();
-    CovarianceSum sum(d);
-    add_head(a.values, head, rows, sum);
-    const Covariance covariance = sum.result();
-    const std::vector<double> moments =
-        a.outputs.data == nullptr ? covariance.matrix : group_moments(a.outputs, head);
+    const Covariance covariance = value_covariance(head);
+    const bool is_pooled = bases == ValueBases::kPooled;
+    const std::vector<double> moments = is_pooled ? pooled_value_moments() : value_moments(head);
     const PcaBasis basis = fit_pca(moments, d);
     const auto output_gram =
         a.output_gram.subspan(static_cast<size_t>(head * d * d), static_cast<size_t>(d * d));
@@ -258,7 +279,7 @@ LayerCalibration fit_layer(const LayerActivations& activations, const FitOptions
                            options.value_fisher.size() == num_channels),
             "calibration: codebook weights 'fisher' need squared gradients per channel");
   const SampleRows rows{activations.seq_len, kCalibrationSinks};
-  const Fit fit{activations, rows, rank, pool};
+  const Fit fit{activations, rows, rank, options.choices.bases, pool};
   LayerCalibration out;
   const std::vector<float> columns = of_side("keys", [&] { return fit.key_channels(out.key); });
   out.value.channels =
