@@ -184,10 +184,11 @@ void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheS
   for (const CacheSpec& spec : specs) {
     const int64_t count = num_expanded_layers(spec, num_layers);
     if (count == 0) continue;
-    fmt::print(stderr,
-               "kvquant: {}: keys and values of {} of {} layers are of different kinds; no fast "
-               "kernel reads them, so their history is expanded at every step\n",
-               spec.text, count, num_layers);
+    fmt::print(
+        stderr,
+        "kvquant: {}: no fast kernel reads the keys and values of {} of {} layers, which are of "
+        "different kinds; their history is expanded at every step\n",
+        spec.text, count, num_layers);
   }
 }
 

@@ -191,11 +191,10 @@ AttendTiming timing_of(const AttendTimingShape& shape, const TimedCache& cache,
 void check_spec(const CacheSpec& spec, const AttendTimingShape& shape) {
   check_spec_built(spec);
   const Codec &keys = spec.key, &values = spec.value;
-  const bool is_coded = is_compressed(keys);
-  check_arg(has_latents(values) || (is_coded == is_compressed(values) &&
-                                    (is_coded || keys.quantizer == values.quantizer)),
-            fmt::format("attend timing: {}: keys and values must both be coded, or both dense and "
-                        "of one type, unless values are latents",
+  const bool are_dense = !is_compressed(keys) && !is_compressed(values);
+  check_arg(is_compressed(values) || (are_dense && keys.quantizer == values.quantizer),
+            fmt::format("attend timing: {}: values must be coded, or keys and values dense and of "
+                        "one type",
                         spec.text));
   check_arg(shape.num_layers <= INT_MAX &&
                 shape.head_dim <= (is_compressed(values) ? kMaxNuqHeadDim : INT_MAX),

@@ -260,8 +260,8 @@ TimingCache::TimingCache(const TimingCacheShape& shape, const CacheSpec& spec) :
   if (is_compressed(spec.key)) {
     make_coded(spec);
   } else {
-    make_dense(dense_type(spec.key), has_latents(spec.value) ? 1 : 2);
-    if (has_latents(spec.value)) make_latents(spec);
+    make_dense(dense_type(spec.key), is_compressed(spec.value) ? 1 : 2);
+    if (is_compressed(spec.value)) make_half_coded(spec);
   }
 }
 
@@ -306,7 +306,7 @@ void TimingCache::make_values(const CacheSpec& spec) {
 }
 
 // Behind dense keys.
-void TimingCache::make_latents(const CacheSpec& spec) {
+void TimingCache::make_half_coded(const CacheSpec& spec) {
   make_values(spec);
   for (size_t i = 0; i < runs_.size(); ++i) {
     const auto index = static_cast<int64_t>(i);

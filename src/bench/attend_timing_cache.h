@@ -41,7 +41,7 @@ class TimingCache {
   struct Latents;
   void make_dense(DenseType type, int64_t num_sides);
   void make_values(const CacheSpec& spec);
-  void make_latents(const CacheSpec& spec);
+  void make_half_coded(const CacheSpec& spec);
   void make_coded(const CacheSpec& spec);
 
   TimingCacheShape shape_;

@@ -34,10 +34,26 @@ TEST(AttendTiming, ReportsTimesAndRatesThatBelongTogether) {
 TEST(AttendTiming, TimesEveryKindOfCodesBesideFp16) {
   ThreadPool pool(1);
   std::vector<CacheSpec> specs;
-  for (const char* text :
-       {"nuq4", "nuq4-1%", "nuq3", "nuq3-1%", "nuq2", "nuq2-5%", "int8", "int4",
-        "k=nuq4-1%,v=had+nuq4", "k=nuq2,v=nuq3-1%,block=64", "bf16", "fp32", "v=pca16",
-        "v=pca5+int8", "k=bf16,v=pcaw12+nuq3-5%", "k=int8,v=pca12+int4", "k=nuq4-1%,v=lnns"}) {
+  for (const char* text : {"nuq4",
+                           "nuq4-1%",
+                           "nuq3",
+                           "nuq3-1%",
+                           "nuq2",
+                           "nuq2-5%",
+                           "int8",
+                           "int4",
+                           "k=nuq4-1%,v=had+nuq4",
+                           "k=nuq2,v=nuq3-1%,block=64",
+                           "bf16",
+                           "fp32",
+                           "v=pca16",
+                           "v=pca5+int8",
+                           "k=bf16,v=pcaw12+nuq3-5%",
+                           "k=int8,v=pca12+int4",
+                           "k=nuq4-1%,v=lnns",
+                           "v=int8",
+                           "v=had+nuq4",
+                           "k=bf16,v=nuq3-1%"}) {
     specs.push_back(parse_spec(text));
   }
   const auto timings = time_attend(small_shape(), specs, pool);

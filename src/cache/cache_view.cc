@@ -10,7 +10,7 @@ void CacheView::prepare(const LayerStore& store, const Staging& staging) {
   key_tiles_.clear();
   value_tiles_.clear();
   coded_.clear();
-  const bool reads_codes = plan.is_coded() || plan.has_latents_of_dense_keys();
+  const bool reads_codes = plan.is_coded() || plan.is_half_coded();
   if (reads_codes && store.num_encoded() > 0) point_at_codes(store);
   if (plan.is_direct()) {
     point_at_tiles(store);

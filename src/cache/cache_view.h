@@ -2,9 +2,9 @@
 //
 //   both sides dense, of one type   the stored tiles themselves
 //   both sides compressed           the codes themselves, and the rows of exact tokens around them
-//   dense keys, values as latents   the stored key tiles and the latents themselves, and f32 tiles
-//                                   of the exact tokens around them
-//   one of each otherwise           everything as f32 tiles
+//   dense keys, coded values        the stored key tiles and the codes themselves, and f32 tiles of
+//                                   the exact tokens around them
+//   otherwise                       everything as f32 tiles
 //
 // f32 tiles are made in scratch at every call of prepare; other views need none, and prepare only
 // lists pointers.
@@ -40,7 +40,7 @@ class CacheView {
   void list_tiles(const LayerStore& store, int64_t head);
   // Whether attention reads the tokens of a run where the store has them.
   bool is_stored(const LayerStore& store, const RunPlan& run) const {
-    return run.kind == RunKind::kEncoded && store.plan().has_latents_of_dense_keys();
+    return run.kind == RunKind::kEncoded && store.plan().is_half_coded();
   }
   void make_runs(const LayerStore& store, const Staging& staging);
   void point_at_tokens(const LayerStore& store, const Staging& staging, const RunPlan& run_plan,
@@ -51,7 +51,7 @@ class CacheView {
   std::vector<RunPlan> plans_;  // of the prepared layer
   int64_t num_runs_ = 0;
   std::vector<AttendRun> runs_;  // [num_kv_heads][num_runs]
-  // [num_kv_heads][all tiles of the runs]; beside latents a value tile is null
+  // [num_kv_heads][all tiles of the runs]; beside codes a value tile is null
   std::vector<const void*> key_tiles_, value_tiles_;
   std::vector<CodedSide> coded_;  // [num_kv_heads][2], keys first, or empty; dense ones as made
   Buffer<float> tiles_;           // [filled tiles of the runs][num_kv_heads][2][64 * head_dim]

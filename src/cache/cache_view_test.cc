@@ -166,7 +166,8 @@ TEST(ExpandedLayers, AreThoseWithTwoKindsOfSides) {
   EXPECT_EQ(count("nuq4-1%"), 0);
   EXPECT_EQ(count("k=int8,v=had+nuq2"), 0);
   EXPECT_EQ(count("k=fp16,v=bf16"), 4);
-  EXPECT_EQ(count("v=nuq4"), 4);
+  EXPECT_EQ(count("v=nuq4"), 0);
+  EXPECT_EQ(count("k=nuq4"), 4);
   EXPECT_EQ(count("nuq3,layers=0-1:fp16"), 0);
   EXPECT_EQ(count("nuq3,layers=0-1:v=fp16"), 2);
 }

@@ -108,9 +108,8 @@ int64_t num_expanded_layers(const CacheSpec& spec, int64_t num_layers) {
   int64_t count = 0;
   for (int layer = 0; layer < num_layers; ++layer) {
     const Codec &key = spec.key_of(layer), &value = spec.value_of(layer);
-    const bool both = is_compressed(key) && is_compressed(value);
-    const bool none = !is_compressed(key) && !is_compressed(value);
-    const bool is_read = both || has_latents(value) || (none && key.quantizer == value.quantizer);
+    const bool are_dense = !is_compressed(key) && !is_compressed(value);
+    const bool is_read = is_compressed(value) || (are_dense && key.quantizer == value.quantizer);
     if (!is_read) ++count;
   }
   return count;

@@ -54,8 +54,9 @@ inline constexpr int kServedRecent = 64;
 // spec_resolved.
 CacheSpec with_windows(const CacheSpec& spec, CacheMode mode);
 
-// Layers whose history attention can't read as it is stored, because the two sides are of different
-// kinds: it is expanded to f32 at every step, which costs time and scratch.
+// Layers whose history attention can't read as it is stored, because keys are compressed and values
+// are not or both are dense and of two types: it is expanded to f32 at every step, which costs time
+// and scratch.
 int64_t num_expanded_layers(const CacheSpec& spec, int64_t num_layers);
 
 class KvCache {
@@ -128,11 +129,11 @@ class KvCache {
   // What the queries of the last appended chunk read of one layer: runs per KV head. Valid until
   // the next call on the cache.
   std::span<const AttendRun> view(int64_t layer, SequenceId id, int64_t kv_head);
-  // Makes `view` valid for all heads of (layer, sequence). Layers that compress both sides hand out
-  // their codes as they lie (reads_codes); where one side is compressed and the other is not, the
-  // whole history is expanded to scratch, at every call. Throws std::invalid_argument when it comes
-  // so late that tokens the queries must see exactly are encoded already: prepare the view of a
-  // layer before the next layer is appended.
+  // Makes `view` valid for all heads of (layer, sequence). Layers that compress values hand out
+  // their codes as they lie, and their keys (codes: reads_codes); where keys are compressed and
+  // values are not, the whole history is expanded to scratch, at every call. Throws
+  // std::invalid_argument when it comes so late that tokens the queries must see exactly are
+  // encoded already: prepare the view of a layer before the next layer is appended.
   void prepare_view(int64_t layer, SequenceId id);
   bool reads_codes(int64_t layer) const;
 

@@ -161,7 +161,7 @@ class Pair {
     std::vector<int64_t> seen(model.length() * model.last_chunk, 0);
     for (const AttendRun& run : runs) {
       const bool has_values = run.coded_values != nullptr;
-      ASSERT_EQ(run.is_coded() || run.latents() != nullptr, has_values);
+      ASSERT_EQ(run.is_coded() || run.is_half_coded(), has_values);
       const bool has_tiles = !run.is_coded() && !run.is_rows();
       const int64_t num_tiles = has_tiles ? (run.key_offset + run.num_tokens + 63) / 64 : 0;
       ASSERT_EQ(static_cast<int64_t>(run.key_tiles.size()), num_tiles);

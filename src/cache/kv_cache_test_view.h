@@ -95,7 +95,7 @@ inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t t
                                     int64_t head_dim) {
   const bool is_key = side == KvSide::kKey;
   const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
-  if (run.is_coded() || run.latents() != nullptr) {
+  if (run.is_coded() || run.is_half_coded()) {
     return decode_planar(is_key ? *run.coded_keys : *run.coded_values, tile, num_tokens);
   }
   std::vector<float> planar(static_cast<size_t>(kTileTokens * head_dim));
@@ -111,7 +111,7 @@ inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t t
 inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, int64_t head_dim) {
   const int64_t size = kTileTokens * head_dim;
   Buffer<float> out(size);
-  if (run.latents() != nullptr && !run.is_coded() && side == KvSide::kKey) {
+  if (run.is_half_coded() && side == KvSide::kKey) {
     for (int64_t t = 0; t < kTileTokens && tile * kTileTokens + t < run.num_tokens; ++t) {
       const int64_t slot = run.key_offset + tile * kTileTokens + t;
       for (int64_t c = 0; c < head_dim; ++c) {
@@ -121,7 +121,7 @@ inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, in
     }
     return out;
   }
-  if (!run.is_coded() && !run.is_rows() && run.latents() == nullptr) {
+  if (!run.is_coded() && !run.is_rows() && !run.is_half_coded()) {
     const void* stored = side == KvSide::kKey ? run.key_tiles[tile] : run.value_tiles[tile];
     for (int64_t i = 0; i < size; ++i) out[i] = element(run.type, stored, i);
     return out;

@@ -46,10 +46,8 @@ struct LayerPlan {
   }
   // Attention reads the stored codes themselves.
   bool is_coded() const { return key.nuq && value.nuq; }
-  // Attention reads the stored key tiles and latents themselves, where tokens are encoded.
-  bool has_latents_of_dense_keys() const {
-    return key.dense && value.nuq && !value.nuq->latents.empty();
-  }
+  // Attention reads the stored key tiles and coded values themselves, where tokens are encoded.
+  bool is_half_coded() const { return key.dense && value.nuq; }
 };
 
 // The last chunk's rows behind the sinks as fp16, [num_tokens, row_size]; one per sequence, because

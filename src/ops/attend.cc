@@ -51,14 +51,14 @@ void check_run(const AttendRun& run, const AttendShape& shape) {
   check_arg(run.first_position >= 0 && run.first_position <= kMaxPosition - run.num_tokens,
             "attend: a run's positions must be in [0, 2^60]");
   check_arg(run.key_offset >= 0 && run.key_offset < kTileTokens &&
-                (run.key_offset == 0 || (run.latents() != nullptr && !run.is_coded())),
-            "attend: only dense keys of latents may have an offset, of 0 to 63 tokens");
-  if (run.latents() != nullptr && !run.is_coded()) {
+                (run.key_offset == 0 || run.is_half_coded()),
+            "attend: only dense keys of coded values may have an offset, of 0 to 63 tokens");
+  if (run.is_half_coded()) {
     check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
     const int64_t num_keys = run.num_tokens == 0 ? 0 : run.key_offset + run.num_tokens;
     const auto expected = static_cast<size_t>((num_keys + kTileTokens - 1) / kTileTokens);
     return check_arg(run.key_tiles.size() == expected && !run.is_rows(),
-                     "attend: a run of latents must have a key tile for each 64 tokens");
+                     "attend: a run of coded values must have a key tile for each 64 tokens");
   }
   if (run.is_coded()) {
     check_arg(run.coded_values != nullptr, "attend: both sides of a run must be coded");
@@ -169,7 +169,7 @@ AttendKernel choose_kernel(const Call& call, const AttendJob& job, const AttendB
     return has_mixed ? simd::attend_block : avx512bf16::attend_block;
   }
   const bool has_raw = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
-    return run.is_coded() || run.is_rows();
+    return run.coded_values != nullptr || run.is_rows();
   });
   const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.type == DenseType::kBF16;

@@ -62,15 +62,15 @@ struct CodedSide {
 };
 
 // A run of consecutive tokens of one (sequence, KV head): dense, coded, rows of fp16, or dense keys
-// with values that are latents. Query i sees key j of the run if min_lag <= i - j < max_lag, i and
+// with coded values. Query i sees key j of the run if min_lag <= i - j < max_lag, i and
 // j being absolute positions: causal is min_lag 0; a sliding window of W is max_lag W; "all but the
 // last R tokens" is min_lag R.
 struct AttendRun {
   DenseType type = DenseType::kF16;
   std::span<const void* const> key_tiles;    // [ceil(num_tokens / 64)], keys already rotated
   std::span<const void* const> value_tiles;  // the same number
-  // Instead of value tiles: latents. Token 0 then has its key behind those of key_offset tokens, at
-  // most 63, of the first key tile; there are as many key tiles as that takes.
+  // Instead of value tiles: coded_values. Token 0 then has its key behind those of key_offset
+  // tokens, at most 63, of the first key tile; there are as many key tiles as that takes.
   int64_t key_offset = 0;
   // Instead of tiles: both sides coded, keys before RoPE, token 0 at first_position.
   const CodedSide* coded_keys = nullptr;
@@ -87,6 +87,7 @@ struct AttendRun {
 
   bool is_coded() const { return coded_keys != nullptr; }
   bool is_rows() const { return key_rows != nullptr; }
+  bool is_half_coded() const { return coded_keys == nullptr && coded_values != nullptr; }
   const LatentMap* latents() const { return coded_values ? coded_values->latents : nullptr; }
 };
 

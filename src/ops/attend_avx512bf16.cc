@@ -3,7 +3,7 @@
 // fill the register file; the tile, converted once per block, stays in L2 and mostly in L1.
 #include "ops/attend_avx512bf16_inl.h"
 #include "ops/attend_coded_avx512bf16.h"
-#include "ops/attend_latents_avx512bf16.h"
+#include "ops/attend_half_coded_avx512bf16.h"
 #include "ops/attend_rows_avx512bf16.h"
 #include "ops/dense_scores_avx512bf16_inl.h"
 #include "ops/hadamard.h"
@@ -282,7 +282,7 @@ const uint16_t* shifted_keys(const AttendBlock& block, const TileWork& tile) {
 }
 
 // Padded with zeros to whole registers.
-const uint16_t* latent_values(const AttendBlock& block, const TileWork& work) {
+const uint16_t* mixed_values(const AttendBlock& block, const TileWork& work) {
   auto* values = static_cast<uint16_t*>(block.workspace.values);
   if (work.values == nullptr) {
     decode_values_to_bf16(work.coded.values, block.value_dim, values);
@@ -299,14 +299,14 @@ const uint16_t* latent_values(const AttendBlock& block, const TileWork& work) {
   return values;
 }
 
-// Dense keys beside latents.
-void attend_latent_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
+// Dense keys, values that are codes or fp16 latents.
+void attend_mixed_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
   const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
   const bool converts_in_registers = block.num_rows <= kConvertInRegistersRows;
   const bool reads_halves =
       converts_in_registers && work.values != nullptr && block.value_dim % 16 == 0;
   const uint16_t* values =
-      reads_halves ? static_cast<const uint16_t*>(work.values) : latent_values(block, work);
+      reads_halves ? static_cast<const uint16_t*>(work.values) : mixed_values(block, work);
   Prefetcher ahead;
   if (next != nullptr) {  // a single row takes a step for each two pairs of channels
     const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim / 2;
@@ -356,17 +356,24 @@ void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t n
   }
 }
 
-// Tiles from `first` on whose values are latents of the same codes beside dense keys that lie one
-// behind the other.
-int64_t latent_run_size(const AttendBlock& block, int64_t first) {
-  int64_t end = first;
-  while (end < block.num_tiles && is_coded_latents(block.tiles[end])) {
-    const TileWork &tile = block.tiles[end], &before = block.tiles[end > first ? end - 1 : end];
-    if (end > first && before.next_keys != tile.keys) break;
-    if (tile.type == DenseType::kF32 ||
-        tile.coded.values.codebook != block.tiles[first].coded.values.codebook) {
-      break;
-    }
+// Few rows read the codes themselves.
+void attend_half_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
+  if (block.num_rows <= kFusedRows && tiles[0].type != DenseType::kF32) {
+    return attend_half_coded(block, tiles, num_tiles);
+  }
+  for (int64_t i = 0; i < num_tiles; ++i) {
+    const bool has_next = block.num_rows <= kPrefetchRows && i + 1 < num_tiles;
+    attend_mixed_tile(block, tiles[i], has_next ? &tiles[i + 1] : nullptr);
+  }
+}
+
+// Tiles from `first` on of dense keys that lie one behind the other and values of the same
+// codebook.
+int64_t half_coded_run_size(const AttendBlock& block, int64_t first) {
+  int64_t end = first + 1;
+  while (end < block.num_tiles && is_half_coded(block.tiles[end]) &&
+         block.tiles[end - 1].next_keys == block.tiles[end].keys &&
+         block.tiles[end].coded.values.codebook == block.tiles[first].coded.values.codebook) {
     ++end;
   }
   return end - first;
@@ -411,16 +418,12 @@ void attend_block(const AttendBlock& block) noexcept {
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
   for (int64_t i = 0; i < block.num_tiles;) {
     const TileWork& tile = block.tiles[i];
-    if (block.has_latents && !is_coded(tile)) {
-      const int64_t count = block.num_rows <= kFusedRows ? latent_run_size(block, i) : 0;
-      if (count > 0) {
-        attend_coded_latents(block, &tile, count);
-        i += count;
-        continue;
-      }
-      ++i;
-      const bool has_next = block.num_rows <= kPrefetchRows && i < block.num_tiles;
-      attend_latent_tile(block, tile, has_next ? &block.tiles[i] : nullptr);
+    if (is_half_coded(tile)) {
+      const int64_t count = half_coded_run_size(block, i);
+      if (tile.coded.hadamard) rotate_sums(block);
+      attend_half_coded_run(block, &tile, count);
+      if (tile.coded.hadamard) rotate_sums(block);
+      i += count;
       continue;
     }
     if (is_coded(tile)) {
@@ -432,6 +435,11 @@ void attend_block(const AttendBlock& block) noexcept {
       continue;
     }
     ++i;
+    if (block.has_latents) {
+      const bool has_next = block.num_rows <= kPrefetchRows && i < block.num_tiles;
+      attend_mixed_tile(block, tile, has_next ? &block.tiles[i] : nullptr);
+      continue;
+    }
     if (!is_dense(tile)) {
       attend_row_tile(block, tile);
       continue;

@@ -58,11 +58,11 @@ struct TileWork {
 };
 
 static inline bool is_dense(const TileWork& tile) {
-  return tile.keys != nullptr && tile.rows.stride == 0;
+  return tile.keys != nullptr && tile.values != nullptr && tile.rows.stride == 0;
 }
 static inline bool is_coded(const TileWork& tile) { return tile.keys == nullptr; }
-// Dense keys, values that are codes of latents.
-static inline bool is_coded_latents(const TileWork& tile) {
+// Dense keys, coded values.
+static inline bool is_half_coded(const TileWork& tile) {
   return tile.keys != nullptr && tile.values == nullptr;
 }
 static inline bool have_same_biases(const CodedTile& a, const CodedTile& b) {

@@ -124,7 +124,8 @@ void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& wo
   work.end_token = clamp_token(offset - clamp_lag(run.min_lag) + 1);
   if (run.is_coded()) {
     point_at(run, tile, work.coded);
-  } else if (run.latents() != nullptr) {
+  } else if (run.is_half_coded()) {
+    work.coded.hadamard = run.coded_values->hadamard;
     work.keys = run.key_tiles[tile];
     const bool has_next = tile + 1 < static_cast<int64_t>(run.key_tiles.size());
     work.next_keys = has_next ? run.key_tiles[tile + 1] : nullptr;

@@ -153,10 +153,11 @@ void add_value(const SeenKey& key, double p, std::span<double> mix) {
   const auto head_dim = static_cast<int64_t>(mix.size());
   std::vector<double> value(mix.size());
   for (int64_t c = 0; c < head_dim; ++c) {
-    value[c] = run.is_coded() ? coded_element(*run.coded_values, key.token, c)
-                              : dense_value(run, key.token, c, head_dim);
+    value[c] = run.coded_values != nullptr ? coded_element(*run.coded_values, key.token, c)
+                                           : dense_value(run, key.token, c, head_dim);
   }
-  if (run.is_coded() && run.coded_values->hadamard) walsh_hadamard(value.data(), 1, head_dim);
+  if (run.coded_values != nullptr && run.coded_values->hadamard)
+    walsh_hadamard(value.data(), 1, head_dim);
   for (int64_t c = 0; c < head_dim; ++c) mix[c] += p * value[c];
 }
 

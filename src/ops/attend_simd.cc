@@ -337,8 +337,8 @@ void convert_shifted(const TileWork& work, int64_t head_dim, float* to) {
 
 // Dense keys, values [32][value_dim][2] in scratch.
 template <class T>
-void attend_latents_of_keys(const AttendBlock& block, const TileWork& work, const float* values,
-                            Prefetcher& ahead) {
+void attend_values_of_keys(const AttendBlock& block, const TileWork& work, const float* values,
+                           Prefetcher& ahead) {
   const auto* stored = static_cast<const T*>(work.keys);
   if (work.key_offset == 0 && block.num_rows <= kConvertInRegistersRows) {
     return attend_all_rows<T, float>(block, work, {stored, values}, ahead);
@@ -352,7 +352,8 @@ void attend_latents_of_keys(const AttendBlock& block, const TileWork& work, cons
   attend_all_rows<float, float>(block, work, {keys, values}, ahead);
 }
 
-void attend_latent_tile(const AttendBlock& block, const TileWork& work) {
+// Latents of any kind, coded values beside dense keys.
+void attend_coded_values(const AttendBlock& block, const TileWork& work) {
   auto* keys = static_cast<float*>(block.workspace.keys);
   auto* values = static_cast<float*>(block.workspace.values);
   float* scratch = block.workspace.planar;
@@ -367,10 +368,9 @@ void attend_latent_tile(const AttendBlock& block, const TileWork& work) {
     return attend_all_rows<float, float>(block, work, {keys, values}, none);
   }
   switch (work.type) {
-    case DenseType::kF16: return attend_latents_of_keys<hwy::float16_t>(block, work, values, none);
-    case DenseType::kBF16:
-      return attend_latents_of_keys<hwy::bfloat16_t>(block, work, values, none);
-    case DenseType::kF32: return attend_latents_of_keys<float>(block, work, values, none);
+    case DenseType::kF16: return attend_values_of_keys<hwy::float16_t>(block, work, values, none);
+    case DenseType::kBF16: return attend_values_of_keys<hwy::bfloat16_t>(block, work, values, none);
+    case DenseType::kF32: return attend_values_of_keys<float>(block, work, values, none);
   }
 }
 
@@ -403,8 +403,8 @@ void attend_block(const AttendBlock& block) {
       find_biases(block, tile.coded);
       biased = &tile.coded;
     }
-    if (block.has_latents) {
-      attend_latent_tile(block, tile);
+    if (block.has_latents || is_half_coded(tile)) {
+      attend_coded_values(block, tile);
       continue;
     }
     Prefetcher ahead;

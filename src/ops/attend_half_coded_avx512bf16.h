@@ -1,4 +1,4 @@
-// Dense keys beside values that are codes of latents, for few rows of queries: the codes are summed
+// Dense keys beside values that are codes, for few rows of queries: the codes are summed
 // as they are.
 #pragma once
 
@@ -8,6 +8,6 @@ namespace kvquant::avx512bf16 {
 
 // Tiles of one run, of the same codebook, whose keys lie one behind the other. The workspace holds
 // the queries as bf16. Requires at most kFusedRows rows.
-void attend_coded_latents(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles);
+void attend_half_coded(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles);
 
 }  // namespace kvquant::avx512bf16

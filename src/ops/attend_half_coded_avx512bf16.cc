@@ -1,4 +1,4 @@
-#include "ops/attend_latents_avx512bf16.h"
+#include "ops/attend_half_coded_avx512bf16.h"
 
 #include "ops/attend_coded_avx512bf16.h"
 #include "ops/coded_values_avx512bf16_inl.h"
@@ -102,7 +102,7 @@ void attend_group(const AttendBlock& block, const uint16_t* value_table, const T
 
 }  // namespace
 
-void attend_coded_latents(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
+void attend_half_coded(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
   alignas(64) uint16_t value_table[32];
   make_value_table(*tiles[0].coded.values.codebook, value_table);
   __builtin_memset(block.workspace.biases, 0, static_cast<size_t>(block.num_rows) * sizeof(float));
@@ -113,7 +113,7 @@ void attend_coded_latents(const AttendBlock& block, const TileWork* tiles, int64
     const TileWork* next[kGroupTiles];
     for (int64_t i = 0; i < count; ++i) {
       const TileWork* tile = group + i + 1;
-      next[i] = tile < end && is_coded_latents(*tile) ? tile : nullptr;
+      next[i] = tile < end && is_half_coded(*tile) ? tile : nullptr;
     }
     const int64_t num_blocks = (block.num_rows + kRegisterRows - 1) / kRegisterRows;
     for (int64_t i = 0; i < num_blocks; ++i) {  // of even size
