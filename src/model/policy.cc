@@ -29,8 +29,8 @@ constexpr std::array<PolicyRow, 3> kPolicies = {{
      "nuq4-1%,sink=4,recent=64"},
     {KVPolicyName::kHighCompression, "high_compression", 0.03,
      "k=nuq3-1%,v=had+nuq3,sink=4,recent=64", "nuq3-1%,sink=4,recent=64"},
-    {KVPolicyName::kMemoryEmergency, "memory_emergency", 0.25,
-     "k=nuq2-1%,v=lnns+nuq2,sink=4,recent=16", "k=nuq2-1%,v=lnns+nuq2,sink=4,recent=16"},
+    {KVPolicyName::kMemoryEmergency, "memory_emergency", 0.2,
+     "k=nuq2-1%,v=lnns+nuq3,sink=4,recent=16", "k=nuq2-1%,v=lnns+nuq3,sink=4,recent=16"},
 }};
 
 const PolicyRow& row_of(KVPolicyName name) { return kPolicies[static_cast<size_t>(name)]; }

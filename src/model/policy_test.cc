@@ -113,7 +113,7 @@ TEST(Policy, ChoosesTheLeastCompressedThatFits) {
 // Stricter memory never gives a less compressed tier, a stricter budget never a lossier one.
 TEST(Policy, StricterLimitsNeverChooseTheOtherWay) {
   std::mt19937 rng(7);
-  const double budgets[] = {0, 0.005, 0.01, 0.02, 0.03, 0.2, 0.25, 1, kNoPplBudget};
+  const double budgets[] = {0, 0.005, 0.01, 0.02, 0.03, 0.15, 0.2, 1, kNoPplBudget};
   for (int trial = 0; trial < 4; ++trial) {
     PolicyModel model = small_model();
     model.num_layers = 1 + static_cast<int64_t>(rng() % 5);
