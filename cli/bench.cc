@@ -12,12 +12,14 @@
 #include "cli/bench_kernels.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/policy.h"
 
 namespace kvquant::cli {
 namespace {
 
 struct Options {
   CommonOptions common;
+  PolicyOptions policy;
   ModelBenchOptions bench;
   std::vector<int> threads = {0};     // 0: all cores
   std::vector<std::string> combined;  // "P,N"
@@ -78,10 +80,22 @@ void add_rows(const std::string& model, const std::vector<ModelBenchRow>& rows, 
   }
 }
 
-// One entry of -t: the model is packed anew for its threads.
-void run_threads(const CommonOptions& common, const ModelBenchOptions& bench,
-                 const std::vector<CacheSpec>& specs, Results& results) {
+// The most that a test reads.
+PolicyLoad load_of(const ModelBenchOptions& bench) {
+  int64_t longest = 1;
+  for (const int64_t n : bench.prompt_sizes) longest = std::max(longest, n);
+  for (const int64_t n : bench.gen_sizes) longest = std::max(longest, n);
+  for (const auto& [prompt, gen] : bench.combined_sizes) longest = std::max(longest, prompt + gen);
+  const int64_t depth = *std::max_element(bench.depths.begin(), bench.depths.end());
+  const int64_t batch = *std::max_element(bench.batches.begin(), bench.batches.end());
+  return {.batch = batch, .context = depth > INT64_MAX - longest ? depth : depth + longest};
+}
+
+// One entry of -t: the model is packed anew for its threads. A policy sets the specs.
+void run_threads(const CommonOptions& common, const PolicyOptions& policy,
+                 const ModelBenchOptions& bench, std::vector<CacheSpec>& specs, Results& results) {
   Model model = load_model(common);
+  if (results.document.is_null()) apply_policy(policy, common, model, load_of(bench), specs);
   for (const CacheSpec& spec : specs) {
     check_spec_fits(spec, static_cast<int>(model.config().num_layers),
                     static_cast<int>(model.config().head_dim));
@@ -113,7 +127,8 @@ int run(const Options& options, bool has_output) {
   check_arg(options.common.context == 0, "bench has no --ctx: -d, -p and -n say how much is read");
   check_arg(!(has_output && json_on_stdout(options.common)),
             "--json - and -o both write to standard output: give one of them");
-  const auto specs = specs_of(options.common, {"fp16"});
+  check_policy(options.policy, options.common);
+  auto specs = specs_of(options.common, {"fp16"});
   ModelBenchOptions bench = options.bench;
   bench.ubatch = options.common.ubatch;
   bench.seed = options.common.seed;
@@ -124,7 +139,7 @@ int run(const Options& options, bool has_output) {
   for (const int num_threads : options.threads) {
     CommonOptions common = options.common;
     common.threads = num_threads;
-    run_threads(common, bench, specs, results);
+    run_threads(common, options.policy, bench, specs, results);
   }
   if (options.threads.size() > 1) results.document["config"]["threads"] = options.threads;
   write_json(options.common, results.document);
@@ -147,6 +162,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto* command = app.add_subcommand("bench", "speed of prefill and decoding, or of kernels");
   command->footer(kFooter);
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_policy_flags(*command, options->policy);
   const auto list = [&](const char* flag, auto& value, int64_t least, const char* help) {
     command->add_option(flag, value, help)
         ->delimiter(',')

@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/line_reader.h"
+#include "cli/policy.h"
 #include "cli/sampling.h"
 #include "kvquant/error.h"
 #include "model/conversation.h"
@@ -19,6 +20,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
+  PolicyOptions policy;
   SamplingOptions sampling;
   std::string system, chat_template;
 };
@@ -113,11 +115,13 @@ class Chat {
 };
 
 int run(const Options& options) {
-  const auto specs = specs_of(options.common, {"fp16"});
+  check_policy(options.policy, options.common);
+  auto specs = specs_of(options.common, {"fp16"});
   check_arg(specs.size() == 1, "chat takes one --kv");
   check_arg(options.common.json.empty(), "chat has no --json: use generate --chat");
   check_sampler_options(options.sampling.sampler);
   Model model = load_model(options.common);
+  apply_policy(options.policy, options.common, model, {.context = options.common.context}, specs);
   const ChatFormat format = chat_format_of(options.chat_template, model);
   tell_expanded_layers(options.common, specs, model);
   Session session(model, {.spec = specs[0],
@@ -151,6 +155,7 @@ void add_chat(CLI::App& app, int& exit_code) {
   options->sampling.sampler.temperature = 0.7f;
   auto* command = app.add_subcommand("chat", "talk with a model");
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_policy_flags(*command, options->policy);
   add_sampling_flags(*command, options->sampling);
   command->add_option("--system", options->system, "system message");
   add_chat_template_flag(*command, options->chat_template);

@@ -10,6 +10,7 @@
 #include "cli/chat_prompt.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/policy.h"
 #include "cli/sampling.h"
 #include "model/session.h"
 
@@ -18,6 +19,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
+  PolicyOptions policy;
   SamplingOptions sampling;
   std::string prompt, file, system, chat_template;
   std::string save_cache, load_cache;
@@ -96,10 +98,12 @@ const char* stop_name(StopReason stop) {
 }
 
 int run(const Options& options) {
-  const auto specs = specs_of(options.common, {"fp16"});
+  check_policy(options.policy, options.common);
+  auto specs = specs_of(options.common, {"fp16"});
   check_arg(specs.size() == 1, "generate takes one --kv");
   check_sampler_options(options.sampling.sampler);
   Model model = load_model(options.common);
+  apply_policy(options.policy, options.common, model, {.context = options.common.context}, specs);
   tell_expanded_layers(options.common, specs, model);
   Session session(model, {.spec = specs[0],
                           .mode = CacheMode::kAsServed,
@@ -157,6 +161,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   auto* command = app.add_subcommand("generate", "continue a prompt");
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_policy_flags(*command, options->policy);
   add_sampling_flags(*command, options->sampling);
   command->add_option("-p,--prompt", options->prompt, "prompt text");
   command->add_option("-f,--file", options->file, "file with the prompt");

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "cli/policy.h"
 #include "model/calibration_source.h"
 
 namespace kvquant::cli {
@@ -17,6 +18,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
+  PolicyOptions policy;
   std::string file;
   int64_t stride = 0;
   int64_t max_windows = 0;
@@ -66,16 +68,18 @@ int run(const Options& options) {
   const double limit = options.max_ppl_delta.value_or(0);
   check_arg(std::isfinite(limit) && limit >= 0,
             fmt::format("--max-ppl-delta is {}, not a number of at least 0", limit));
-  const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
+  check_policy(options.policy, options.common);
+  auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
   const std::string text =
       read_utf8(options.file.empty() ? find_asset("sample.txt") : options.file);
   Model model = load_model(options.common);
-  tell_expanded_layers(options.common, specs, model);
   const auto tokens =
       model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
   const int64_t window = options.common.context > 0
                              ? options.common.context
                              : std::min<int64_t>(2048, model.config().max_context);
+  apply_policy(options.policy, options.common, model, {.context = window}, specs);
+  tell_expanded_layers(options.common, specs, model);
   const PerplexityOptions evaluation{
       .window = window,
       .stride = options.stride,
@@ -126,6 +130,7 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   auto* command = app.add_subcommand(
       "perplexity", "perplexity, KL divergence and top-1 agreement of cache specs on a text");
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_policy_flags(*command, options->policy);
   command->add_option("-f,--file", options->file, "text (default: the sample text)");
   command->add_option("--stride", options->stride, "tokens between windows (default: the window)")
       ->check(at_least(1));

@@ -9,6 +9,7 @@
 //   codebook.h     non-uniform codebooks: fitted, from a formula, from files
 //   sparse.h       BlockedCSCMatrix, BlockedCSRMatrix: outliers that grow token by token
 //   quantizer.h    BatchedKVQuantizer, QuantizedKVCache: keys and values of a padded batch
+//   policy.h       names for how hard a cache is compressed, chosen by memory
 //   attention.h    PrefillQuantizedAttention over such a batch, compressed from the first token on
 //
 // What runs a model is used by the program through the headers of src/; they are documented like
@@ -25,6 +26,7 @@
 #include "kvquant/attention.h"
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "kvquant/policy.h"
 #include "kvquant/quantizer.h"
 #include "kvquant/sparse.h"
 #include "kvquant/spec.h"

@@ -122,14 +122,17 @@ TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> ch
     mlp_block(layer, residual);
   }
   for (const auto& chunk : chunks) cache.settle(chunk.sequence);
-  rms_norm(as_const(residual), weights_.final_norm, config_.norm_eps,
-           row_major(normed_.data(), {n, config_.hidden}));
+  final_norm(as_const(residual), row_major(normed_.data(), {n, config_.hidden}));
+  return row_major<const float, 2>(normed_.data(), {n, config_.hidden});
+}
+
+void Transformer::final_norm(TensorView<const float, 2> residual, TensorView<float, 2> out) const {
+  rms_norm(residual, weights_.final_norm, config_.norm_eps, out);
   // Infinities of a layer that attention doesn't see end as NaN here.
-  const std::span<const float> out(normed_.data(), static_cast<size_t>(n * config_.hidden));
-  if (!std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); })) {
+  const std::span<const float> all(out.data, static_cast<size_t>(out.shape[0] * out.shape[1]));
+  if (!std::all_of(all.begin(), all.end(), [](float x) { return std::isfinite(x); })) {
     throw FormatError("the model's hidden states are not finite after the last layer");
   }
-  return row_major<const float, 2>(normed_.data(), {n, config_.hidden});
 }
 
 void Transformer::run_layer(int64_t layer, const ForwardChunk& chunk, KvCache& cache,

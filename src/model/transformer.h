@@ -79,6 +79,10 @@ class Transformer {
   // What forward starts from: token embeddings into out [tokens, hidden].
   void embed(std::span<const int32_t> tokens, TensorView<float, 2> out) const;
 
+  // What forward ends with: the last norm of residuals [tokens, hidden] into out of that shape.
+  // Both gapless. Throws FormatError when the result is not finite.
+  void final_norm(TensorView<const float, 2> residual, TensorView<float, 2> out) const;
+
   // Shows every chunk of every layer to `observer` until it is set again; empty: to nobody.
   void set_observer(LayerObserver observer) { observer_ = std::move(observer); }
   bool is_observed() const { return static_cast<bool>(observer_); }

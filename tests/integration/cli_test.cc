@@ -19,7 +19,7 @@ TEST_F(Cli, HelpAndVersionSucceed) {
   EXPECT_EQ(run("--help").code, 0);
   EXPECT_EQ(run("--version").code, 0);
   for (const char* command : {"demo", "info", "formats", "generate", "chat", "calibrate",
-                              "perplexity", "bench", "make-model"}) {
+                              "perplexity", "allocate", "eval", "bench", "make-model"}) {
     EXPECT_EQ(run(std::string(command) + " --help").code, 0) << command;
   }
 }
