@@ -17,6 +17,7 @@ void add_perplexity(CLI::App& app, int& exit_code);
 void add_make_model(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
 void add_eval(CLI::App& app, int& exit_code);
+void add_tune(CLI::App& app, int& exit_code);
 void add_presets(CLI::App& app, int& exit_code);
 
 }  // namespace kvquant::cli

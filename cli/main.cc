@@ -65,6 +65,7 @@ int run(int argc, char** argv) {
   add_chat(app, exit_code);
   add_calibrate(app, exit_code);
   add_perplexity(app, exit_code);
+  add_tune(app, exit_code);
   add_presets(app, exit_code);
   add_eval(app, exit_code);
   add_bench(app, exit_code);

@@ -58,8 +58,10 @@ void print_measured(const Preset& preset) {
   fmt::print("), budget {}\n", percent(preset.target_ppl_delta));
   fmt::print("  KL          {} nats, top-1 {}\n", number(preset.kl_divergence, 5),
              preset.top1_agreement ? fmt::format("{:.2f}%", 100 * *preset.top1_agreement) : "-");
-  fmt::print("  on          {} tokens in windows of {}, text {}\n", preset.eval_tokens,
-             preset.window, preset.eval_text_sha256.substr(0, 16));
+  fmt::print(
+      "  on          {} tokens of {} from token {} on, windows of {}, strict (sha256 {}...)\n",
+      preset.eval_tokens, preset.eval_text.empty() ? "a text" : preset.eval_text, preset.eval_begin,
+      preset.window, preset.eval_text_sha256.substr(0, 16));
 }
 
 void print_one(const Preset& preset) {

@@ -60,7 +60,9 @@ struct Preset {
   std::optional<double> target_ppl_delta, selection_ppl_delta;  // budget; where it was chosen
   int64_t window = 0, eval_tokens = 0;                          // 0: not measured
   std::vector<ParetoPoint> pareto;                              // by bits, ascending
-  std::string eval_text_sha256;                                 // 64 hex digits, or empty
+  std::string eval_text;  // file name, and its tokens [eval_begin, eval_begin + whole windows)
+  int64_t eval_begin = 0;
+  std::string eval_text_sha256;  // 64 hex digits, or empty
   std::string calibration_file;  // empty: none; relative to the preset's folder
   std::string made_by;           // version and arguments of the program, for the reader
   std::string path;              // where it was loaded from; not stored

@@ -53,6 +53,8 @@ constexpr std::array kFields = {"model",
                                 "window",
                                 "eval_tokens",
                                 "pareto",
+                                "eval_text",
+                                "eval_begin",
                                 "eval_text_sha256",
                                 "calibration_file",
                                 "made_by"};
@@ -166,6 +168,8 @@ void read_figures(const Reader& reader, Preset& out) {
   out.selection_ppl_delta = reader.number("selection_ppl_delta", -1, kMaxPerplexity);
   out.window = reader.integer("window", 0, int64_t{1} << 40);
   out.eval_tokens = reader.integer("eval_tokens", 0, int64_t{1} << 40);
+  out.eval_text = reader.text("eval_text");
+  out.eval_begin = reader.integer("eval_begin", 0, int64_t{1} << 40);
   out.eval_text_sha256 = reader.text("eval_text_sha256");
   const bool is_hex =
       std::all_of(out.eval_text_sha256.begin(), out.eval_text_sha256.end(),
@@ -313,6 +317,8 @@ std::string preset_json(const Preset& preset) {
                         {"selection_ppl_delta", or_null(preset.selection_ppl_delta)},
                         {"window", preset.window},
                         {"eval_tokens", preset.eval_tokens},
+                        {"eval_text", text_or_null(preset.eval_text)},
+                        {"eval_begin", preset.eval_begin},
                         {"eval_text_sha256", text_or_null(preset.eval_text_sha256)},
                         {"calibration_file", text_or_null(preset.calibration_file)},
                         {"pareto", pareto},
