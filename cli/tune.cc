@@ -199,7 +199,7 @@ Preset preset_of_winner(const Options& options, const Model& model, const TuneTe
   for (const CandidateScore& score : result.measured) {
     preset.pareto.push_back({score.spec.text, score.true_bits, score.ppl_delta, score.kl_mean});
   }
-  preset.made_by = "kvquant tune, version " + version();
+  preset.made_by = "kvquant tune " + version().substr(0, version().find(' '));
   return preset;
 }
 
@@ -313,14 +313,15 @@ int run(const Options& options) {
     fmt::print(stderr, "kvquant: {} has {} results; those of this run are not run again\n",
                files.log, log.num_read());
   }
-  const TuneResult result = tune(model, texts.selection, texts.test, specs,
-                                 {.target_ppl_delta = options.target_ppl_delta,
-                                  .window = window_of(options, model),
-                                  .ubatch = options.common.ubatch,
-                                  .program = version(),
-                                  .run = precision + " " + options.common.weights},
-                                 log, progress_on_stderr(options.common, "select"),
-                                 progress_on_stderr(options.common, "test"));
+  const TuneResult result = tune(
+      model, {texts.selection, texts.test}, specs,
+      {.target_ppl_delta = options.target_ppl_delta,
+       .window = window_of(options, model),
+       .ubatch = options.common.ubatch,
+       .program = version(),
+       .run = precision + " " + options.common.weights},
+      log,
+      {progress_on_stderr(options.common, "select"), progress_on_stderr(options.common, "test")});
   Json document = make_document("tune", model_info(model), config_of(options, model, texts));
   for (const CandidateScore& score : result.candidates) {
     document["results"].push_back(to_json(score));

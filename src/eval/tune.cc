@@ -253,13 +253,13 @@ std::vector<size_t> pareto_set(std::span<const CandidateScore> candidates) {
   return out;
 }
 
-TuneResult tune(Model& model, std::span<const int32_t> selection, std::span<const int32_t> test,
-                std::span<const CacheSpec> specs, const TuneOptions& options, TuneLog& log,
-                const Progress& on_selection, const Progress& on_test) {
+TuneResult tune(Model& model, const TuneTokens& texts, std::span<const CacheSpec> specs,
+                const TuneOptions& options, TuneLog& log, const TuneProgress& progress) {
   const double budget = options.target_ppl_delta;
   check_arg(budget >= 0, fmt::format("tune: a budget of {} is not a number of at least 0", budget));
   TuneResult out;
-  out.candidates = score_candidates(model, selection, specs, options, log, on_selection);
+  out.candidates =
+      score_candidates(model, texts.selection, specs, options, log, progress.selection);
   const auto best = smallest_within(out.candidates, budget);
   if (!best) return out;
   auto chosen = pareto_set(out.candidates);
@@ -271,7 +271,7 @@ TuneResult tune(Model& model, std::span<const int32_t> selection, std::span<cons
   for (const size_t i : chosen) measured.push_back(out.candidates[i].spec);
   TuneOptions all = options;
   all.target_ppl_delta = std::numeric_limits<double>::infinity();
-  out.measured = score_candidates(model, test, measured, all, log, on_test);
+  out.measured = score_candidates(model, texts.test, measured, all, log, progress.test);
   for (size_t i = 0; i < chosen.size() && !out.winner; ++i) {
     if (!(loss_of(out.candidates[chosen[i]]) <= budget)) continue;
     if (loss_of(out.measured[i]) <= budget) {

@@ -72,11 +72,16 @@ struct TuneResult {
   int64_t num_refused = 0;                 // within the budget on the selection text, but not here
 };
 
+struct TuneTokens {
+  std::span<const int32_t> selection, test;  // whole windows
+};
+struct TuneProgress {
+  Progress selection{}, test{};
+};
 // The Pareto set and smaller ones within the budget are measured on the test text; the winner is
 // the smallest that is within the budget on both. Throws std::invalid_argument for a budget that is
 // negative or not a number, and what score_candidates does.
-TuneResult tune(Model& model, std::span<const int32_t> selection, std::span<const int32_t> test,
-                std::span<const CacheSpec> specs, const TuneOptions& options, TuneLog& log,
-                const Progress& on_selection = {}, const Progress& on_test = {});
+TuneResult tune(Model& model, const TuneTokens& texts, std::span<const CacheSpec> specs,
+                const TuneOptions& options, TuneLog& log, const TuneProgress& progress = {});
 
 }  // namespace kvquant

@@ -157,14 +157,15 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
   std::filesystem::remove(path);
   const auto all = specs({"int8", "nuq4", "nuq3", "nuq4-1%"});
   TuneLog in_memory;
-  const TuneResult expected = tune(model_, windows(0, 2), windows(4, 2), all, options_, in_memory);
+  const TuneResult expected =
+      tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, in_memory);
   struct Stopped {};
   int64_t calls = 0;
   try {
     TuneLog log(path);
-    tune(model_, windows(0, 2), windows(4, 2), all, options_, log, [&](int64_t, int64_t) {
-      if (++calls == 9) throw Stopped{};  // in the second pair of specs
-    });
+    tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, log, {[&](int64_t, int64_t) {
+           if (++calls == 9) throw Stopped{};  // in the second pair of specs
+         }});
     FAIL();
   } catch (const Stopped&) {
   }
@@ -173,7 +174,7 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
   write_file_atomic(path, half + "{\"run\":\"unfini");  // killed while writing
   TuneLog log(path);
   EXPECT_EQ(log.num_read(), 2);
-  const TuneResult result = tune(model_, windows(0, 2), windows(4, 2), all, options_, log);
+  const TuneResult result = tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, log);
   const std::string whole = read_text(path);
   EXPECT_EQ(whole.substr(0, half.size()), half);
   ASSERT_EQ(result.measured.size(), expected.measured.size());
@@ -183,9 +184,9 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
   }
   // Nothing is run a third time; another text is.
   TuneLog again(path);
-  tune(model_, windows(0, 2), windows(4, 2), all, options_, again);
+  tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, again);
   EXPECT_EQ(read_text(path), whole);
-  tune(model_, windows(1, 2), windows(4, 2), all, options_, again);
+  tune(model_, {windows(1, 2), windows(4, 2)}, all, options_, again);
   EXPECT_GT(read_text(path).size(), whole.size());
   std::filesystem::remove(path);
 }
@@ -193,7 +194,7 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
 TEST_F(Tune, MeasuresTheParetoSetAndChoosesTheSmallestOfIt) {
   TuneLog log;
   options_.target_ppl_delta = 0.2;
-  const TuneResult result = tune(model_, windows(0, 2), windows(4, 2),
+  const TuneResult result = tune(model_, {windows(0, 2), windows(4, 2)},
                                  specs({"int8", "v=int8", "nuq4-1%", "nuq2"}), options_, log);
   ASSERT_TRUE(result.winner);
   const CandidateScore& winner = result.measured[*result.winner];
@@ -210,7 +211,7 @@ TEST_F(Tune, HasNoWinnerWhereNothingIsWithinTheBudget) {
   TuneLog log;
   options_.target_ppl_delta = 0.01;
   const TuneResult result =
-      tune(model_, windows(0, 1), windows(4, 1), specs({"nuq2", "fp16"}), options_, log);
+      tune(model_, {windows(0, 1), windows(4, 1)}, specs({"nuq2", "fp16"}), options_, log);
   EXPECT_EQ(result.winner, std::nullopt);
   EXPECT_TRUE(result.measured.empty());
 }
@@ -219,7 +220,7 @@ TEST_F(Tune, RefusesBadOptions) {
   TuneLog log;
   for (const double budget : {-0.1, std::nan("")}) {
     options_.target_ppl_delta = budget;
-    EXPECT_THROW(tune(model_, windows(0, 1), windows(4, 1), specs({"int8"}), options_, log),
+    EXPECT_THROW(tune(model_, {windows(0, 1), windows(4, 1)}, specs({"int8"}), options_, log),
                  std::invalid_argument);
   }
   options_.target_ppl_delta = 0.1;
