@@ -5,12 +5,12 @@
 
 #include <filesystem>
 #include <memory>
-#include <new>
 #include <span>
 
 #include "base/check.h"
 #include "base/file.h"
 #include "base/timer.h"
+#include "cli/calibrate_in_memory.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "kvquant/codebook.h"
@@ -80,23 +80,6 @@ std::vector<TokenizedText> read_texts(const Options& options, const Model& model
                                                     Tokenizer::Bos::kNever)});
   }
   return texts;
-}
-
-// What ran out is said by the error; what to do about it only this command knows.
-Calibration calibrate_in_memory(Model& model, const std::vector<TokenizedText>& texts,
-                                const CalibrateOptions& options, const Progress& progress) {
-  const auto message = [&](const char* what) {
-    return fmt::format(
-        "OOM during calibration: {}: use fewer --samples than {} or a --seq-len shorter than {}",
-        what, options.num_samples, options.seq_len);
-  };
-  try {
-    return calibrate(model, texts, options, progress);
-  } catch (const OutOfMemory& error) {
-    throw OutOfMemory(message(error.what()));
-  } catch (const std::bad_alloc&) {
-    throw OutOfMemory(message("out of memory"));
-  }
 }
 
 // Ranks whose share of the energy is shown.

@@ -18,5 +18,7 @@ void add_make_model(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
 void add_eval(CLI::App& app, int& exit_code);
 void add_allocate(CLI::App& app, int& exit_code);
+void add_tune(CLI::App& app, int& exit_code);
+void add_presets(CLI::App& app, int& exit_code);
 
 }  // namespace kvquant::cli

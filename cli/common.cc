@@ -10,6 +10,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <system_error>
 
@@ -19,6 +20,7 @@
 #include "cache/kv_cache.h"
 #include "kvquant/error.h"
 #include "model/calibration_source.h"
+#include "model/presets.h"
 #include "model/utf8.h"
 
 namespace kvquant::cli {
@@ -50,7 +52,6 @@ size_t display_width(const std::string& text) {
 }
 
 void check_not_built(const CommonOptions& options) {
-  check_arg(options.preset.empty(), "--preset is not built yet");
   const bool is_cuda = options.device.rfind("cuda", 0) == 0;
   check_arg(!is_cuda, "--device cuda is not built yet: use cpu");
   check_arg(options.device == "cpu", "--device " + options.device + " is unknown: cpu");
@@ -64,6 +65,17 @@ Json calibration_config(const Calibration* calibration) {
           {"num_samples", info.num_samples},
           {"seq_len", info.seq_len},
           {"fingerprint", calibration_fingerprint(info)}};
+}
+
+// The file that --calib or --preset names; empty: none.
+std::string calibration_file_of(const CommonOptions& options, const std::optional<Preset>& preset) {
+  const std::string of_preset = preset ? calibration_path(*preset) : "";
+  if (options.calibration.empty() || of_preset.empty()) return options.calibration + of_preset;
+  std::error_code error;
+  check_arg(std::filesystem::equivalent(options.calibration, of_preset, error) && !error,
+            fmt::format("--calib {} and --preset {}, whose calibration is {}, exclude each other",
+                        options.calibration, options.preset, of_preset));
+  return of_preset;
 }
 
 WeightStorage weights_of(const CommonOptions& options) {
@@ -115,7 +127,13 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
         ->check([](const std::string& path) {  // an unset variable of a script, most likely
           return path.empty() ? "the path of the calibration file is empty" : std::string();
         });
-    command.add_option("--preset", options.preset, "preset file");
+    command
+        .add_option("--preset", options.preset,
+                    "preset file or name (kvquant presets lists them): its spec, with its "
+                    "calibration")
+        ->check([](const std::string& name) {
+          return name.empty() ? "the name of the preset is empty" : std::string();
+        });
   }
   if (flags & kRunFlags) {
     command.add_option("-c,--ctx", options.context, "context in tokens (default: the model's)")
@@ -147,13 +165,21 @@ Precision precision_of(const CommonOptions& options) {
   return default_precision();
 }
 
+std::optional<Preset> preset_of(const CommonOptions& options) {
+  if (options.preset.empty()) return std::nullopt;
+  return get_preset_info(options.model, options.preset);
+}
+
 Model load_model(const CommonOptions& options) {
   check_not_built(options);
   Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
                                                         .precision = precision_of(options),
                                                         .weights = weights_of(options),
                                                         .context = options.context});
-  if (!options.calibration.empty()) model.set_calibration(load_calibration(options.calibration));
+  const auto preset = preset_of(options);
+  if (preset) check_preset_fits(*preset, model.checkpoint());
+  const std::string calibration = calibration_file_of(options, preset);
+  if (!calibration.empty()) model.set_calibration(load_calibration(calibration));
   return model;
 }
 
@@ -162,9 +188,11 @@ std::vector<CacheSpec> specs_of(const CommonOptions& options,
   std::vector<std::string> texts = options.kv;
   if (!options.key_codec.empty() || !options.value_codec.empty()) {
     check_arg(texts.empty(), "--kv and -ctk/-ctv exclude each other");
+    check_arg(options.preset.empty(), "--preset and -ctk/-ctv exclude each other");
     texts = {"k=" + (options.key_codec.empty() ? "fp16" : options.key_codec) +
              ",v=" + (options.value_codec.empty() ? "fp16" : options.value_codec)};
   }
+  if (const auto preset = preset_of(options)) texts.push_back(preset->spec);
   if (texts.empty()) texts = defaults;
   std::vector<CacheSpec> specs;
   for (const auto& text : texts) {
@@ -339,6 +367,7 @@ Json common_config(const CommonOptions& options, Model& model) {
           {"weights", options.weights},
           {"ubatch", options.ubatch},
           {"seed", options.seed},
+          {"preset", options.preset.empty() ? Json(nullptr) : Json(options.preset)},
           {"calibration", calibration_config(model.calibration().get())}};
 }
 

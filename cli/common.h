@@ -9,6 +9,7 @@
 
 #include "base/progress.h"
 #include "bench/result.h"
+#include "kvquant/preset.h"
 #include "model/model.h"
 
 namespace kvquant::cli {
@@ -47,10 +48,15 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
 // A file's text. Throws FormatError with its path when it is not UTF-8.
 std::string read_utf8(const std::string& path);
 
-Model load_model(const CommonOptions& options);  // with the calibration of --calib
+// What --preset names; nothing without it. Throws what get_preset_info does.
+std::optional<Preset> preset_of(const CommonOptions& options);
+
+// With the calibration of --calib or of the preset, which has to fit the model.
+Model load_model(const CommonOptions& options);
 Precision precision_of(const CommonOptions& options);
 
-// --kv (each one), or -ctk/-ctv as one spec, or `defaults`. Prints warnings to stderr.
+// --kv (each one), or -ctk/-ctv as one spec, and that of --preset; or `defaults`. Prints warnings
+// to stderr.
 std::vector<CacheSpec> specs_of(const CommonOptions& options,
                                 const std::vector<std::string>& defaults);
 

@@ -66,6 +66,8 @@ int run(int argc, char** argv) {
   add_calibrate(app, exit_code);
   add_perplexity(app, exit_code);
   add_allocate(app, exit_code);
+  add_tune(app, exit_code);
+  add_presets(app, exit_code);
   add_eval(app, exit_code);
   add_bench(app, exit_code);
   add_make_model(app, exit_code);

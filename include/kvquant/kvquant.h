@@ -6,6 +6,7 @@
 //   tensor_view.h  TensorView, a strided view of a tensor; shapes stand in comments everywhere
 //   spec.h         CacheSpec, what is stored for keys and values ("nuq3-1%,sink=4"), and its
 //   grammar
+//   preset.h       Preset, a spec tuned for a model, with its figures and its calibration
 //   codebook.h     non-uniform codebooks: fitted, from a formula, from files
 //   sparse.h       BlockedCSCMatrix, BlockedCSRMatrix: outliers that grow token by token
 //   quantizer.h    BatchedKVQuantizer, QuantizedKVCache: keys and values of a padded batch
@@ -27,6 +28,7 @@
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
 #include "kvquant/policy.h"
+#include "kvquant/preset.h"
 #include "kvquant/quantizer.h"
 #include "kvquant/sparse.h"
 #include "kvquant/spec.h"

@@ -13,6 +13,7 @@
 #include "formats/codec_table.h"
 #include "kvquant/codebook.h"
 #include "kvquant/error.h"
+#include "quant/compact_calibration.h"
 
 namespace kvquant {
 namespace {
@@ -128,6 +129,7 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
   check_calibration(calibration.get(), shape);
   check_spec_fits(cache_spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));
   check_spec_built(cache_spec);
+  if (calibration) check_calibration_holds(*calibration, cache_spec);
   best_backend();  // throws here, not on a worker, when the environment names a wrong one
   check_arg(spec.block % kTileTokens == 0 && spec.block > 0 && *spec.sink >= 0 && *spec.recent >= 0,
             "cache: the spec's block, sink or recent is out of range");

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <numeric>
 
 #include "base/check.h"
+#include "eval/statistics.h"
 #include "ops/log_softmax.h"
 
 namespace kvquant {
@@ -166,6 +168,11 @@ PerplexityResult summarise(const Run& run, const Run& base, int64_t num_values) 
   const double baseline = std::exp(mean_of(base.nll));
   out.ppl_delta = out.perplexity - baseline;
   out.ppl_delta_rel = out.ppl_delta / baseline;
+  std::vector<double> deltas(run.nll.size());
+  std::transform(run.nll.begin(), run.nll.end(), base.nll.begin(), deltas.begin(), std::minus<>());
+  const Moments delta = moments(deltas);
+  out.nll_delta_mean = delta.mean;
+  out.nll_delta_sd = delta.sd;
   std::vector<double> sorted = run.kl;
   std::sort(sorted.begin(), sorted.end());
   out.kl_mean = mean_of(run.kl);

@@ -29,6 +29,8 @@ struct PerplexityResult {
   double ppl_stderr = 0;
   double ppl_delta = 0;      // absolute, against fp16
   double ppl_delta_rel = 0;  // relative
+  // Of the negative log-likelihood of a token minus that with fp16: what paired errors come from.
+  double nll_delta_mean = 0, nll_delta_sd = 0;
   double kl_mean = 0, kl_median = 0, kl_p99 = 0, kl_max = 0;
   double top1_agreement = 0;      // share of tokens, [0, 1]
   double true_bits = 0;           // 8 * cache_bytes / stored K and V values, at a full window

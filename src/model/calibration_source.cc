@@ -19,6 +19,7 @@ std::string calibration_fingerprint(const CalibrationInfo& info) {
   hash.add_text(info.recipe);
   hash.add_integer(info.seq_len);
   hash.add_integer(info.rank);
+  if (!info.holds.empty()) hash.add_text(info.holds);
   for (const CalibrationText& sample : info.texts) hash.add_text(sample.hash);
   return hash.hex();
 }

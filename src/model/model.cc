@@ -75,6 +75,12 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
   return model;
 }
 
+std::vector<std::string> data_roots() {
+  std::vector<std::string> out;
+  for (const fs::path& root : roots()) out.push_back(root.string());
+  return out;
+}
+
 std::string find_asset(const std::string& name) {
   for (const fs::path& root : roots()) {
     const fs::path path = root / "assets" / name;

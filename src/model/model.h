@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/threads.h"
 #include "model/chat_template.h"
@@ -64,5 +65,8 @@ std::string find_model(const std::string& name);
 
 // A file of assets/, found in the same way.
 std::string find_asset(const std::string& name);
+
+// Folders that may hold models/, assets/ and presets/, in the order in which they are looked at.
+std::vector<std::string> data_roots();
 
 }  // namespace kvquant

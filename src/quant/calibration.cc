@@ -18,6 +18,7 @@
 #include "formats/nuq_codebook.h"
 #include "formats/safetensors.h"
 #include "kvquant/error.h"
+#include "quant/compact_fields.h"
 
 namespace kvquant {
 namespace {
@@ -96,6 +97,12 @@ const char* dtype_of(const std::vector<T>&) {
   return std::is_same_v<T, Half> ? "F16" : "F32";
 }
 
+template <class T>
+const char* stored_dtype(FieldForm form, const std::vector<T>& array) {
+  const bool is_half = form == FieldForm::kHalf || form == FieldForm::kHalfTriangle;
+  return is_half ? "F16" : dtype_of(array);
+}
+
 std::string percents_text() { return fmt::format("{}", fmt::join(kOutlierPercents, " ")); }
 std::string quantiles_text() { return fmt::format("{}", fmt::join(kQuantiles, " ")); }
 
@@ -109,7 +116,8 @@ std::string texts_json(const std::vector<CalibrationText>& texts) {
 }
 
 std::map<std::string, std::string> metadata_of(const CalibrationInfo& info) {
-  const int64_t version = info.codebooks == CodebookScope::kLayer ? 1 : kCalibrationVersion;
+  int64_t version = info.codebooks == CodebookScope::kLayer ? 1 : 2;
+  if (!info.holds.empty()) version = 3;
   std::map<std::string, std::string> fields = {
       {"format", kFormat},
       {"format_version", std::to_string(version)},
@@ -128,6 +136,7 @@ std::map<std::string, std::string> metadata_of(const CalibrationInfo& info) {
       {"quantiles", quantiles_text()},
       {"texts", texts_json(info.texts)}};
   if (version > 1) fields.emplace("codebooks", to_string(info.codebooks));
+  if (version > 2) fields.emplace("holds", info.holds);
   return fields;
 }
 
@@ -203,6 +212,20 @@ CodebookScope read_codebook_scope(const Metadata& metadata, const std::string& p
   }
 }
 
+// The spec that the file is compact for, where it is.
+std::string read_holds(const Metadata& metadata, const CalibrationShape& shape,
+                       const std::string& path) {
+  if (metadata.number<int64_t>("format_version", 1, kCalibrationVersion) < 3) return "";
+  const std::string& text = metadata.text("holds");
+  try {
+    const CacheSpec spec = parse_spec(text);
+    check_spec_fits(spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));
+    return resolved(spec);
+  } catch (const std::invalid_argument& error) {
+    fail(path, std::string("holds: ") + error.what());
+  }
+}
+
 CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
   CalibrationInfo info;
   info.codebooks = read_codebook_scope(metadata, path);
@@ -220,6 +243,7 @@ CalibrationInfo read_info(const Metadata& metadata, const std::string& path) {
   info.seed = metadata.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max());
   info.recipe = metadata.text("recipe");
   info.texts = read_texts(metadata.text("texts"), path);
+  info.holds = read_holds(metadata, info.shape, path);
   return info;
 }
 
@@ -233,6 +257,25 @@ void read_array(const SafetensorsTensor& tensor, std::vector<T>& out, const std:
     if (!std::isfinite(value)) {
       fail(path, fmt::format("tensor {}: element {} is {}", quote(tensor.name), i, value));
     }
+  }
+}
+
+// read_array of what lies in a form of its own; `shape` is that in memory.
+template <class T>
+void read_field(const SafetensorsTensor& tensor, FieldForm form, PercentRows rows,
+                const Shape& shape, std::vector<T>& out, const std::string& path) {
+  if (form == FieldForm::kWhole) return read_array(tensor, out, path);
+  if constexpr (std::is_same_v<T, Half>) {
+    std::vector<Half> kept;
+    read_array(tensor, kept, path);
+    out.assign(static_cast<size_t>(num_elements(shape)), Half{});
+    const auto width = num_elements(shape) / shape[0];
+    std::copy(kept.begin(), kept.end(), out.begin() + rows.first * width);
+  } else if constexpr (std::is_same_v<T, float>) {
+    std::vector<Half> halves;
+    read_array(tensor, halves, path);
+    out = form == FieldForm::kHalfTriangle ? unpack_triangles(halves, shape.back())
+                                           : unpack_halves(halves);
   }
 }
 
@@ -309,14 +352,21 @@ void save_calibration(const Calibration& calibration, const std::string& path) {
                         info.shape.num_layers));
   std::vector<SafetensorsEntry> entries;
   std::vector<std::span<const std::byte>> arrays;
+  std::deque<std::vector<Half>> packed;  // what lies otherwise in a compact file
+  const FieldForms forms(info);
   for (size_t i = 0; i < calibration.layers.size(); ++i) {
+    const PercentRows rows = forms.rows(i);
     visit_fields(calibration.layers[i], info,
                  [&](const std::string& field, const Shape& shape, const auto& array) {
-                   check_arg(static_cast<int64_t>(array.size()) == num_elements(shape),
+                   const FieldForm form = forms.of(i, field);
+                   const int64_t size = form == FieldForm::kAbsent ? 0 : num_elements(shape);
+                   check_arg(static_cast<int64_t>(array.size()) == size,
                              fmt::format("calibration: {} has {} elements, not {}",
-                                         tensor_name(i, field), array.size(), num_elements(shape)));
-                   entries.push_back({tensor_name(i, field), dtype_of(array), shape});
-                   arrays.push_back(std::as_bytes(std::span(array)));
+                                         tensor_name(i, field), array.size(), size));
+                   if (form == FieldForm::kAbsent) return;
+                   entries.push_back({tensor_name(i, field), stored_dtype(form, array),
+                                      stored_shape(form, rows, shape)});
+                   arrays.push_back(stored_bytes(form, rows, shape, array, packed));
                  });
   }
   write_safetensors(path, entries, metadata_of(info),
@@ -333,19 +383,23 @@ Calibration parse_calibration(std::span<const std::byte> bytes, const std::strin
   out.path = path;
   out.info = read_info({file.metadata, path}, path);
   size_t num_read = 0;
+  const FieldForms forms(out.info);
   for (int64_t i = 0; i < out.info.shape.num_layers; ++i) {
     LayerCalibration layer;
     const auto index = static_cast<size_t>(i);
     visit_fields(layer, out.info, [&](const std::string& field, const Shape& shape, auto& array) {
+      const FieldForm form = forms.of(index, field);
+      if (form == FieldForm::kAbsent) return;
       const std::string name = tensor_name(index, field);
       const SafetensorsTensor* tensor = file.find(name);
       if (tensor == nullptr) fail(path, "tensor " + quote(name) + " is missing");
-      if (tensor->dtype != dtype_of(array) || tensor->shape != shape) {
-        fail(path,
-             fmt::format("tensor {}: {} [{}], expected {} [{}]", quote(name), tensor->dtype,
-                         fmt::join(tensor->shape, ", "), dtype_of(array), fmt::join(shape, ", ")));
+      const Shape stored = stored_shape(form, forms.rows(index), shape);
+      const char* const dtype = stored_dtype(form, array);
+      if (tensor->dtype != dtype || tensor->shape != stored) {
+        fail(path, fmt::format("tensor {}: {} [{}], expected {} [{}]", quote(name), tensor->dtype,
+                               fmt::join(tensor->shape, ", "), dtype, fmt::join(stored, ", ")));
       }
-      read_array(*tensor, array, path);
+      read_field(*tensor, form, forms.rows(index), shape, array, path);
       ++num_read;
     });
     check_layer(layer, out.info.shape, index, path);

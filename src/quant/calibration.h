@@ -16,8 +16,9 @@
 
 namespace kvquant {
 
-// Version 1 of the file holds codebooks per layer only; what it can hold is written as version 1.
-inline constexpr int64_t kCalibrationVersion = 2;
+// Version 1 of the file holds codebooks per layer only, version 2 also per head, version 3 what one
+// spec needs (compact_calibration.h); what an earlier one can hold is written as that.
+inline constexpr int64_t kCalibrationVersion = 3;
 
 // Which heads share a codebook.
 enum class CodebookScope {
@@ -56,7 +57,8 @@ struct CalibrationInfo {
   int64_t seq_len = 0;
   int64_t rank = 0;  // components of the stored bases, at most head_dim
   CodebookScope codebooks = CodebookScope::kLayer;
-  std::string recipe;  // to_string(FitChoices) of fit_choices.h; not read again
+  std::string recipe;   // to_string(FitChoices) of fit_choices.h; not read again
+  std::string holds{};  // the spec it is compact for, see compact_calibration.h; empty: whole
 };
 
 // Outlier percents for which key ranges are stored.
@@ -66,8 +68,9 @@ inline constexpr int64_t kNumOutlierPercents = std::size(kOutlierPercents);
 // Widths for which codebooks are stored: element i of an array is for 2 + i bits.
 inline constexpr int64_t kNumCodebooks = 3;
 
-// All arrays are gapless. H: num_kv_heads, D: head_dim, R: rank, P: kNumOutlierPercents, G:
-// codebooks of a layer, 1 or H as info.codebooks says.
+// All arrays are gapless; those that a compact calibration lacks are empty. H: num_kv_heads, D:
+// head_dim, R: rank, P: kNumOutlierPercents, G: codebooks of a layer, 1 or H as info.codebooks
+// says.
 struct KeyCalibration {
   ChannelStatistics channels;                               // before RoPE
   std::array<std::vector<float>, kNumCodebooks> codebooks;  // [P, G, 2^bits], in [-1, 1]

@@ -197,7 +197,7 @@ TEST(CalibrationFile, IsRefusedWithTheMetadataThatAreWrong) {
   expect_refused("not a calibration file", [](Parts& p) { p.header.erase("__metadata__"); });
   expect_refused("no model_fingerprint",
                  [](Parts& p) { p.header["__metadata__"].erase("model_fingerprint"); });
-  for (const char* number : {"3", "0", "-1", "", "1 "}) {
+  for (const char* number : {"4", "0", "-1", "", "1 "}) {
     expect_refused("format_version", with("format_version", number));
   }
   expect_refused("not a calibration file", with("format", "pt"));

@@ -7,23 +7,17 @@
 namespace kvquant {
 namespace {
 
-// A place between two neighbours of kOutlierPercents.
-struct Between {
-  size_t below = 0;
-  float share = 0;  // of the next one
-};
+float mix(float a, float b, float share) { return a + (b - a) * share; }
 
-Between place_of(double percent) {
+}  // namespace
+
+OutlierPlace outlier_place(double percent) {
   const auto next = std::upper_bound(kOutlierPercents.begin(), kOutlierPercents.end(), percent);
   const auto below = static_cast<size_t>(next - kOutlierPercents.begin()) - 1;
   if (next == kOutlierPercents.end()) return {below, 0.0f};
   const double width = *next - kOutlierPercents[below];
   return {below, static_cast<float>((percent - kOutlierPercents[below]) / width)};
 }
-
-float mix(float a, float b, float share) { return a + (b - a) * share; }
-
-}  // namespace
 
 std::vector<Half> uniform_key_ranges(const KeyCalibration& key, int bits) {
   assert(bits == 4 || bits == 8);
@@ -38,7 +32,7 @@ std::vector<Half> uniform_key_ranges(const KeyCalibration& key, int bits) {
 std::vector<Half> nuq_key_ranges(const KeyCalibration& key, int bits, double outlier_percent) {
   const size_t width = key.uniform_scale.size() / 2;
   std::vector<Half> out(4 * width);
-  const Between place = place_of(outlier_percent);
+  const OutlierPlace place = outlier_place(outlier_percent);
   const auto i = static_cast<size_t>(bits - 2);
   const std::vector<Half>* const fields[] = {&key.scale[i], &key.zero[i], &key.low[i],
                                              &key.high[i]};
@@ -57,7 +51,7 @@ std::vector<Half> nuq_key_ranges(const KeyCalibration& key, int bits, double out
 
 std::vector<float> calibrated_levels(std::span<const float> set, double outlier_percent) {
   const size_t num_levels = set.size() / kNumOutlierPercents;
-  const Between place = place_of(outlier_percent);
+  const OutlierPlace place = outlier_place(outlier_percent);
   std::vector<float> levels(num_levels);
   for (size_t i = 0; i < num_levels; ++i) {
     const size_t at = place.below * num_levels + i;
