@@ -49,6 +49,7 @@ void SampleLog::read() {
       for (const double score : result.scores) {
         if (!(0 <= score && score <= 1)) throw FormatError("a score is not in [0, 1]");
       }
+      if (line.contains("extra")) line.at("extra").get_to(result.extra);
       results_[key_of(line.at("run"), line.at("spec"), line.at("task"), line.at("seed"),
                       line.at("sample"))] = std::move(result);
     } catch (const std::exception& error) {
@@ -70,6 +71,9 @@ const SampleResult* SampleLog::find(const std::string& run, const std::string& s
   if (found == results_.end()) return nullptr;
   const SampleResult& result = found->second;
   const size_t count = sample.questions.size();
+  for (const auto& [name, values] : result.extra) {
+    if (values.size() != count) return nullptr;
+  }
   return result.answers.size() == count && result.scores.size() == count ? &result : nullptr;
 }
 
@@ -87,6 +91,7 @@ void SampleLog::add(const std::string& run, const std::string& spec, const EvalS
   line["answers"] = result.answers;
   line["scores"] = result.scores;
   line["compressed_tokens"] = result.compressed_tokens;
+  if (!result.extra.empty()) line["extra"] = result.extra;
   if (tokenizer != nullptr) {
     line["context"] = tokenizer->decode(sample.context, true);
     for (const EvalQuestion& question : sample.questions) {

@@ -44,7 +44,7 @@ TEST_F(Eval, WritesResultsAndGoesOnFromItsSamples) {
 }
 
 TEST_F(Eval, RefusesInOneLine) {
-  expect_refused("eval -m embedded --tasks ruler", "there is no task \"ruler\": needle, passkey");
+  expect_refused("eval -m embedded --tasks rulers", "there is no task \"rulers\": passkey, needle");
   expect_refused("eval -m embedded --context-lengths 64", "a context of 64 tokens is too small");
   expect_refused("eval -m embedded --context-lengths 4096", "is not in [1, 2048], the model's");
   expect_refused("eval -m embedded --seeds 1,x", "neither a number of runs nor a list of seeds");
