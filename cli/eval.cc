@@ -16,6 +16,7 @@
 #include "cli/eval_output.h"
 #include "eval/eval_data.h"
 #include "eval/eval_tasks.h"
+#include "eval/longbench.h"
 #include "kvquant/error.h"
 
 namespace kvquant::cli {
@@ -82,12 +83,17 @@ std::vector<EvalSample> make_samples(const Options& options, const TaskFiles& ta
                        .limit = options.limit,
                        .num_fewshot = options.num_fewshot,
                        .data = tasks.files,
-                       .templates = options.templates.empty() ? std::string() : options.templates};
+                       .prompts = read_prompts(find_asset("eval_prompts.json"))};
   if (options.common.context > 0) {
     check_arg(options.common.context <= task.max_context,
               fmt::format("--ctx {} is more than the model's {}", options.common.context,
                           task.max_context));
     task.max_context = options.common.context;
+  }
+  if (!options.templates.empty()) {  // ours where it has none
+    auto prompts = read_prompts(options.templates);
+    prompts.merge(task.prompts);
+    task.prompts = std::move(prompts);
   }
   task.recall_text = read_utf8(find_asset("sample.txt"));
   task.haystack = options.haystack.empty() ? task.recall_text : read_utf8(options.haystack);
@@ -136,6 +142,7 @@ Json config_of(const Options& options, Model& model, const std::vector<uint64_t>
                  {"limit", options.limit},
                  {"num_fewshot", options.num_fewshot},
                  {"data", options.data},
+                 {"templates", options.templates},
                  {"seeds", seeds},
                  {"batch_size", options.batch_size},
                  {"chat_template", format.empty() ? Json(nullptr) : Json(format)},

@@ -18,7 +18,10 @@ std::vector<std::string> file_names(const EvalTaskInfo& task) {
       {"arc_easy", {"ARC-Easy-Test"}},
       {"arc_challenge", {"ARC-Challenge-Test"}}};
   std::vector<std::string> names = {task.name, task.name + "/validation", task.name + "/test"};
-  if (task.group == "leval") names.push_back(task.name.substr(std::string("leval_").size()));
+  if (task.group == "leval") {
+    names.push_back(task.name.substr(std::string("leval_").size()));
+    names.push_back(names.back() + "_longchat");
+  }
   const auto found = published.find(task.name);
   if (found != published.end()) {
     names.insert(names.end(), found->second.begin(), found->second.end());

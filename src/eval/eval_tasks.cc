@@ -5,6 +5,8 @@
 
 #include "base/check.h"
 #include "base/quote.h"
+#include "eval/likelihood_tasks.h"
+#include "eval/longbench.h"
 #include "eval/planted_tasks.h"
 #include "eval/recall_tasks.h"
 #include "eval/ruler.h"
@@ -38,6 +40,10 @@ std::vector<Task> make_tasks() {
       {{"passkey", ""}, true, make_passkey},
       {{"needle", ""}, true, make_needle},
       {{"recall_story", "recall", TaskData::kNone, false}, true, make_recall_story},
+      {{"recall_table", "recall"}, true, make_recall_table},
+      {{"recall_facts", "recall"}, true, make_recall_facts},
+      {{"recall_chain", "recall"}, true, make_recall_chain},
+      {{"recall_copy", "recall"}, true, make_recall_copy},
   };
   for (const NiahPlan& plan : niah_plans()) {
     all.push_back(ruler_task(plan.task, TaskData::kOptional,
@@ -50,6 +56,16 @@ std::vector<Task> make_tasks() {
     all.push_back(ruler_task(name, TaskData::kRequired, [name](const SampleMaker& maker) {
       return make_ruler_qa(maker, name);
     }));
+  }
+  const auto add_read = [&](const std::string& name, const char* group, auto make) {
+    all.push_back({{name, group, TaskData::kRequired, false},
+                   false,
+                   [name, make](const SampleMaker& maker) { return make(maker, name); }});
+  };
+  for (const std::string& name : longbench_tasks()) add_read(name, "longbench", make_longbench);
+  for (const std::string& name : leval_tasks()) add_read(name, "leval", make_leval);
+  for (const char* name : {"lambada", "hellaswag", "piqa", "arc_easy", "arc_challenge"}) {
+    add_read(name, "lm", make_likelihood);
   }
   return all;
 }

@@ -24,11 +24,11 @@ struct EvalTaskOptions {
   int64_t limit = 0;                          // samples of each cell at most; 0: all
   int64_t num_fewshot = 0;  // likelihood tasks: the first lines of the data are examples
   uint64_t seed = 42;
-  std::string haystack{};                     // text that needles are hidden in
-  std::string recall_text{};                  // recall_story: a text
-  std::vector<Fact> recall_facts{};           // and what to ask about it
-  std::map<std::string, std::string> data{};  // task -> file
-  std::string templates{};                    // longbench, leval: file of prompts
+  std::string haystack{};                        // text that needles are hidden in
+  std::string recall_text{};                     // recall_story: a text
+  std::vector<Fact> recall_facts{};              // and what to ask about it
+  std::map<std::string, std::string> data{};     // task -> file
+  std::map<std::string, std::string> prompts{};  // longbench, leval: task -> prompt
 };
 
 // What data a task has to be given.

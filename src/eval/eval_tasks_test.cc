@@ -168,7 +168,9 @@ TEST(EvalTasks, GroupsAreTakenApart) {
 
 TEST(EvalTasks, RefuseWhatCannotBe) {
   EvalTaskOptions options = small_options();
-  EXPECT_EQ(error_of("pass", options), "there is no task \"pass\": passkey, needle, recall, ruler");
+  EXPECT_EQ(error_of("pass", options),
+            "there is no task \"pass\": passkey, needle, recall, ruler, longbench, "
+            "leval, lm");
   options.context_lengths = {4096};
   EXPECT_EQ(error_of("needle", options),
             "needle: a context of 4096 tokens is not in [1, 2048], the model's");
