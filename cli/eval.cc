@@ -36,9 +36,10 @@ struct Options {
 
 constexpr int64_t kMaxRuns = 1000;
 
-std::vector<uint64_t> seeds_of(const Options& options) {
+// Of the runs of a task.
+std::vector<uint64_t> seeds_of(const Options& options, const EvalTaskInfo& task) {
   const std::string& text = options.seeds;
-  if (text.empty()) return {options.common.seed};
+  if (text.empty()) return run_seeds(options.common.seed, task.num_runs);
   std::vector<uint64_t> numbers;
   const char* at = text.data();
   const char* const end = at + text.size();
@@ -64,6 +65,15 @@ std::vector<uint64_t> seeds_of(const Options& options) {
   return run_seeds(options.common.seed, static_cast<int64_t>(numbers[0]));
 }
 
+std::vector<uint64_t> all_seeds(const Options& options, const TaskFiles& tasks) {
+  std::vector<uint64_t> out;
+  for (const EvalTaskInfo& task : tasks.tasks) {
+    auto seeds = seeds_of(options, task);
+    if (seeds.size() > out.size()) out = std::move(seeds);
+  }
+  return out;
+}
+
 // The template of the model, where it is wanted or, when nothing is said, where there is one.
 ChatFormat format_of(const Options& options, Model& model) {
   const bool has_template = !model.checkpoint().tokenizer().chat_template.empty();
@@ -72,8 +82,7 @@ ChatFormat format_of(const Options& options, Model& model) {
   return wanted ? chat_format_of(options.chat_template, model) : ChatFormat{};
 }
 
-std::vector<EvalSample> make_samples(const Options& options, const TaskFiles& tasks, Model& model,
-                                     const std::vector<uint64_t>& seeds) {
+std::vector<EvalSample> make_samples(const Options& options, const TaskFiles& tasks, Model& model) {
   EvalTaskOptions task{.format = format_of(options, model),
                        .chat_tokens = chat_tokens(model),
                        .max_context = model.config().max_context,
@@ -101,13 +110,13 @@ std::vector<EvalSample> make_samples(const Options& options, const TaskFiles& ta
   task.recall_facts = facts_from_json(read_text(facts), facts);
 
   std::vector<EvalSample> samples;
-  for (const uint64_t seed : seeds) {
-    task.seed = seed;
-    for (const EvalTaskInfo& info : tasks.tasks) {
-      if (!info.uses_seed && seed != seeds[0]) continue;  // nothing in it is random
+  for (const EvalTaskInfo& info : tasks.tasks) {
+    for (const uint64_t seed : seeds_of(options, info)) {
+      task.seed = seed;
       auto more = make_eval_samples(info.name, model.tokenizer(), task);
       samples.insert(samples.end(), std::make_move_iterator(more.begin()),
                      std::make_move_iterator(more.end()));
+      if (!info.uses_seed) break;  // nothing in it is random
     }
   }
   return samples;
@@ -156,11 +165,11 @@ int run(const Options& options) {
     fmt::print(stderr, "kvquant: left out, for there is no data: {} (--data)\n",
                fmt::join(tasks.left_out, ", "));
   }
-  const auto seeds = seeds_of(options);
+  const auto seeds = all_seeds(options, tasks);
   const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
   Model model = load_model(options.common);
   tell_expanded_layers(options.common, specs, model);
-  const auto samples = make_samples(options, tasks, model, seeds);
+  const auto samples = make_samples(options, tasks, model);
 
   Json config = config_of(options, model, seeds, format_of(options, model).name);
   const EvaluationOptions evaluation{
@@ -237,8 +246,10 @@ void add_eval(CLI::App& app, int& exit_code) {
       ->delimiter(',')
       ->check(at_least(1));
   command
-      ->add_option("--num-samples,--num_samples", options->num_samples,
-                   "samples of each length (default: passkey 50, ruler 500, recall 10, data: all)")
+      ->add_option(
+          "--num-samples,--num_samples", options->num_samples,
+          "samples of each length (default: passkey 50, ruler 500, recall 10, stability 2 of "
+          "each kind, data: all)")
       ->check(at_least(1));
   command
       ->add_option("--num-trials,--num_trials", options->num_trials,
@@ -247,8 +258,10 @@ void add_eval(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_option("--limit", options->limit, "samples of each length (and position) at most")
       ->check(at_least(1));
-  command->add_option("--seeds,--num-runs,--num_runs", options->seeds,
-                      "number of runs with seeds of their own, or a list of seeds: 1,2,3");
+  command->add_option(
+      "--seeds,--num-runs,--num_runs", options->seeds,
+      "number of runs with seeds of their own, or a list of seeds: 1,2,3 (default: 1, "
+      "stability 5)");
   command
       ->add_option("--batch-size,--batch_size", options->batch_size,
                    "samples whose answers are generated side by side")

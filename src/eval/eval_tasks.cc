@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 
 #include "base/check.h"
 #include "base/quote.h"
@@ -35,6 +36,23 @@ Task ruler_task(const std::string& name, TaskData data, MakeSamples make) {
   return {{name, "ruler", data}, true, read_or_make};
 }
 
+// A few samples of each kind, to be repeated with other seeds.
+std::vector<EvalSample> make_stability(const SampleMaker& maker) {
+  constexpr int64_t kSamples = 2;  // of each kind and length
+  using Make = std::vector<EvalSample> (*)(const SampleMaker&);
+  constexpr Make kKinds[] = {make_passkey, make_recall_table, make_recall_facts, make_recall_chain,
+                             make_recall_copy};
+  EvalTaskOptions options = maker.options;
+  options.num_samples = maker.num_samples(kSamples);
+  const SampleMaker few{maker.tokenizer, options, maker.frame, maker.lengths};
+  std::vector<EvalSample> out;
+  for (const auto make : kKinds) {
+    auto samples = make(few);
+    std::move(samples.begin(), samples.end(), std::back_inserter(out));
+  }
+  return out;
+}
+
 std::vector<Task> make_tasks() {
   std::vector<Task> all = {
       {{"passkey", ""}, true, make_passkey},
@@ -45,6 +63,7 @@ std::vector<Task> make_tasks() {
       {{"recall_chain", "recall"}, true, make_recall_chain},
       {{"recall_copy", "recall"}, true, make_recall_copy},
   };
+  all.push_back({{"stability", "", TaskData::kNone, true, 5}, true, make_stability});
   for (const NiahPlan& plan : niah_plans()) {
     all.push_back(ruler_task(plan.task, TaskData::kOptional,
                              [plan](const SampleMaker& maker) { return make_niah(maker, plan); }));

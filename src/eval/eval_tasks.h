@@ -39,6 +39,7 @@ struct EvalTaskInfo {
   std::string group;  // "ruler", ...; empty: none
   TaskData data = TaskData::kNone;
   bool uses_seed = true;
+  int64_t num_runs = 1;  // where the user doesn't say
 };
 const std::vector<EvalTaskInfo>& eval_tasks();  // group by group, in the order of their papers
 

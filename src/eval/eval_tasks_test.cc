@@ -139,6 +139,17 @@ TEST(EvalTasks, SamplesDependOnTheSeedAlone) {
   }
 }
 
+TEST(EvalTasks, StabilityAsksALittleOfEverything) {
+  EvalTaskOptions options = small_options();
+  options.num_samples = 0;
+  const auto samples = make_eval_samples("stability", embedded_tokenizer(), options);
+  EXPECT_EQ(samples.size(), 10u);
+  EXPECT_EQ(expand_tasks({"stability"}).at(0).num_runs, 5);
+  std::set<EvalMetric> metrics;
+  for (const EvalSample& sample : samples) metrics.insert(sample.metric);
+  EXPECT_EQ(metrics.size(), 2u);
+}
+
 TEST(EvalTasks, TheLengthsAreThoseTheModelCanRead) {
   EvalTaskOptions options = small_options();
   options.context_lengths = {};
@@ -169,7 +180,7 @@ TEST(EvalTasks, GroupsAreTakenApart) {
 TEST(EvalTasks, RefuseWhatCannotBe) {
   EvalTaskOptions options = small_options();
   EXPECT_EQ(error_of("pass", options),
-            "there is no task \"pass\": passkey, needle, recall, ruler, longbench, "
+            "there is no task \"pass\": passkey, needle, stability, recall, ruler, longbench, "
             "leval, lm");
   options.context_lengths = {4096};
   EXPECT_EQ(error_of("needle", options),
