@@ -132,6 +132,7 @@ class TaskScores {
       cells_[sample.cell].push_back(result.scores[q]);
       seeds_[sample.seed].add(result.scores[q], baseline.scores[q]);
     }
+    if (out_.is_group) return;  // of different kinds
     for (const auto& [name, values] : result.extra) {
       const auto& others = baseline.extra.at(name);
       for (size_t q = 0; q < values.size(); ++q) extra_[name].add(values[q], others.at(q));
