@@ -15,7 +15,11 @@ constexpr int64_t kMaxFileBytes = int64_t{1} << 32;
 }  // namespace
 
 std::vector<JsonLine> read_jsonl(const std::string& path, int64_t max_lines) {
-  const std::string text = read_text(path, kMaxFileBytes);
+  return parse_jsonl(read_text(path, kMaxFileBytes), path, max_lines);
+}
+
+std::vector<JsonLine> parse_jsonl(const std::string& text, const std::string& path,
+                                  int64_t max_lines) {
   std::vector<JsonLine> lines;
   int64_t number = 0;
   for (size_t begin = 0; begin < text.size();) {

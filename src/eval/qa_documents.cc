@@ -79,7 +79,10 @@ void add_hotpot_question(Collector& collector, const Json& item) {
 }  // namespace
 
 QaDocuments read_qa_documents(const std::string& path) {
-  const Json file = read_json(path);
+  return parse_qa_documents(read_json(path), path);
+}
+
+QaDocuments parse_qa_documents(const Json& file, const std::string& path) {
   const bool is_squad = file.is_object() && file.contains("data");
   const Json& entries = is_squad ? file.at("data") : file;
   if (!entries.is_array()) {

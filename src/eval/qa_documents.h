@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "formats/json_fields.h"
+
 namespace kvquant {
 
 struct QaQuestion {
@@ -25,5 +27,7 @@ struct QaDocuments {
 // [[title, index], ...]}]; without supporting facts all of its context answers. Throws IoError,
 // FormatError naming the entry.
 QaDocuments read_qa_documents(const std::string& path);
+// The same of a file that was read from `path`.
+QaDocuments parse_qa_documents(const Json& file, const std::string& path);
 
 }  // namespace kvquant
