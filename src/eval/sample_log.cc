@@ -1,5 +1,6 @@
 #include "eval/sample_log.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -71,10 +72,15 @@ const SampleResult* SampleLog::find(const std::string& run, const std::string& s
   if (found == results_.end()) return nullptr;
   const SampleResult& result = found->second;
   const size_t count = sample.questions.size();
-  for (const auto& [name, values] : result.extra) {
-    if (values.size() != count) return nullptr;
-  }
-  return result.answers.size() == count && result.scores.size() == count ? &result : nullptr;
+  std::vector<std::string> extra;  // what there has to be, no less and no more
+  if (sample.metric == EvalMetric::kChoice) extra.push_back("acc_norm");
+  if (asks_likelihoods(sample)) extra.push_back("nll");
+  const bool has_extra = std::equal(extra.begin(), extra.end(), result.extra.begin(),
+                                    result.extra.end(), [&](const auto& name, const auto& known) {
+                                      return name == known.first && known.second.size() == count;
+                                    });
+  const bool is_whole = result.answers.size() == count && result.scores.size() == count;
+  return has_extra && is_whole ? &result : nullptr;
 }
 
 void SampleLog::add(const std::string& run, const std::string& spec, const EvalSample& sample,
