@@ -14,7 +14,9 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/eval_output.h"
+#include "eval/eval_data.h"
 #include "eval/eval_tasks.h"
+#include "eval/longbench.h"
 #include "kvquant/error.h"
 
 namespace kvquant::cli {
@@ -24,18 +26,20 @@ struct Options {
   CommonOptions common;
   std::vector<std::string> tasks = {"passkey"};
   std::vector<int64_t> lengths;
-  int64_t num_samples = 50, num_trials = 10, limit = 0, batch_size = 1;
+  std::vector<std::string> data;  // files and folders of tasks
+  int64_t num_samples = 0, num_trials = 10, limit = 0, num_fewshot = 0, batch_size = 1;
   std::string seeds;  // a number of runs, or a list of seeds
-  std::string output_path, haystack, chat_template;
+  std::string output_path, haystack, templates, chat_template;
   std::optional<bool> apply_chat_template;
   bool strict = false, log_samples = false, check = false;
 };
 
 constexpr int64_t kMaxRuns = 1000;
 
-std::vector<uint64_t> seeds_of(const Options& options) {
+// Of the runs of a task.
+std::vector<uint64_t> seeds_of(const Options& options, const EvalTaskInfo& task) {
   const std::string& text = options.seeds;
-  if (text.empty()) return {options.common.seed};
+  if (text.empty()) return run_seeds(options.common.seed, task.num_runs);
   std::vector<uint64_t> numbers;
   const char* at = text.data();
   const char* const end = at + text.size();
@@ -61,6 +65,15 @@ std::vector<uint64_t> seeds_of(const Options& options) {
   return run_seeds(options.common.seed, static_cast<int64_t>(numbers[0]));
 }
 
+std::vector<uint64_t> all_seeds(const Options& options, const TaskFiles& tasks) {
+  std::vector<uint64_t> out;
+  for (const EvalTaskInfo& task : tasks.tasks) {
+    auto seeds = seeds_of(options, task);
+    if (seeds.size() > out.size()) out = std::move(seeds);
+  }
+  return out;
+}
+
 // The template of the model, where it is wanted or, when nothing is said, where there is one.
 ChatFormat format_of(const Options& options, Model& model) {
   const bool has_template = !model.checkpoint().tokenizer().chat_template.empty();
@@ -69,20 +82,27 @@ ChatFormat format_of(const Options& options, Model& model) {
   return wanted ? chat_format_of(options.chat_template, model) : ChatFormat{};
 }
 
-std::vector<EvalSample> make_samples(const Options& options, Model& model,
-                                     const std::vector<uint64_t>& seeds) {
+std::vector<EvalSample> make_samples(const Options& options, const TaskFiles& tasks, Model& model) {
   EvalTaskOptions task{.format = format_of(options, model),
                        .chat_tokens = chat_tokens(model),
                        .max_context = model.config().max_context,
                        .context_lengths = options.lengths,
                        .num_samples = options.num_samples,
                        .num_trials = options.num_trials,
-                       .limit = options.limit};
+                       .limit = options.limit,
+                       .num_fewshot = options.num_fewshot,
+                       .data = tasks.files,
+                       .prompts = read_prompts(find_asset("eval_prompts.json"))};
   if (options.common.context > 0) {
     check_arg(options.common.context <= task.max_context,
               fmt::format("--ctx {} is more than the model's {}", options.common.context,
                           task.max_context));
     task.max_context = options.common.context;
+  }
+  if (!options.templates.empty()) {  // ours where it has none
+    auto prompts = read_prompts(options.templates);
+    prompts.merge(task.prompts);
+    task.prompts = std::move(prompts);
   }
   task.recall_text = read_utf8(find_asset("sample.txt"));
   task.haystack = options.haystack.empty() ? task.recall_text : read_utf8(options.haystack);
@@ -90,27 +110,16 @@ std::vector<EvalSample> make_samples(const Options& options, Model& model,
   task.recall_facts = facts_from_json(read_text(facts), facts);
 
   std::vector<EvalSample> samples;
-  for (const uint64_t seed : seeds) {
-    task.seed = seed;
-    for (const std::string& name : options.tasks) {
-      if (name == "recall" && seed != seeds[0]) continue;  // nothing in it is random
-      auto more = make_eval_samples(name, model.tokenizer(), task);
+  for (const EvalTaskInfo& info : tasks.tasks) {
+    for (const uint64_t seed : seeds_of(options, info)) {
+      task.seed = seed;
+      auto more = make_eval_samples(info.name, model.tokenizer(), task);
       samples.insert(samples.end(), std::make_move_iterator(more.begin()),
                      std::make_move_iterator(more.end()));
+      if (!info.uses_seed) break;  // nothing in it is random
     }
   }
   return samples;
-}
-
-void check_tasks(const std::vector<std::string>& tasks) {
-  const auto known = eval_task_names();
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    check_arg(std::find(known.begin(), known.end(), tasks[i]) != known.end(),
-              fmt::format("there is no task {}: {}", quote(tasks[i]), fmt::join(known, ", ")));
-    check_arg(std::find(tasks.begin(), tasks.begin() + static_cast<std::ptrdiff_t>(i), tasks[i]) ==
-                  tasks.begin() + static_cast<std::ptrdiff_t>(i),
-              "--tasks names " + tasks[i] + " twice");
-  }
 }
 
 // Where the samples go: into the folder, or beside the JSON file.
@@ -140,6 +149,9 @@ Json config_of(const Options& options, Model& model, const std::vector<uint64_t>
                  {"num_samples", options.num_samples},
                  {"num_trials", options.num_trials},
                  {"limit", options.limit},
+                 {"num_fewshot", options.num_fewshot},
+                 {"data", options.data},
+                 {"templates", options.templates},
                  {"seeds", seeds},
                  {"batch_size", options.batch_size},
                  {"chat_template", format.empty() ? Json(nullptr) : Json(format)},
@@ -148,12 +160,16 @@ Json config_of(const Options& options, Model& model, const std::vector<uint64_t>
 }
 
 int run(const Options& options) {
-  check_tasks(options.tasks);
-  const auto seeds = seeds_of(options);
+  const TaskFiles tasks = find_task_files(options.tasks, options.data);
+  if (!tasks.left_out.empty()) {
+    fmt::print(stderr, "kvquant: left out, for there is no data: {} (--data)\n",
+               fmt::join(tasks.left_out, ", "));
+  }
+  const auto seeds = all_seeds(options, tasks);
   const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
   Model model = load_model(options.common);
   tell_expanded_layers(options.common, specs, model);
-  const auto samples = make_samples(options, model, seeds);
+  const auto samples = make_samples(options, tasks, model);
 
   Json config = config_of(options, model, seeds, format_of(options, model).name);
   const EvaluationOptions evaluation{
@@ -175,7 +191,7 @@ int run(const Options& options) {
   const Timer timer;
   const auto results =
       evaluate_samples(model, samples, evaluation, log, progress_on_stderr(options.common, "eval"));
-  const EvalReport report = make_report(model, samples, results, evaluation.mode);
+  const EvalReport report = make_report(model, samples, results);
 
   Json document = make_document("eval", model_info(model), config);
   document["n-samples"] = report.num_samples;
@@ -196,6 +212,21 @@ int run(const Options& options) {
   return options.check && !report.losses.empty() ? kCheckFailed : kDone;
 }
 
+// What tasks read from files.
+void add_data_flags(CLI::App& command, Options& options) {
+  command
+      .add_option("--data", options.data,
+                  "TASK=FILE, a folder of TASK.jsonl, or a file where one task needs it; may be "
+                  "repeated")
+      ->allow_extra_args(false);
+  command.add_option("--templates", options.templates,
+                     "longbench, leval: JSON of task and prompt (default: short ones of our own)");
+  command
+      .add_option("--num-fewshot,--num_fewshot", options.num_fewshot,
+                  "likelihood tasks: the first lines of the data become examples")
+      ->check(at_least(0));
+}
+
 }  // namespace
 
 void add_eval(CLI::App& app, int& exit_code) {
@@ -203,8 +234,9 @@ void add_eval(CLI::App& app, int& exit_code) {
   auto* command = app.add_subcommand("eval", "tasks over long contexts, each spec against fp16");
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
   command
-      ->add_option("--tasks", options->tasks,
-                   fmt::format("some of {}", fmt::join(eval_task_names(), ",")))
+      ->add_option(
+          "--tasks", options->tasks,
+          fmt::format("some of {}, or single ones of a group", fmt::join(eval_task_names(), ",")))
       ->delimiter(',')
       ->capture_default_str();
   command
@@ -214,10 +246,11 @@ void add_eval(CLI::App& app, int& exit_code) {
       ->delimiter(',')
       ->check(at_least(1));
   command
-      ->add_option("--num-samples,--num_samples", options->num_samples,
-                   "passkey: samples of each length")
-      ->check(at_least(1))
-      ->capture_default_str();
+      ->add_option(
+          "--num-samples,--num_samples", options->num_samples,
+          "samples of each length (default: passkey 50, ruler 500, recall 10, stability 2 of "
+          "each kind, data: all)")
+      ->check(at_least(1));
   command
       ->add_option("--num-trials,--num_trials", options->num_trials,
                    "needle: samples of each length and position")
@@ -225,13 +258,16 @@ void add_eval(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_option("--limit", options->limit, "samples of each length (and position) at most")
       ->check(at_least(1));
-  command->add_option("--seeds,--num-runs,--num_runs", options->seeds,
-                      "number of runs with seeds of their own, or a list of seeds: 1,2,3");
+  command->add_option(
+      "--seeds,--num-runs,--num_runs", options->seeds,
+      "number of runs with seeds of their own, or a list of seeds: 1,2,3 (default: 1, "
+      "stability 5)");
   command
       ->add_option("--batch-size,--batch_size", options->batch_size,
                    "samples whose answers are generated side by side")
       ->check(at_least(1))
       ->capture_default_str();
+  add_data_flags(*command, *options);
   command->add_option("--haystack", options->haystack,
                       "text that needles are hidden in (default: the sample text)");
   command->add_option("--output-path,--output_path", options->output_path,

@@ -20,6 +20,6 @@ struct EvalReport {
 
 // `results` as evaluate_samples returns them, fp16 first.
 EvalReport make_report(const Model& model, std::span<const EvalSample> samples,
-                       std::span<const SpecResults> results, CacheMode mode);
+                       std::span<const SpecResults> results);
 
 }  // namespace kvquant::cli

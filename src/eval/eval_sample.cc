@@ -1,18 +1,11 @@
 #include "eval/eval_sample.h"
 
 #include <algorithm>
-#include <cctype>
 
 #include "base/hash.h"
 
 namespace kvquant {
 namespace {
-
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return text;
-}
 
 void add_tokens(Hash64& hash, const std::vector<int32_t>& tokens) {
   hash.add_integer(static_cast<int64_t>(tokens.size()));
@@ -25,8 +18,15 @@ int64_t num_tokens(const EvalSample& sample) {
   size_t longest = 0;
   for (const EvalQuestion& question : sample.questions) {
     longest = std::max(longest, question.tokens.size());
+    for (const EvalChoice& choice : question.choices) {
+      longest = std::max(longest, question.tokens.size() + choice.tokens.size());
+    }
   }
   return static_cast<int64_t>(sample.context.size() + longest) + sample.max_new_tokens;
+}
+
+bool asks_likelihoods(const EvalSample& sample) {
+  return sample.metric == EvalMetric::kChoice || sample.metric == EvalMetric::kLastWord;
 }
 
 std::string sample_id(const EvalSample& sample) {
@@ -37,18 +37,16 @@ std::string sample_id(const EvalSample& sample) {
     add_tokens(hash, question.tokens);
     hash.add_integer(static_cast<int64_t>(question.references.size()));
     for (const auto& reference : question.references) hash.add_text(reference);
+    for (const auto& choice : question.choices) {
+      add_tokens(hash, choice.tokens);
+      hash.add_integer(choice.num_characters);
+    }
+    hash.add_integer(question.right_choice);
   }
   hash.add_integer(sample.max_new_tokens);
+  hash.add_integer(static_cast<int64_t>(sample.metric));
+  hash.add_integer(static_cast<int64_t>(sample.stop));
   return hash.hex();
-}
-
-double contained_share(const std::string& answer, const std::vector<std::string>& references) {
-  if (references.empty()) return 0;
-  const std::string text = lower(answer);
-  const auto found = std::count_if(references.begin(), references.end(), [&](const std::string& r) {
-    return text.find(lower(r)) != std::string::npos;
-  });
-  return static_cast<double>(found) / static_cast<double>(references.size());
 }
 
 }  // namespace kvquant

@@ -1,151 +1,103 @@
 #include "eval/eval_tasks.h"
 
 #include <algorithm>
-#include <map>
+#include <functional>
+#include <iterator>
 
 #include "base/check.h"
-#include "base/hash.h"
 #include "base/quote.h"
-#include "base/rng.h"
-#include "eval/planted.h"
-#include "eval/prompt_parts.h"
+#include "eval/likelihood_tasks.h"
+#include "eval/longbench.h"
+#include "eval/planted_tasks.h"
+#include "eval/recall_tasks.h"
+#include "eval/ruler.h"
 
 namespace kvquant {
 namespace {
 
 constexpr int64_t kShortest = 2048, kLongest = 32768;  // tokens, where no lengths are given
-constexpr int64_t kAnswerTokens = 16;
-constexpr double kDepths[] = {0.1, 0.5, 0.9};  // of needles
 
-constexpr const char* kNoise =
-    " The wind goes over the hills. The rain falls on the roofs. The river runs down to the sea. "
-    "A cat sleeps on the wall. The bus comes, stops and drives on. Up and down and round again.";
-
-struct Maker {
-  const Tokenizer& tokenizer;
-  const EvalTaskOptions& options;
-  PromptFrame frame;
-  std::vector<int64_t> lengths;
-
-  int64_t limited(int64_t count) const {
-    return options.limit > 0 ? std::min(options.limit, count) : count;
-  }
-  // A stream of its own for every sample: any of them can be made alone.
-  CounterRng rng(const char* task, int64_t length, int64_t index) const {
-    Hash64 stream;
-    stream.add_text(task);
-    stream.add_integer(length);
-    stream.add_integer(index);
-    return CounterRng(options.seed, stream.value());
-  }
+using MakeSamples = std::function<std::vector<EvalSample>(const SampleMaker&)>;
+struct Task {
+  EvalTaskInfo info;
+  bool has_lengths;  // of contexts
+  MakeSamples make;
 };
 
-std::string digits(const CounterRng& rng, uint64_t at) {
-  return std::to_string(10000 + rng.below(at, 90000));
+// RULER's samples are made, or read from its own files.
+Task ruler_task(const std::string& name, TaskData data, MakeSamples make) {
+  const auto read_or_make = [name, make](const SampleMaker& maker) {
+    const auto file = maker.options.data.find(name);
+    const bool is_ready = file != maker.options.data.end() && file->second.ends_with(".jsonl");
+    auto samples = is_ready ? read_ruler(maker, name, file->second) : make(maker);
+    for (EvalSample& sample : samples) sample.stop = EvalStop::kNothing;
+    return samples;
+  };
+  return {{name, "ruler", data}, true, read_or_make};
 }
 
-std::vector<EvalSample> make_passkey(const Maker& maker) {
-  const Sentences noise = encode_sentences(maker.tokenizer, kNoise);
+// A few samples of each kind, to be repeated with other seeds.
+std::vector<EvalSample> make_stability(const SampleMaker& maker) {
+  constexpr int64_t kSamples = 2;  // of each kind and length
+  using Make = std::vector<EvalSample> (*)(const SampleMaker&);
+  constexpr Make kKinds[] = {make_passkey, make_recall_table, make_recall_facts, make_recall_chain,
+                             make_recall_copy};
+  EvalTaskOptions options = maker.options;
+  options.num_samples = maker.num_samples(kSamples);
+  const SampleMaker few{maker.tokenizer, options, maker.frame, maker.lengths};
   std::vector<EvalSample> out;
-  for (const int64_t length : maker.lengths) {
-    for (int64_t i = 0; i < maker.limited(maker.options.num_samples); ++i) {
-      const CounterRng rng = maker.rng("passkey", length, i);
-      const std::string key = digits(rng, 0);
-      const PlantedText text{
-          .instruction = "There is a pass key in this long and dull text. Remember it.\n\n",
-          .needle = " The pass key is the number " + key + ". Remember the number " + key + ".",
-          .question = "What number is the pass key?",
-          .answer_prefix = "The pass key is the number",
-          .answer = key};
-      out.push_back(plant(maker.tokenizer, maker.frame, noise, text,
-                          {.cell = {.length = length},
-                           .depth = 0.25 + 0.5 * rng.uniform(1),
-                           .max_new_tokens = kAnswerTokens}));
-    }
+  for (const auto make : kKinds) {
+    auto samples = make(few);
+    std::move(samples.begin(), samples.end(), std::back_inserter(out));
   }
   return out;
 }
 
-std::vector<EvalSample> make_needle(const Maker& maker) {
-  const Sentences sentences = encode_sentences(maker.tokenizer, maker.options.haystack);
-  check_arg(!sentences.empty(), "needle: the haystack has no text");
-  constexpr const char* kColours[] = {"red", "blue", "green", "yellow", "white", "black"};
-  constexpr const char* kThings[] = {"door", "cabinet", "suitcase", "gate", "garage", "locker"};
-  std::vector<EvalSample> out;
-  for (const int64_t length : maker.lengths) {
-    for (const double depth : kDepths) {
-      for (int64_t i = 0; i < maker.limited(maker.options.num_trials); ++i) {
-        const CounterRng rng = maker.rng("needle", length, i);  // the same at every depth
-        const std::string code = digits(rng, 0);
-        const std::string subject = std::string("code of the ") + kColours[rng.below(1, 6)] + " " +
-                                    kThings[rng.below(2, 6)] + " is";
-        out.push_back(
-            plant(maker.tokenizer, maker.frame, sentences,
-                  {.instruction = "Read this text. You will be asked about it.\n\n",
-                   .needle = " The " + subject + " " + code + ".",
-                   .question = "What number is the " + subject.substr(0, subject.size() - 3) + "?",
-                   .answer_prefix = "The " + subject,
-                   .answer = code},
-                  {.cell = {.length = length, .depth = depth},
-                   .depth = depth,
-                   .first_sentence = rng.below(3, static_cast<uint32_t>(sentences.size())),
-                   .max_new_tokens = kAnswerTokens}));
-      }
-    }
+std::vector<Task> make_tasks() {
+  std::vector<Task> all = {
+      {{"passkey", ""}, true, make_passkey},
+      {{"needle", ""}, true, make_needle},
+      {{"recall_story", "recall", TaskData::kNone, false}, true, make_recall_story},
+      {{"recall_table", "recall"}, true, make_recall_table},
+      {{"recall_facts", "recall"}, true, make_recall_facts},
+      {{"recall_chain", "recall"}, true, make_recall_chain},
+      {{"recall_copy", "recall"}, true, make_recall_copy},
+  };
+  all.push_back({{"stability", "", TaskData::kNone, true, 5}, true, make_stability});
+  for (const NiahPlan& plan : niah_plans()) {
+    all.push_back(ruler_task(plan.task, TaskData::kOptional,
+                             [plan](const SampleMaker& maker) { return make_niah(maker, plan); }));
   }
-  return out;
-}
-
-std::vector<int32_t> recall_question(const Maker& maker, const Fact& fact) {
-  const std::string cue = fact.cue.empty() ? "" : " " + fact.cue;
-  if (maker.frame.after.empty()) {
-    return encode_piece(maker.tokenizer, "\n\nQuestion: " + fact.question + "\nAnswer:" + cue);
+  all.push_back(ruler_task("vt", TaskData::kOptional, make_vt));
+  all.push_back(ruler_task("cwe", TaskData::kOptional, make_cwe));
+  all.push_back(ruler_task("fwe", TaskData::kOptional, make_fwe));
+  for (const std::string name : {"qa_1", "qa_2"}) {
+    all.push_back(ruler_task(name, TaskData::kRequired, [name](const SampleMaker& maker) {
+      return make_ruler_qa(maker, name);
+    }));
   }
-  auto tokens = encode_piece(maker.tokenizer, "\n\n" + fact.question);
-  tokens.insert(tokens.end(), maker.frame.after.begin(), maker.frame.after.end());
-  if (cue.empty()) return tokens;
-  const auto begin = encode_piece(maker.tokenizer, fact.cue);
-  tokens.insert(tokens.end(), begin.begin(), begin.end());
-  return tokens;
-}
-
-// One sample of each length: as much of the text as fits once, and all facts that it tells.
-std::vector<EvalSample> make_recall(const Maker& maker) {
-  constexpr int64_t kRoom = 128;  // tokens, for question and answer
-  const Sentences sentences = encode_sentences(maker.tokenizer, maker.options.recall_text);
-  int64_t whole = 0;
-  for (const auto& sentence : sentences) whole += std::ssize(sentence);
-  std::vector<EvalSample> out;
-  for (const int64_t length : maker.lengths) {
-    EvalSample sample;
-    sample.cell.length = length;
-    sample.max_new_tokens = kAnswerTokens;
-    sample.context = maker.frame.before;
-    const int64_t most = length - kRoom - std::ssize(sample.context);
-    const Filler filler = fill(sentences, 0, std::min(whole, most));
-    sample.context.insert(sample.context.end(), filler.tokens.begin(), filler.tokens.end());
-    const std::string text = maker.tokenizer.decode(filler.tokens);
-    for (const Fact& fact : maker.options.recall_facts) {
-      if (text.find(fact.answer) == std::string::npos) continue;
-      if (std::ssize(sample.questions) == maker.limited(std::ssize(maker.options.recall_facts))) {
-        break;
-      }
-      sample.questions.push_back({recall_question(maker, fact), {fact.answer}});
-    }
-    check_arg(!sample.questions.empty() && num_tokens(sample) <= length,
-              "a context of " + std::to_string(length) +
-                  " tokens is too small: no fact of the text fits, or its question doesn't");
-    out.push_back(std::move(sample));
-    if (whole <= most) break;  // longer contexts would hold the same text
+  const auto add_read = [&](const std::string& name, const char* group, auto make) {
+    all.push_back({{name, group, TaskData::kRequired, false},
+                   false,
+                   [name, make](const SampleMaker& maker) { return make(maker, name); }});
+  };
+  for (const std::string& name : longbench_tasks()) add_read(name, "longbench", make_longbench);
+  for (const std::string& name : leval_tasks()) add_read(name, "leval", make_leval);
+  for (const char* name : {"lambada", "hellaswag", "piqa", "arc_easy", "arc_challenge"}) {
+    add_read(name, "lm", make_likelihood);
   }
-  return out;
-}
-
-using MakeSamples = std::vector<EvalSample> (*)(const Maker&);
-const std::map<std::string, MakeSamples>& tasks() {
-  static const std::map<std::string, MakeSamples> all = {
-      {"needle", make_needle}, {"passkey", make_passkey}, {"recall", make_recall}};
   return all;
+}
+
+const std::vector<Task>& tasks() {
+  static const std::vector<Task> all = make_tasks();
+  return all;
+}
+
+std::string known_names() {
+  std::string out;
+  for (const auto& name : eval_task_names()) out += (out.empty() ? "" : ", ") + name;
+  return out;
 }
 
 std::vector<int64_t> lengths_of(const std::string& task, const EvalTaskOptions& options) {
@@ -170,26 +122,64 @@ std::vector<int64_t> lengths_of(const std::string& task, const EvalTaskOptions& 
 
 }  // namespace
 
+const std::vector<EvalTaskInfo>& eval_tasks() {
+  static const std::vector<EvalTaskInfo> infos = [] {
+    std::vector<EvalTaskInfo> out;
+    for (const Task& task : tasks()) out.push_back(task.info);
+    return out;
+  }();
+  return infos;
+}
+
 std::vector<std::string> eval_task_names() {
-  std::vector<std::string> names;
-  for (const auto& [name, make] : tasks()) names.push_back(name);
+  std::vector<std::string> names, groups;
+  for (const EvalTaskInfo& task : eval_tasks()) {
+    auto& list = task.group.empty() ? names : groups;
+    const std::string& name = task.group.empty() ? task.name : task.group;
+    if (std::find(list.begin(), list.end(), name) == list.end()) list.push_back(name);
+  }
+  names.insert(names.end(), groups.begin(), groups.end());
   return names;
+}
+
+std::vector<EvalTaskInfo> expand_tasks(const std::vector<std::string>& names) {
+  std::vector<EvalTaskInfo> out;
+  for (const std::string& name : names) {
+    bool is_known = false;
+    for (const EvalTaskInfo& task : eval_tasks()) {
+      if (task.name != name && (task.group.empty() || task.group != name)) continue;
+      is_known = true;
+      const bool is_twice = std::any_of(out.begin(), out.end(), [&](const EvalTaskInfo& other) {
+        return other.name == task.name;
+      });
+      check_arg(!is_twice, "--tasks names " + task.name + " twice");
+      out.push_back(task);
+    }
+    if (!is_known) {
+      std::string members;
+      for (const EvalTaskInfo& task : eval_tasks()) {
+        if (!task.group.empty()) members += (members.empty() ? "" : ", ") + task.name;
+      }
+      throw std::invalid_argument("there is no task " + quote(name) + ": " + known_names() +
+                                  ", or one of a group: " + members);
+    }
+  }
+  return out;
 }
 
 std::vector<EvalSample> make_eval_samples(const std::string& task, const Tokenizer& tokenizer,
                                           const EvalTaskOptions& options) {
-  const auto found = tasks().find(task);
+  const auto found = std::find_if(tasks().begin(), tasks().end(),
+                                  [&](const Task& other) { return other.info.name == task; });
   if (found == tasks().end()) {
-    std::string known;
-    for (const auto& name : eval_task_names()) known += (known.empty() ? "" : ", ") + name;
-    throw std::invalid_argument("there is no task " + quote(task) + ": " + known);
+    throw std::invalid_argument("there is no task " + quote(task) + ": " + known_names());
   }
-  const Maker maker{tokenizer, options,
-                    prompt_frame(tokenizer, options.format, options.chat_tokens),
-                    lengths_of(task, options)};
+  const SampleMaker maker{tokenizer, options,
+                          prompt_frame(tokenizer, options.format, options.chat_tokens),
+                          found->has_lengths ? lengths_of(task, options) : std::vector<int64_t>()};
   std::vector<EvalSample> out;
   try {
-    out = found->second(maker);
+    out = found->make(maker);
   } catch (const std::invalid_argument& error) {
     const std::string message = error.what();
     throw std::invalid_argument(message.rfind(task + ":", 0) == 0 ? message
@@ -197,6 +187,7 @@ std::vector<EvalSample> make_eval_samples(const std::string& task, const Tokeniz
   }
   for (EvalSample& sample : out) {
     sample.task = task;
+    sample.group = found->info.group;
     sample.seed = options.seed;
   }
   return out;

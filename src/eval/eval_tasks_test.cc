@@ -6,25 +6,21 @@
 #include <algorithm>
 #include <set>
 
-#include "base/file.h"
 #include "eval/prompt_parts.h"
-#include "model/model.h"
+#include "eval/test_tokenizer.h"
 
 namespace kvquant {
 namespace {
 
-const Tokenizer& embedded_tokenizer() {
-  static const Model model = Model::load(KVQUANT_SOURCE_DIR "/assets/ref5m");
-  return model.tokenizer();
-}
+using test::embedded_tokenizer;
 
 EvalTaskOptions small_options() {
   return {.max_context = 2048,
           .context_lengths = {512},
           .num_samples = 5,
           .num_trials = 2,
-          .haystack = read_text(KVQUANT_SOURCE_DIR "/assets/sample.txt"),
-          .recall_text = read_text(KVQUANT_SOURCE_DIR "/assets/sample.txt"),
+          .haystack = test::source_text("assets/sample.txt"),
+          .recall_text = test::source_text("assets/sample.txt"),
           .recall_facts = {{"When did the last ferry go?", "October", "It went in"}}};
 }
 
@@ -113,7 +109,7 @@ TEST(EvalTasks, RecallAsksWhatTheTextTells) {
   EvalTaskOptions options = small_options();
   options.context_lengths = {1024, 2048};
   options.recall_facts.push_back({"Who was it?", "Nobody-of-that-name", ""});
-  const auto samples = make_eval_samples("recall", embedded_tokenizer(), options);
+  const auto samples = make_eval_samples("recall_story", embedded_tokenizer(), options);
   ASSERT_EQ(samples.size(), 2u);
   EXPECT_EQ(samples[0].questions.size(), 1u);
   EXPECT_LE(num_tokens(samples[0]), 1024);
@@ -143,6 +139,17 @@ TEST(EvalTasks, SamplesDependOnTheSeedAlone) {
   }
 }
 
+TEST(EvalTasks, StabilityAsksALittleOfEverything) {
+  EvalTaskOptions options = small_options();
+  options.num_samples = 0;
+  const auto samples = make_eval_samples("stability", embedded_tokenizer(), options);
+  EXPECT_EQ(samples.size(), 10u);
+  EXPECT_EQ(expand_tasks({"stability"}).at(0).num_runs, 5);
+  std::set<EvalMetric> metrics;
+  for (const EvalSample& sample : samples) metrics.insert(sample.metric);
+  EXPECT_EQ(metrics.size(), 2u);
+}
+
 TEST(EvalTasks, TheLengthsAreThoseTheModelCanRead) {
   EvalTaskOptions options = small_options();
   options.context_lengths = {};
@@ -154,14 +161,32 @@ TEST(EvalTasks, TheLengthsAreThoseTheModelCanRead) {
   EXPECT_EQ(samples[1].cell.length, 4096);
 }
 
+TEST(EvalTasks, GroupsAreTakenApart) {
+  const auto names_of = [](const std::vector<std::string>& names) {
+    std::vector<std::string> out;
+    for (const EvalTaskInfo& info : expand_tasks(names)) out.push_back(info.name);
+    return out;
+  };
+  EXPECT_EQ(names_of({"ruler"}),
+            (std::vector<std::string>{"niah_single_1", "niah_single_2", "niah_single_3",
+                                      "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
+                                      "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe",
+                                      "qa_1", "qa_2"}));
+  EXPECT_EQ(names_of({"vt", "passkey"}), (std::vector<std::string>{"vt", "passkey"}));
+  EXPECT_THROW(expand_tasks({"ruler", "vt"}), std::invalid_argument);
+  EXPECT_THROW(expand_tasks({""}), std::invalid_argument);
+}
+
 TEST(EvalTasks, RefuseWhatCannotBe) {
   EvalTaskOptions options = small_options();
-  EXPECT_EQ(error_of("pass", options), "there is no task \"pass\": needle, passkey, recall");
+  EXPECT_EQ(error_of("pass", options),
+            "there is no task \"pass\": passkey, needle, stability, recall, ruler, longbench, "
+            "leval, lm");
   options.context_lengths = {4096};
   EXPECT_EQ(error_of("needle", options),
             "needle: a context of 4096 tokens is not in [1, 2048], the model's");
   options.context_lengths = {64};
-  for (const std::string task : {"needle", "passkey", "recall"}) {
+  for (const std::string task : {"needle", "passkey", "recall_story"}) {
     EXPECT_EQ(error_of(task, options).find(task + ": a context of 64 tokens is too small: "), 0u)
         << error_of(task, options);
   }

@@ -29,8 +29,9 @@ void expect_same(const std::vector<SpecResults>& a, const std::vector<SpecResult
   ASSERT_EQ(a.size(), b.size());
   for (size_t s = 0; s < a.size(); ++s) {
     EXPECT_EQ(a[s].spec.text, b[s].spec.text);
-    EXPECT_EQ(a[s].compressed_tokens, b[s].compressed_tokens);
     for (size_t i = 0; i < a[s].results.size(); ++i) {
+      EXPECT_EQ(a[s].results[i].compressed_tokens, b[s].results[i].compressed_tokens);
+      EXPECT_EQ(a[s].results[i].extra, b[s].results[i].extra);
       EXPECT_EQ(a[s].results[i].answers, b[s].results[i].answers);
       EXPECT_EQ(a[s].results[i].scores, b[s].results[i].scores);
     }
@@ -47,8 +48,8 @@ TEST(Evaluate, PutsFp16First) {
   ASSERT_EQ(results.size(), 2u);
   EXPECT_EQ(results[0].spec.text, "fp16");
   EXPECT_EQ(results[1].spec.text, "nuq3-1%");
-  EXPECT_EQ(results[0].compressed_tokens, 0);
-  EXPECT_GT(results[1].compressed_tokens, 0);
+  EXPECT_EQ(results[0].results[0].compressed_tokens, 0);
+  EXPECT_GT(results[1].results[0].compressed_tokens, 0);
   EXPECT_EQ(results[1].results.size(), samples.size());
 }
 
@@ -116,12 +117,12 @@ TEST(Evaluate, RefusesNoSamplesAndSpecsThatDontFit) {
 
 TEST(Summarise, CountsQuestionsByTaskCellAndSeed) {
   std::vector<EvalSample> samples;
-  std::vector<SampleResult> results, baseline;
+  SpecResults results, baseline;
   const auto add = [&](const std::string& task, EvalCell cell, uint64_t seed,
                        std::vector<double> scores, std::vector<double> base) {
-    samples.push_back({.task = task, .cell = cell, .seed = seed});
-    results.push_back({.scores = std::move(scores)});
-    baseline.push_back({.scores = std::move(base)});
+    samples.push_back({.task = task, .group = "g", .cell = cell, .seed = seed});
+    results.results.push_back({.scores = std::move(scores)});
+    baseline.results.push_back({.scores = std::move(base)});
   };
   add("b", {4096, 0.5}, 1, {1}, {1});
   add("b", {2048, 0.5}, 1, {0}, {1});
@@ -129,7 +130,7 @@ TEST(Summarise, CountsQuestionsByTaskCellAndSeed) {
   add("b", {2048, 0.1}, 2, {1}, {1});
   add("a", {2048, -1}, 1, {1, 0, 0.5}, {1, 1, 1});
   const auto summaries = summarise(samples, results, baseline);
-  ASSERT_EQ(summaries.size(), 2u);
+  ASSERT_EQ(summaries.size(), 3u);
   const TaskSummary& b = summaries[0];
   EXPECT_EQ(b.task, "b");
   EXPECT_EQ(b.scores.mean, 0.75);
@@ -143,6 +144,11 @@ TEST(Summarise, CountsQuestionsByTaskCellAndSeed) {
   EXPECT_EQ(b.versus_baseline.mcnemar.num_lost, 1);
   EXPECT_EQ(summaries[1].scores.count, 3);
   EXPECT_FALSE(summaries[1].versus_baseline.is_right_or_wrong);
+  EXPECT_EQ(b.runs_versus_baseline.mean, -0.25);  // 0.5 and 1 against 1 and 1
+  EXPECT_TRUE(summaries[2].is_group);
+  EXPECT_EQ(summaries[2].task, "g");
+  EXPECT_EQ(summaries[2].scores.count, 7);
+  EXPECT_EQ(summaries[2].metric, "contains");
 }
 
 TEST(RunSeeds, AreThePublishedOnesAndThenOthers) {

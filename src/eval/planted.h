@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "eval/eval_sample.h"
-#include "eval/prompt_parts.h"
+#include "eval/sample_maker.h"
 
 namespace kvquant {
 
@@ -28,7 +27,7 @@ struct PlantedPlace {
 // The needle stands at the border of two sentences nearest to the depth, once in the context's
 // tokens, and the answer nowhere else in its text. Throws std::invalid_argument when the length
 // is too small for it, or the text already has the answer in it.
-EvalSample plant(const Tokenizer& tokenizer, const PromptFrame& frame, const Sentences& sentences,
-                 const PlantedText& text, const PlantedPlace& place);
+EvalSample plant(const SampleMaker& maker, const Sentences& sentences, const PlantedText& text,
+                 const PlantedPlace& place);
 
 }  // namespace kvquant

@@ -1,5 +1,6 @@
 #include "eval/sample_log.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -49,6 +50,7 @@ void SampleLog::read() {
       for (const double score : result.scores) {
         if (!(0 <= score && score <= 1)) throw FormatError("a score is not in [0, 1]");
       }
+      if (line.contains("extra")) line.at("extra").get_to(result.extra);
       results_[key_of(line.at("run"), line.at("spec"), line.at("task"), line.at("seed"),
                       line.at("sample"))] = std::move(result);
     } catch (const std::exception& error) {
@@ -70,7 +72,15 @@ const SampleResult* SampleLog::find(const std::string& run, const std::string& s
   if (found == results_.end()) return nullptr;
   const SampleResult& result = found->second;
   const size_t count = sample.questions.size();
-  return result.answers.size() == count && result.scores.size() == count ? &result : nullptr;
+  std::vector<std::string> extra;  // what there has to be, no less and no more
+  if (sample.metric == EvalMetric::kChoice) extra.push_back("acc_norm");
+  if (asks_likelihoods(sample)) extra.push_back("nll");
+  const bool has_extra = std::equal(extra.begin(), extra.end(), result.extra.begin(),
+                                    result.extra.end(), [&](const auto& name, const auto& known) {
+                                      return name == known.first && known.second.size() == count;
+                                    });
+  const bool is_whole = result.answers.size() == count && result.scores.size() == count;
+  return has_extra && is_whole ? &result : nullptr;
 }
 
 void SampleLog::add(const std::string& run, const std::string& spec, const EvalSample& sample,
@@ -87,6 +97,7 @@ void SampleLog::add(const std::string& run, const std::string& spec, const EvalS
   line["answers"] = result.answers;
   line["scores"] = result.scores;
   line["compressed_tokens"] = result.compressed_tokens;
+  if (!result.extra.empty()) line["extra"] = result.extra;
   if (tokenizer != nullptr) {
     line["context"] = tokenizer->decode(sample.context, true);
     for (const EvalQuestion& question : sample.questions) {

@@ -1,7 +1,7 @@
 // The results of samples as they come, one JSON object a line, so that a run that was killed goes
 // on where it stopped:
 // {"run":…,"task":…,"spec":…,"seed":42,"sample":…,"length":2048,"depth":0.5,"references":[[…]],
-//  "answers":[…],"scores":[1.0],"compressed_tokens":1984}
+//  "answers":[…],"scores":[1.0],"compressed_tokens":1984}, with "extra":{"nll":[…]} of likelihoods.
 // `run` is a hash of what decides answers but is not in the line: model, calibration, arithmetic.
 #pragma once
 

@@ -45,6 +45,24 @@ TEST(SampleLog, FindsWhatWasAdded) {
   EXPECT_EQ(log.find("run", "fp16", other_seed), nullptr);
 }
 
+TEST(SampleLog, KeepsWhatLikelihoodsSay) {
+  const std::string path = fresh_path();
+  EvalSample sample = sample_of(1);
+  sample.metric = EvalMetric::kChoice;
+  const SampleResult result{{"1"}, {0}, 3, {{"acc_norm", {1}}, {"nll", {0.1 + 0.2}}}};
+  SampleLog(path).add("run", "fp16", sample, result);
+  const SampleLog log(path);
+  ASSERT_NE(log.find("run", "fp16", sample), nullptr);
+  EXPECT_EQ(log.find("run", "fp16", sample)->extra, result.extra);
+  for (const SampleResult& other :
+       {SampleResult{{"1"}, {0}, 3, {{"nll", {1}}}}, SampleResult{{"1"}, {0}, 3, {}},
+        SampleResult{{"1"}, {0}, 3, {{"acc_norm", {}}, {"nll", {1}}}}}) {
+    SampleLog wrong;
+    wrong.add("run", "fp16", sample, other);
+    EXPECT_EQ(wrong.find("run", "fp16", sample), nullptr);
+  }
+}
+
 TEST(SampleLog, DropsAnUnfinishedLastLine) {
   const std::string path = fresh_path();
   for (int32_t i = 0; i < 2; ++i) SampleLog(path).add("run", "fp16", sample_of(i), {{"a"}, {1}, 0});

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "eval/choice_scoring.h"
 #include "ops/log_softmax.h"
 
 namespace kvquant {
@@ -68,6 +69,7 @@ struct Answer {
   std::vector<int32_t> tokens{};
   std::string text{};
   int64_t max_tokens = 0;
+  EvalStop stop = EvalStop::kLine;
 };
 
 class Answering {
@@ -75,6 +77,29 @@ class Answering {
   Answering(Model& model, KvCache& cache, int64_t ubatch)
       : model_(model), cache_(cache), ubatch_(ubatch), eos_(model.checkpoint().eos_token_ids()) {}
 
+  // All of a batch's answers, side by side, into its results; their sequences are dropped.
+  void run(std::span<const EvalSample> samples, std::span<const size_t> batch,
+           std::vector<Answer>& answers, std::span<SampleResult> results) {
+    const auto question_of = [&](const Answer& answer) -> const EvalQuestion& {
+      return samples[batch[answer.sample]].questions[answer.question];
+    };
+    std::vector<Answer*> active;
+    for (Answer& answer : answers) {
+      if (begin(answer, question_of(answer).tokens)) active.push_back(&answer);
+    }
+    while (!active.empty()) active = step(active);
+    for (const Answer& answer : answers) {
+      SampleResult& result = results[answer.sample];
+      result.answers[answer.question] = answer.text;
+      result.scores[answer.question] = score_answer(samples[batch[answer.sample]].metric,
+                                                    answer.text, question_of(answer).references);
+      result.compressed_tokens =
+          std::max(result.compressed_tokens, cache_.num_compressed_tokens(answer.sequence));
+      cache_.drop(answer.sequence);
+    }
+  }
+
+ private:
   // Reads the question; false when the answer is over at once.
   bool begin(Answer& answer, std::span<const int32_t> question) {
     const auto length = std::ssize(question);
@@ -103,11 +128,15 @@ class Answering {
     return going_on;
   }
 
- private:
   void read_logits(TensorView<const float, 2> hidden) {
     const int64_t vocab = model_.config().vocab_size;
     logits_.reserve_discarding(hidden.shape[0] * vocab);
     model_.transformer().logits(hidden, row_major(logits_.data(), {hidden.shape[0], vocab}));
+  }
+
+  static bool has_line(const std::string& text) {
+    const size_t word = text.find_first_not_of(" \t\r\n");
+    return word != std::string::npos && text.find('\n', word) != std::string::npos;
   }
 
   bool take(Answer& answer, int64_t row) {
@@ -119,11 +148,8 @@ class Answering {
     if (std::find(eos_.begin(), eos_.end(), token) != eos_.end()) return false;
     answer.tokens.push_back(token);
     answer.text = tokenizer.decode(answer.tokens);
-    const size_t word = answer.text.find_first_not_of(" \t\r\n");
-    if (word != std::string::npos && answer.text.find('\n', word) != std::string::npos) {
-      return false;
-    }
-    return std::ssize(answer.tokens) < answer.max_tokens;
+    return std::ssize(answer.tokens) < answer.max_tokens &&
+           (answer.stop == EvalStop::kNothing || !has_line(answer.text));
   }
 
   Model& model_;
@@ -140,10 +166,17 @@ void check_samples(const Model& model, std::span<const EvalSample> samples,
                   static_cast<int>(model.config().head_dim));
   check_spec_built(options.spec);
   for (const EvalSample& sample : samples) {
-    check_arg(!sample.context.empty() && sample.max_new_tokens > 0,
+    const bool by_likelihood = asks_likelihoods(sample);
+    check_arg(!sample.context.empty() && (by_likelihood || sample.max_new_tokens > 0),
               sample.task + ": a sample has no context or no room for an answer");
     for (const EvalQuestion& question : sample.questions) {
       check_arg(!question.tokens.empty(), sample.task + ": a question is empty");
+      const auto is_empty = [](const EvalChoice& choice) { return choice.tokens.empty(); };
+      const auto& choices = question.choices;
+      check_arg(!by_likelihood ||
+                    (std::none_of(choices.begin(), choices.end(), is_empty) &&
+                     0 <= question.right_choice && question.right_choice < std::ssize(choices)),
+                sample.task + ": a question has an empty choice or no right one");
     }
     check_arg(num_tokens(sample) <= model.config().max_context,
               sample.task + ": a sample of " + std::to_string(num_tokens(sample)) +
@@ -158,12 +191,16 @@ SampleBatches make_batches(std::span<const EvalSample> samples, int64_t batch_si
   check_arg(batch_size > 0, "eval: the batch size must be positive");
   std::vector<size_t> order(samples.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return samples[a].context < samples[b].context; });
+  const auto kind = [&](size_t i) { return asks_likelihoods(samples[i]); };
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return kind(a) != kind(b) ? kind(b) : samples[a].context < samples[b].context;
+  });
   SampleBatches batches;
-  for (size_t i = 0; i < order.size(); ++i) {
-    if (i % static_cast<size_t>(batch_size) == 0) batches.emplace_back();
-    batches.back().push_back(order[i]);
+  for (const size_t i : order) {
+    const bool is_full = batches.empty() || std::ssize(batches.back()) == batch_size ||
+                         kind(batches.back()[0]) != kind(i);
+    if (is_full) batches.emplace_back();
+    batches.back().push_back(i);
   }
   return batches;
 }
@@ -190,33 +227,29 @@ void run_samples(Model& model, std::span<const EvalSample> samples, const Sample
       const bool is_last = at + 1 == order.size();
       const SequenceId context = reader.read(
           sample.context, is_last ? std::span<const int32_t>() : samples[order[at + 1]].context);
-      for (size_t q = 0; q < sample.questions.size(); ++q) {
-        answers.push_back({.sample = b,
-                           .question = q,
-                           .sequence = cache.fork(context),
-                           .max_tokens = sample.max_new_tokens});
-      }
       results[b].answers.resize(sample.questions.size());
       results[b].scores.resize(sample.questions.size());
+      if (asks_likelihoods(sample)) {
+        for (size_t q = 0; q < sample.questions.size(); ++q) {
+          const auto likelihoods =
+              score_choices(model, cache, context, sample.questions[q], options.ubatch);
+          keep_choice_scores(sample, q, likelihoods, results[b]);
+        }
+        results[b].compressed_tokens = cache.num_compressed_tokens(context);
+      } else {
+        for (size_t q = 0; q < sample.questions.size(); ++q) {
+          answers.push_back({.sample = b,
+                             .question = q,
+                             .sequence = cache.fork(context),
+                             .max_tokens = sample.max_new_tokens,
+                             .stop = sample.stop});
+        }
+      }
       cache.drop(context);
       num_done += num_tokens(sample);
       report(progress, std::min(num_done, total - 1), total);  // the end is told below
     }
-    std::vector<Answer*> active;
-    for (Answer& answer : answers) {
-      const auto& question = samples[batch[answer.sample]].questions[answer.question];
-      if (answering.begin(answer, question.tokens)) active.push_back(&answer);
-    }
-    while (!active.empty()) active = answering.step(active);
-    for (const Answer& answer : answers) {
-      const auto& question = samples[batch[answer.sample]].questions[answer.question];
-      results[answer.sample].answers[answer.question] = answer.text;
-      results[answer.sample].scores[answer.question] =
-          contained_share(answer.text, question.references);
-      auto& compressed = results[answer.sample].compressed_tokens;
-      compressed = std::max(compressed, cache.num_compressed_tokens(answer.sequence));
-      cache.drop(answer.sequence);
-    }
+    answering.run(samples, batch, answers, results);
     for (size_t b = 0; b < batch.size(); ++b) done(batch[b], std::move(results[b]));
   }
   report(progress, total, total);

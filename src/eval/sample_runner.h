@@ -25,11 +25,12 @@ struct SampleRunOptions {
 // A batch's samples answer in one loop; an index is into `samples`.
 using SampleBatches = std::vector<std::vector<size_t>>;
 
-// The order in which contexts share most, cut into batches. A function of the samples alone, so
-// that a run that goes on where another stopped has the same batches.
+// The order in which contexts share most, cut into batches, each of samples that ask for answers or
+// of samples that ask for likelihoods. A function of the samples alone, so that a run that goes on
+// where another stopped has the same batches.
 SampleBatches make_batches(std::span<const EvalSample> samples, int64_t batch_size);
 
-// Greedy, until a stop token of the model, the end of a line that is not blank, or max_new_tokens.
+// Answers are greedy, until a stop token of the model, what EvalStop says, or max_new_tokens.
 // Answers don't depend on which samples were run before, nor on the number of threads. `done` is
 // called batch by batch for each of its samples. Progress counts tokens (num_tokens). Throws
 // std::invalid_argument when the spec doesn't fit the model or a sample not its context, and what

@@ -3,9 +3,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "eval/eval_tasks.h"
+#include "eval/evaluate.h"
+#include "kvquant/error.h"
 #include "program.h"
 
 namespace kvquant {
@@ -44,7 +48,7 @@ TEST_F(Eval, WritesResultsAndGoesOnFromItsSamples) {
 }
 
 TEST_F(Eval, RefusesInOneLine) {
-  expect_refused("eval -m embedded --tasks ruler", "there is no task \"ruler\": needle, passkey");
+  expect_refused("eval -m embedded --tasks rulers", "there is no task \"rulers\": passkey, needle");
   expect_refused("eval -m embedded --context-lengths 64", "a context of 64 tokens is too small");
   expect_refused("eval -m embedded --context-lengths 4096", "is not in [1, 2048], the model's");
   expect_refused("eval -m embedded --seeds 1,x", "neither a number of runs nor a list of seeds");
@@ -58,6 +62,74 @@ TEST_F(Eval, RefusesInOneLine) {
   }
   write_file_atomic(path("x.samples.jsonl"), "{}\n");
   expect_refused("eval -m embedded --json " + path("x.json"), "x.samples.jsonl:1: ");
+}
+
+TEST_F(Eval, AsksForLikelihoodsThroughAStrictCache) {
+  write_file_atomic(path("piqa.jsonl"),
+                    R"({"goal": "To sit", "sol1": "use a chair", "sol2": "fly", "label": 0}
+{"goal": "To eat", "sol1": "use a spoon", "sol2": "use a car", "label": 0}
+{"goal": "To run", "sol1": "sleep", "sol2": "go to the park", "label": 1}
+)");
+  const auto out =
+      run("eval -m embedded -t 2 --tasks passkey,lm --context-lengths 200 --limit 3 "
+          "--num_fewshot 1 --kv nuq2 --data " +
+          path("") + " --json " + path("x.json"));
+  ASSERT_EQ(out.code, 0) << out.err;
+  EXPECT_NE(out.err.find("left out, for there is no data: lambada, hellaswag, arc_easy"),
+            std::string::npos)
+      << out.err;
+  const Json results = Json::parse(read_text(path("x.json"))).at("results");
+  ASSERT_EQ(results.size(), 4u);
+  EXPECT_EQ(results[2].at("mode"), "as-served");
+  const Json& row = results[3];
+  EXPECT_EQ(row.at("task"), "piqa");
+  EXPECT_EQ(row.at("mode"), "strict");
+  EXPECT_EQ(row.at("count"), 2);
+  for (const char* key : {"acc,none", "acc_stderr,none", "acc_norm,none", "nll,none"}) {
+    EXPECT_TRUE(row.contains(key)) << key;
+  }
+  EXPECT_GT(row.at("compressed_tokens"), 0);
+  EXPECT_NE(out.out.find("| acc_norm |"), std::string::npos) << out.out;
+}
+
+TEST_F(Eval, NamesBadLinesOfDataAndKeepsWhatIsThere) {
+  const std::string samples = path("results/samples.jsonl");
+  std::filesystem::create_directories(path("results"));
+  write_file_atomic(samples, "");
+  write_file_atomic(path("x.jsonl"), "{\"text\": \"one two\"}\n{\"text\"\n");
+  const std::string to = " --output-path " + path("results");
+  expect_refused("eval -m embedded --tasks lambada --data " + path("x.jsonl") + to, "x.jsonl:2: ");
+  expect_refused("eval -m embedded --tasks lambada --data " + path("y.jsonl") + to, "y.jsonl");
+  expect_refused("eval -m embedded --tasks lambada" + to, "give --data lambada=FILE");
+  expect_refused("eval -m embedded --tasks musique --templates " + path("x.jsonl") + " --data " +
+                     path("x.jsonl") + to,
+                 "x.jsonl: not JSON");
+  EXPECT_TRUE(std::filesystem::exists(samples));
+}
+
+// The wording of these tasks is what a model of 135 M parameters is capable of.
+TEST(EvalTasksOnSmolLM2, AreMasteredInFp16) {
+  std::string found;
+  try {
+    found = find_model("smollm2");
+  } catch (const IoError&) {
+    GTEST_SKIP() << "SmolLM2 is not here: scripts/get-model smollm2";
+  }
+  Model model = Model::load(found);
+  std::vector<EvalSample> samples;
+  for (const char* task : {"recall_table", "recall_facts"}) {
+    auto more = make_eval_samples(task, model.tokenizer(),
+                                  {.max_context = 8192, .context_lengths = {400}, .limit = 1});
+    std::move(more.begin(), more.end(), std::back_inserter(samples));
+  }
+  SampleLog log;
+  const auto results =
+      evaluate_samples(model, samples, {.specs = {parse_spec("nuq4-1%")}, .program = "test"}, log);
+  for (const SpecResults& spec : results) {
+    for (const TaskSummary& summary : summarise(samples, spec, results[0])) {
+      EXPECT_GE(summary.scores.mean, 0.7) << spec.spec.text << " " << summary.task;
+    }
+  }
 }
 
 }  // namespace
