@@ -89,6 +89,10 @@ std::string comparison_text(const std::vector<CheckedAllocation>& checked) {
                        100 * std::abs(change), change <= 0 ? "less" : "MORE", mixture.budget_bits,
                        best->spec.text);
   }
+  if (mixture.result.true_bits > mixture.budget_bits) {
+    out += fmt::format("{:.3f} bits on this text: it has more outliers than what was measured on\n",
+                       mixture.result.true_bits);
+  }
   return out + mixture.spec.text + "\n";
 }
 
