@@ -9,6 +9,8 @@
 #include "base/test_path.h"
 #include "eval/perplexity.h"
 #include "kvquant/error.h"
+#include "model/calibrate.h"
+#include "quant/compact_calibration.h"
 
 namespace kvquant {
 namespace {
@@ -214,6 +216,27 @@ TEST_F(Tune, HasNoWinnerWhereNothingIsWithinTheBudget) {
       tune(model_, {windows(0, 1), windows(4, 1)}, specs({"nuq2", "fp16"}), options_, log);
   EXPECT_EQ(result.winner, std::nullopt);
   EXPECT_TRUE(result.measured.empty());
+}
+
+TEST_F(Tune, MeasuresWhatACompactCalibrationGivesToTheBit) {
+  Calibration whole = calibrate(model_, std::vector<TokenizedText>{{"a", text_}},
+                                {.num_samples = 1, .seq_len = 128});
+  round_calibration(whole);
+  const auto all = specs({"k=nuq3-1%,v=had+nuq4", "k=int8,v=pca48+int4", "v=pcaw48+int8"});
+  model_.set_calibration(whole);
+  const auto expected =
+      evaluate_perplexity(model_, windows(2, 1), all, {.window = 128, .ubatch = 64});
+  const std::string path = test::test_path("compact");
+  for (size_t i = 0; i < all.size(); ++i) {
+    save_calibration(compact_calibration(whole, all[i]), path);
+    model_.set_calibration(load_calibration(path));
+    const auto result = evaluate_perplexity(model_, windows(2, 1), std::span(all).subspan(i, 1),
+                                            {.window = 128, .ubatch = 64});
+    EXPECT_EQ(result[0].perplexity, expected[i].perplexity) << all[i].text;
+    EXPECT_EQ(result[0].kl_max, expected[i].kl_max) << all[i].text;
+    EXPECT_EQ(result[0].cache_bytes, expected[i].cache_bytes) << all[i].text;
+  }
+  std::filesystem::remove(path);
 }
 
 TEST_F(Tune, RefusesBadOptions) {
