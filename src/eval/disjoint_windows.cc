@@ -20,12 +20,12 @@ uint64_t hash_of_run(std::span<const int32_t> tokens, int64_t begin) {
   return hash.value();
 }
 
-std::vector<TokenRange> used_by_calibration(const Model& model, std::span<const int32_t> text) {
+std::vector<TextRange> used_by_calibration(const Model& model, std::span<const int32_t> text) {
   if (model.calibration() == nullptr) return {};
   return calibrated_ranges(model.calibration()->info, text);
 }
 
-std::span<const int32_t> part(const NamedTokens& text, const TokenRange& range) {
+std::span<const int32_t> part(const NamedTokens& text, const TextRange& range) {
   return std::span(text.tokens)
       .subspan(static_cast<size_t>(range.begin), static_cast<size_t>(range.end - range.begin));
 }
@@ -39,9 +39,9 @@ void check_count(int64_t found, int64_t wanted, const std::string& name, int64_t
 
 }  // namespace
 
-std::vector<TokenRange> calibrated_ranges(const CalibrationInfo& info,
-                                          std::span<const int32_t> text) {
-  std::vector<TokenRange> ranges;
+std::vector<TextRange> calibrated_ranges(const CalibrationInfo& info,
+                                         std::span<const int32_t> text) {
+  std::vector<TextRange> ranges;
   for (const CalibrationText& sample : info.texts) {
     if (sample.begin < 0 || sample.begin >= sample.end || sample.end > std::ssize(text)) continue;
     const auto tokens = text.subspan(static_cast<size_t>(sample.begin),
@@ -51,18 +51,18 @@ std::vector<TokenRange> calibrated_ranges(const CalibrationInfo& info,
   return ranges;
 }
 
-std::vector<TokenRange> pick_windows(int64_t text_size, int64_t size, int64_t count,
-                                     std::span<const TokenRange> used, PickWindows how) {
+std::vector<TextRange> pick_windows(int64_t text_size, int64_t size, int64_t count,
+                                    std::span<const TextRange> used, PickWindows how) {
   check_arg(size > 0 && count > 0, "windows: size and count must be positive");
-  std::vector<TokenRange> unused;
+  std::vector<TextRange> unused;
   for (int64_t begin = 0; begin <= text_size - size; begin += size) {
-    const bool is_used = std::any_of(used.begin(), used.end(), [&](const TokenRange& range) {
+    const bool is_used = std::any_of(used.begin(), used.end(), [&](const TextRange& range) {
       return range.begin < begin + size && begin < range.end;
     });
     if (!is_used) unused.push_back({begin, begin + size});
   }
   const int64_t num_unused = std::ssize(unused);
-  std::vector<TokenRange> picked;
+  std::vector<TextRange> picked;
   for (int64_t i = 0; i < std::min(count, num_unused); ++i) {
     const int64_t at =
         how == PickWindows::kFirst || count >= num_unused ? i : i * num_unused / count;
@@ -94,7 +94,7 @@ ChoiceTexts choose_texts(const Model& model, const NamedTokens& selection, const
   check_count(std::ssize(picked), options.num_selection_windows, selection.name, options.window);
   ChoiceTexts out;
   std::vector<int32_t> all;
-  for (const TokenRange& range : picked) {
+  for (const TextRange& range : picked) {
     const auto tokens = part(selection, range);
     auto& sample = out.selection.emplace_back();
     if (has_bos) sample.push_back(data.bos);
@@ -110,7 +110,7 @@ ChoiceTexts choose_texts(const Model& model, const NamedTokens& selection, const
   const auto tested = pick_windows(std::ssize(rest.tokens), size, options.num_test_windows, used,
                                    PickWindows::kFirst);
   check_count(std::ssize(tested), options.num_test_windows, rest.name, options.window);
-  for (const TokenRange& range : tested) {
+  for (const TextRange& range : tested) {
     const auto tokens = part(rest, range);
     out.test.insert(out.test.end(), tokens.begin(), tokens.end());
   }

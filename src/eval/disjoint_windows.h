@@ -11,20 +11,20 @@
 
 namespace kvquant {
 
-struct TokenRange {
+struct TextRange {
   int64_t begin = 0, end = 0;
-  friend bool operator==(const TokenRange&, const TokenRange&) = default;
+  friend bool operator==(const TextRange&, const TextRange&) = default;
 };
 
 // Where samples of the calibration lie in the text, see num_samples_within.
-std::vector<TokenRange> calibrated_ranges(const CalibrationInfo& info,
-                                          std::span<const int32_t> text);
+std::vector<TextRange> calibrated_ranges(const CalibrationInfo& info,
+                                         std::span<const int32_t> text);
 
 // Up to `count` ranges of `size` tokens that are multiples of `size` from the beginning of the text
 // and touch nothing of `used`: kFirst from the beginning, kSpread evenly over all there are.
 enum class PickWindows { kFirst, kSpread };
-std::vector<TokenRange> pick_windows(int64_t text_size, int64_t size, int64_t count,
-                                     std::span<const TokenRange> used, PickWindows how);
+std::vector<TextRange> pick_windows(int64_t text_size, int64_t size, int64_t count,
+                                    std::span<const TextRange> used, PickWindows how);
 
 // Whether a whole run of kCommonRun tokens of `a`, counted from its beginning, occurs anywhere in
 // `b` (by hash).

@@ -15,7 +15,7 @@ std::vector<int32_t> counting(int32_t first, size_t count) {
   return out;
 }
 
-using Ranges = std::vector<TokenRange>;
+using Ranges = std::vector<TextRange>;
 
 TEST(DisjointWindows, SkipWhatIsUsed) {
   const Ranges used = {{15, 16}, {30, 41}};

@@ -25,7 +25,7 @@ struct Task {
 };
 
 // RULER's samples are made, or read from its own files.
-Task ruler_task(const std::string& name, TaskData data, MakeSamples make) {
+Task ruler_task(const std::string& name, TaskData data, const MakeSamples& make) {
   const auto read_or_make = [name, make](const SampleMaker& maker) {
     const auto file = maker.options.data.find(name);
     const bool is_ready = file != maker.options.data.end() && file->second.ends_with(".jsonl");

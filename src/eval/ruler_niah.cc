@@ -76,7 +76,8 @@ class NiahMaker {
     append(out.context, maker_.piece("Secret " + what_ +
                                      "s are hidden in the text below. Remember them: you will be "
                                      "asked for some of them afterwards.\n\n"));
-    const auto num_asked = static_cast<size_t>(plan_.num_queries * plan_.num_values);
+    const auto num_asked =
+        static_cast<size_t>(plan_.num_queries) * static_cast<size_t>(plan_.num_values);
     std::string keys;
     std::vector<std::string> references;
     for (size_t i = 0; i < num_asked; ++i) {

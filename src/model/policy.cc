@@ -136,11 +136,14 @@ KVPolicyName PolicyForecasts::choose(int64_t memory_bytes, int64_t batch, int64_
 // What was asked for, what each policy needs, and what would fit.
 std::string PolicyForecasts::nothing_fits(int64_t memory_bytes, int64_t batch, int64_t max_context,
                                           double ppl_budget) const {
-  std::string out = fmt::format(
-      "policy: none fits into {} within a rise of perplexity of {:g}%: weights take {}, the cache "
-      "of {} x {} tokens",
-      mebibytes(static_cast<double>(memory_bytes)), 100 * ppl_budget,
-      mebibytes(static_cast<double>(config_.weight_bytes)), batch, max_context);
+  const std::string within =
+      std::isfinite(ppl_budget)
+          ? fmt::format(" within a rise of perplexity of {:g}%", 100 * ppl_budget)
+          : "";
+  std::string out =
+      fmt::format("policy: none fits into {}{}: weights take {}, the cache of {} x {} tokens",
+                  mebibytes(static_cast<double>(memory_bytes)), within,
+                  mebibytes(static_cast<double>(config_.weight_bytes)), batch, max_context);
   std::string remedy;
   for (const PolicyRow& row : kPolicies) {
     const CacheForecast& forecast = of(row.name);
