@@ -30,7 +30,7 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("chat -m embedded --json -", "--json");
   expect_refused("bench -m embedded -c 512", "--ctx");
   expect_refused("bench alloc -d 9", "at least 10");
-  expect_refused("bench kernels --kv k=nuq4,v=fp16", "both");
+  expect_refused("bench kernels --kv k=nuq4,v=fp16", "of one type");
   expect_refused("bench kernels --kv k=nuq4,v=had+nuq3 --head-dim 80", "power of two");
   expect_refused("generate -m embedded -p Hello --kv nuq9", "nuq9");
   expect_refused("generate -m embedded -p Hello --kv pca8", "not built yet");
@@ -222,8 +222,9 @@ TEST_F(Cli, ASpecWithoutAFastKernelIsToldUnlessQuiet) {
     EXPECT_EQ(outcome.code, 0) << outcome.err;
     return outcome.err.find("no fast kernel") != std::string::npos;
   };
-  EXPECT_TRUE(is_told(generate + "v=nuq4"));
-  EXPECT_FALSE(is_told(generate + "v=nuq4 -q"));
+  EXPECT_TRUE(is_told(generate + "k=nuq4"));
+  EXPECT_FALSE(is_told(generate + "k=nuq4 -q"));
+  EXPECT_FALSE(is_told(generate + "v=nuq4"));
   EXPECT_FALSE(is_told(generate + "k=int8,v=nuq4"));
   EXPECT_TRUE(is_told("perplexity -m embedded -c 64 --windows 1 --kv nuq4 --kv k=nuq4"));
   EXPECT_TRUE(is_told("bench -m embedded -p 8 -n 0 -r 1 --kv nuq4,layers=2:v=fp16"));
