@@ -7,6 +7,7 @@
 #include "cache/nuq_side.h"
 #include "formats/codec_table.h"
 #include "formats/kv_block.h"
+#include "quant/waterfill.h"
 
 namespace kvquant {
 namespace {
@@ -25,7 +26,7 @@ DenseType dense_type(const Codec& codec) {
 
 NuqCodebook codebook_of(const Codec& codec) {
   if (code_bits(codec.quantizer) == 0) return {};  // latents of fp16
-  if (codec.quantizer == Quantizer::kInt8 || codec.quantizer == Quantizer::kInt4) {
+  if (nuq_bits(codec.quantizer) == 0) {
     return make_uniform_codebook(code_bits(codec.quantizer));
   }
   std::vector<float> levels;
@@ -35,6 +36,13 @@ NuqCodebook codebook_of(const Codec& codec) {
     levels.push_back(x * (0.7f + 0.3f * std::abs(x)));
   }
   return make_codebook(levels);
+}
+
+// As of components that are all alike.
+CodeBands bands_of(const Codec& codec, int64_t head_dim) {
+  if (codec.quantizer != Quantizer::kWaterfill) return {};
+  const std::vector<double> energies(static_cast<size_t>(latent_rank(codec, head_dim)), 1);
+  return choose_bands({energies, energies}, codec.waterfill_bits);
 }
 
 void store(std::byte* memory, DenseType type, int64_t i, float x) {
@@ -119,6 +127,7 @@ TimingCache::CodedTokens::CodedTokens(KvSide side, const Codec& codec, int64_t b
            .head_dim = size.head_dim,
            .num_tiles = block_tiles,
            .has_latents = map != nullptr};
+  if (map != nullptr) shape.bands = bands_of(codec, map->head_dim);
   layout = kv_block_layout(shape);
   hadamard = !codec.transforms.empty() && map == nullptr;
   num_tiles = tiles_of(size.num_tokens);
@@ -167,12 +176,20 @@ void TimingCache::CodedTokens::make_patterns() {
       tile[at] = static_cast<uint8_t>(rng.below(next++, 256));
       tile[at + 1] = static_cast<uint8_t>(rng.below(next++, 64));
     }
-    for (size_t at = 0; at < planar.size() && shape.has_codes(); ++at) {
-      const bool is_used = i < kNumPatterns || static_cast<int64_t>(at % kTileTokens) < last_tokens;
-      planar[at] = static_cast<uint8_t>(is_used ? rng.below(next++, 1u << book.bits) : 0);
-    }
-    if (shape.has_codes()) {
-      add_codes(tile.data(), shape.side, book.bits, size.head_dim, planar.data());
+    const auto add_random = [&](int bits, int64_t num_channels, uint8_t* to) {
+      for (size_t at = 0; at < static_cast<size_t>(num_channels * kTileTokens); ++at) {
+        const auto token = static_cast<int64_t>(at % kTileTokens);
+        const bool is_used = i < kNumPatterns || token < last_tokens;
+        planar[at] = static_cast<uint8_t>(is_used ? rng.below(next++, 1u << bits) : 0);
+      }
+      add_codes(to, shape.side, bits, num_channels, planar.data());
+    };
+    if (shape.bands.is_banded()) {
+      for_each_band(shape.bands, [&](const CodeBand& band) {
+        add_random(band.bits, band.num_channels, tile.data() + band.offset);
+      });
+    } else if (shape.has_codes()) {
+      add_random(book.bits, size.head_dim, tile.data());
     }
     (i < kNumPatterns ? patterns.emplace_back() : last_pattern) = std::move(tile);
   }
@@ -298,7 +315,10 @@ void TimingCache::make_dense(DenseType type, int64_t num_sides) {
 void TimingCache::make_values(const CacheSpec& spec) {
   TimingCacheShape shape = shape_;
   if (has_latents(spec.value)) {
-    latents_ = std::make_unique<Latents>(latent_rank(spec.value, shape_.head_dim), shape_.head_dim);
+    const CodeBands bands = bands_of(spec.value, shape_.head_dim);
+    const int64_t rank = latent_rank(spec.value, shape_.head_dim);
+    latents_ = std::make_unique<Latents>(
+        bands.is_banded() ? std::min(rank, bands.num_channels()) : rank, shape_.head_dim);
     shape.head_dim = latents_->map.width;
   }
   values_ = std::make_unique<CodedTokens>(KvSide::kValue, spec.value, spec.block / kTileTokens,

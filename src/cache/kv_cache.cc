@@ -168,7 +168,6 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
             fmt::format("codec '{}': head_dim {} is larger than {}", to_string(codec),
                         shape.head_dim, kMaxNuqHeadDim));
   const bool is_latent = has_latents(codec);
-  const int64_t rank = is_latent ? latent_rank(codec, shape.head_dim) : shape.head_dim;
   const SideParameters& found = parameters_of(side, codec, layer);
   NuqPlan nuq{.side = side,
               .outlier_percent = codec.outlier_percent,
@@ -183,9 +182,10 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
                                                                    : code_bits(codec.quantizer),
                         .has_outliers = codec.outlier_percent > 0,
                         .num_kv_heads = shape.num_kv_heads,
-                        .head_dim = is_latent ? latent_width(rank) : shape.head_dim,
+                        .head_dim = is_latent ? latent_width(found.basis.rank) : shape.head_dim,
                         .num_tiles = num_tiles,
-                        .has_latents = is_latent}};
+                        .has_latents = is_latent,
+                        .bands = found.basis.bands}};
   nuq.layout = kv_block_layout(nuq.shape);
   nuq.pool = pool_of(nuq.layout.num_bytes);
   nuq.pages = pool_of(sizeof(OutlierPage));

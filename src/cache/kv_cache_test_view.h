@@ -10,6 +10,7 @@
 
 #include "base/buffer.h"
 #include "base/half.h"
+#include "formats/code_bands_inl.h"
 #include "formats/dense_tile.h"
 #include "ops/attend.h"
 #include "ops/decode.h"
@@ -73,8 +74,10 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
     scale.push_back(to_float(is_key ? side.scales[first + i] : scales[i]));
     zero.push_back(to_float(is_key ? side.zeros[first + i] : zeros[i]));
   }
+  std::vector<uint8_t> wide(static_cast<size_t>(code_tile_bytes(8, shape.head_dim)));
+  if (shape.bands.is_banded()) widen_codes(codes, shape.bands, wide.data());
   DecodeJob job{.codebook = side.codebook,
-                .codes = codes,
+                .codes = shape.bands.is_banded() ? wide.data() : codes,
                 .scales = scale.data(),
                 .zeros = zero.data(),
                 .axis = is_key ? ScaleAxis::kChannel : ScaleAxis::kToken,

@@ -152,7 +152,8 @@ TEST(LatentCache, LateExpansionEqualsReconstruction) {
   for (const CacheMode mode : kModes) {
     for (const char* windows : kWindows) {
       for (const std::string codec :
-           {"pca5", "pca12+int8", "pcaw9+int4", "pca8+had+nuq3-2%", "pca13+nuq2", "lnns+int4"}) {
+           {"pca5", "pca12+int8", "pcaw9+int4", "pca8+had+nuq3-2%", "pca13+nuq2", "lnns+int4",
+            "pca16+wf4", "pcaw13+wf2.5", "pca7+wf8"}) {
         Fed fed("k=fp16,v=" + codec + windows, mode);
         for (const int64_t num_new : {70, 1, 130, 1, 64}) {
           fed.append(num_new);
@@ -192,6 +193,10 @@ TEST(LatentCache, ErrorsFallWithBits) {
   EXPECT_LT(error_of("pca12+int8"), 1.001 * error_of("pca12"));
   EXPECT_LT(error_of("pca12+nuq4-2%"), error_of("pca12+nuq3-2%"));
   EXPECT_LT(error_of("pca12+nuq3-2%"), error_of("pca12+nuq2-2%"));
+  EXPECT_LT(error_of("pca12"), error_of("pca12+wf8"));
+  EXPECT_LT(error_of("pca12+wf8"), 1.001 * error_of("pca12"));
+  EXPECT_LT(error_of("pca12+wf8"), error_of("pca12+wf4"));
+  EXPECT_LT(error_of("pca12+wf4"), error_of("pca12+wf2"));
 }
 
 TEST(LatentCache, MemoryIsTheBlocksAndTheBasisOnce) {
@@ -207,13 +212,17 @@ TEST(LatentCache, MemoryIsTheBlocksAndTheBasisOnce) {
   coded.append(64);
   coded.cache.settle(coded.id);  // a scale and a zero point per token and head
   EXPECT_EQ(coded.cache.memory_bytes(), basis + keys + table + 64 * 2 * (16 + 2 + 2));
+  Fed filled("k=fp16,v=pca12+wf4,block=64", CacheMode::kStrict);
+  filled.append(64);
+  filled.cache.settle(filled.id);
+  EXPECT_EQ(filled.cache.memory_bytes(), basis + keys + table + 64 * 2 * (8 + 2 + 2));
   const auto other = coded.cache.fork(coded.id);
   EXPECT_EQ(coded.cache.memory_bytes(), basis + keys + 2 * table + 8 + 64 * 2 * (16 + 2 + 2));
   coded.cache.drop(other);
 }
 
 TEST(LatentCache, BytesAreTheSameAtAnyThreads) {
-  for (const char* spec : {"k=fp16,v=pca13", "k=int8,v=pcaw12+nuq3-2%"}) {
+  for (const char* spec : {"k=fp16,v=pca13", "k=int8,v=pcaw12+nuq3-2%", "v=pca15+wf3"}) {
     Fed one(spec, CacheMode::kStrict, 1), three(spec, CacheMode::kStrict, 3);
     for (Fed* fed : {&one, &three}) {
       fed->append(200);
@@ -234,7 +243,7 @@ TEST(LatentCache, BytesAreTheSameAtAnyThreads) {
 TEST(LatentCache, WhatIsRestoredGoesOnWithTheSameBits) {
   for (const CacheMode mode : kModes) {
     for (const char* spec : {"k=fp16,v=pca13", "k=nuq3-1%,v=pcaw12+nuq3-2%,sink=5",
-                             "k=bf16,v=pca8+had+int4,recent=30"}) {
+                             "k=bf16,v=pca8+had+int4,recent=30", "k=int4,v=pca14+wf4"}) {
       Fed from(spec, mode), to(spec, mode, 2);
       from.append(250);
       to.id = to.cache.restore(from.cache.store(from.id));
@@ -262,7 +271,9 @@ TEST(LatentCache, WhatDoesntFitIsRefused) {
   EXPECT_NE(refusal("v=pca8", fitted(7)).find("--rank of at least 8"), std::string::npos);
   EXPECT_NE(refusal("v=pca17", fitted()).find("rank 17 of pca17 is larger"), std::string::npos);
   EXPECT_NE(refusal("k=pca8", fitted()).find("not built yet for keys"), std::string::npos);
-  EXPECT_NE(refusal("v=pca8+wf4", fitted()).find("not built yet for values"), std::string::npos);
+  EXPECT_NE(refusal("v=pca8+had+wf4", fitted()).find("not built yet for values"),
+            std::string::npos);
+  EXPECT_NE(refusal("v=pca8+wf1.5", fitted()).find("2 for each of 8"), std::string::npos);
   EXPECT_THROW(parse_spec("v=pca0"), std::invalid_argument);
   EXPECT_EQ(refusal("v=lnns", nullptr), "accepted");
   Fed fed("v=pca16", CacheMode::kStrict);

@@ -174,6 +174,19 @@ void NuqSide::store_latents(const Chunk& chunk, const Piece& piece) const {
   }
 }
 
+// Each band is a tile of its own; scales and zero points are those of all.
+void NuqSide::encode_bands(const EncodeJob& all) const {
+  static const NuqCodebook kTwo = make_uniform_codebook(2), kFour = make_uniform_codebook(4);
+  for_each_band(plan_->shape.bands, [&](const CodeBand& band) {
+    EncodeJob job = all;
+    if (band.bits != kByteCodeBits) job.codebook = band.bits == 2 ? &kTwo : &kFour;
+    job.rows += band.first_channel;
+    job.head_dim = band.num_channels;
+    job.codes += band.offset;
+    encode_tile(job);
+  });
+}
+
 void NuqSide::encode_piece(Chunk& chunk, int64_t index) const {
   const Piece piece = piece_of(chunk, index);
   if (!plan_->shape.has_codes()) return store_latents(chunk, piece);
@@ -190,6 +203,7 @@ void NuqSide::encode_piece(Chunk& chunk, int64_t index) const {
                 .first_token = piece.first_token,
                 .num_tokens = piece.num_tokens,
                 .codes = codes(piece.tile, piece.head)};
+  if (plan_->shape.bands.is_banded()) return encode_bands(job);
   if (!plan_->feedback.empty()) job.feedback = &plan_->feedback[piece.head];
   if (!chunk.masks.empty()) {
     const Half* thresholds = key_ranges(piece.tile).data() + 2 * size + piece.head * head_dim;

@@ -120,6 +120,7 @@ class NuqSide {
   void transform_rows(Chunk& chunk, int64_t first, int64_t end) const;
   void fit_rows(Chunk& chunk, ThreadPool& pool) const;
   void encode_piece(Chunk& chunk, int64_t index) const;
+  void encode_bands(const EncodeJob& all) const;
   void store_latents(const Chunk& chunk, const Piece& piece) const;
   void add_outliers(const Chunk& chunk, ThreadPool& pool);
   template <class Fn>

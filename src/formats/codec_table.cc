@@ -48,7 +48,8 @@ int nuq_bits(Quantizer quantizer) {
 
 int code_bits(Quantizer quantizer) {
   switch (quantizer) {
-    case Quantizer::kInt8: return 8;
+    case Quantizer::kInt8:
+    case Quantizer::kWaterfill: return 8;
     case Quantizer::kInt4: return 4;
     default: return nuq_bits(quantizer);
   }
@@ -99,6 +100,9 @@ double marginal_latent_bits(const Codec& codec, int64_t head_dim) {
   const auto dim = static_cast<double>(head_dim);
   const int bits = code_bits(codec.quantizer);
   if (bits == 0) return static_cast<double>(kLatentBits * latent_width(rank)) / dim;
+  if (codec.quantizer == Quantizer::kWaterfill) {
+    return (codec.waterfill_bits * static_cast<double>(rank) + 32) / dim;
+  }
   const int64_t num_outliers = 2 * num_latent_outliers(rank, codec.outlier_percent);
   const double per_token = static_cast<double>(bits * padded_head_dim(latent_width(rank)) + 32) +
                            static_cast<double>(num_outliers) * kOutlierBits;

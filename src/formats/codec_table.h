@@ -12,7 +12,8 @@ namespace kvquant {
 
 // Code bits of nuq4, nuq3, nuq2; 0 for every other quantizer.
 int nuq_bits(Quantizer quantizer);
-// Bits of a code: those of nuq, 8 and 4 of int8 and int4; 0 for every other quantizer.
+// Bits of a code: those of nuq, 8 and 4 of int8 and int4; 8 of wf, whose codes widen to that; 0 for
+// every other quantizer.
 int code_bits(Quantizer quantizer);
 
 // Whether values of the codec are stored as latents: pca, pcaw or lnns among its transforms.

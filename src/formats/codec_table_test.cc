@@ -28,6 +28,7 @@ TEST(CodecTable, MarginalBitsOfLatentsArePerValueBeforeTheTransform) {
   EXPECT_DOUBLE_EQ(bits("pca64", 64), 16);
   EXPECT_DOUBLE_EQ(bits("pca48+int8", 64), (8 * 48 + 32) / 64.0);   // scale and zero of a head
   EXPECT_DOUBLE_EQ(bits("pcaw40+int4", 64), (4 * 48 + 32) / 64.0);  // codes come in 16 channels
+  EXPECT_DOUBLE_EQ(bits("pca48+wf2.5", 64), (2.5 * 48 + 32) / 64.0);
   EXPECT_DOUBLE_EQ(bits("lnns+int8", 64), (8 * 64 + 32) / 64.0);
   EXPECT_DOUBLE_EQ(bits("pca32+had+nuq3-1%", 64),
                    (3 * 32 + 32 + 2 * 32) / 64.0 + 48.0 / (64 * 64));  // one on either end of 32
@@ -54,7 +55,7 @@ TEST(CodecTable, ListsBuiltAndPlannedCodecs) {
     EXPECT_EQ(row.value_bits > 0, row.built) << row.codec;
     num_built += row.built ? 1 : 0;
   }
-  EXPECT_EQ(num_built, 18);
+  EXPECT_EQ(num_built, 19);
 }
 
 TEST(CodecTable, OutlierCountsRoundUpExactly) {

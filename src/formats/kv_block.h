@@ -10,11 +10,13 @@
 //   counts  [num_tiles][num_kv_heads] u16                  with outliers: how many the tile has
 //
 // Latents of 16 bits are fp16 numbers in value tiles of dense_tile.h in place of codes, without
-// scales and zeros. A dense side has [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
+// scales and zeros; those of different widths come in bands (code_bands.h). A dense side has
+// [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
 #pragma once
 
 #include <cstdint>
 
+#include "formats/code_bands.h"
 #include "formats/code_planes.h"
 
 namespace kvquant {
@@ -33,6 +35,7 @@ struct KvBlockShape {
   int64_t head_dim = 0;
   int64_t num_tiles = 0;
   bool has_latents = false;  // values: head_dim is their width
+  CodeBands bands{};         // latents of different widths: all their channels; bits is 8
 
   constexpr bool has_codes() const { return bits < kLatentBits; }
   // Of values: where the scales and zero points of a tile of the block begin.
@@ -67,9 +70,13 @@ constexpr KvBlockLayout kv_block_layout(const KvBlockShape& shape) {
   const int64_t heads_with_outliers = shape.has_outliers ? tiles * shape.num_kv_heads : 0;
   KvBlockLayout layout;
   layout.num_tiles = tiles;
-  layout.code_tile = shape.has_codes()
-                         ? code_tile_bytes(shape.bits, shape.head_dim)
-                         : kTileTokens * shape.head_dim * element_bytes(DenseType::kF16);
+  if (shape.bands.is_banded()) {
+    layout.code_tile = band_tile_bytes(shape.bands);
+  } else {
+    layout.code_tile = shape.has_codes()
+                           ? code_tile_bytes(shape.bits, shape.head_dim)
+                           : kTileTokens * shape.head_dim * element_bytes(DenseType::kF16);
+  }
   layout.scales = tiles * shape.num_kv_heads * layout.code_tile;
   layout.zeros = layout.scales + token_params;
   layout.starts = layout.zeros + token_params;

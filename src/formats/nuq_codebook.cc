@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <vector>
 
 #include "base/check.h"
 
@@ -47,8 +48,8 @@ NuqCodebook make_codebook(std::span<const float> levels) {
 }
 
 NuqCodebook make_uniform_codebook(int bits) {
-  check_arg(bits == 4 || bits == kByteCodeBits,
-            fmt::format("codebook: {} uniform bits are not 4 or 8", bits));
+  check_arg(bits == 2 || bits == 4 || bits == kByteCodeBits,
+            fmt::format("codebook: {} uniform bits are not 2, 4 or 8", bits));
   if (bits == kByteCodeBits) {
     NuqCodebook book;
     book.bits = bits;
@@ -56,8 +57,11 @@ NuqCodebook make_uniform_codebook(int bits) {
     book.noise = 1 / (127.5f * 127.5f * 12);
     return book;
   }
-  float levels[16];
-  for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(2 * i - 15) / 15;
+  const int last = (1 << bits) - 1;
+  std::vector<float> levels;
+  for (int i = 0; i <= last; ++i) {
+    levels.push_back(static_cast<float>(2 * i - last) / static_cast<float>(last));
+  }
   return make_codebook(levels);
 }
 

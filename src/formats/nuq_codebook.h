@@ -25,8 +25,8 @@ struct NuqCodebook {
 // Throws std::invalid_argument unless `levels` are 4, 8 or 16 ascending numbers in [-1, 1].
 NuqCodebook make_codebook(std::span<const float> levels);
 
-// 16 levels fl((2 i - 15) / 15), or 256 by formula. Throws std::invalid_argument unless bits is 4
-// or 8.
+// Levels fl((2 i - n) / n) with n = 2^bits - 1, of 8 bits by formula. Throws std::invalid_argument
+// unless bits is 2, 4 or 8.
 NuqCodebook make_uniform_codebook(int bits);
 
 // `y` is not NaN.

@@ -48,6 +48,7 @@ TEST(UniformCodebook, EveryLevelIsItsOwnCodeAndItsNeighboursAreFurther) {
 }
 
 TEST(UniformCodebook, NoiseIsATwelfthOfTheSquaredStep) {
+  EXPECT_NEAR(make_uniform_codebook(2).levels[2], 1.0 / 3, 1e-7);
   EXPECT_NEAR(make_uniform_codebook(4).noise, 4.0 / (15 * 15) / 12, 1e-8);
   EXPECT_NEAR(make_uniform_codebook(8).noise, 4.0 / (255.0 * 255) / 12, 1e-11);
 }

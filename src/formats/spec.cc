@@ -302,7 +302,8 @@ bool is_built(std::string_view side, const Codec& codec) {
   }
   const bool is_chain = count == 2 && codec.transforms[1].kind == Transform::kHadamard;
   return (count == 1 || is_chain) &&
-         (is_coded(codec.quantizer) || codec.quantizer == Quantizer::kF16);
+         (is_coded(codec.quantizer) || codec.quantizer == Quantizer::kF16 ||
+          (codec.quantizer == Quantizer::kWaterfill && codec.transforms[0].rank > 0 && !is_chain));
 }
 
 }  // namespace
@@ -397,7 +398,7 @@ void check_spec_built(const CacheSpec& spec) {
         fmt::format("codec '{}' is not built yet for {}; built: fp32, fp16, bf16, int8, int4, "
                     "nuq4, nuq3, nuq2, nuq4-P%, nuq3-P%, nuq2-P%, for values also had+ and "
                     "one of int and nuq, and pcaR, pcawR or lnns, with +had if wanted, and fp16 "
-                    "or one of int and nuq",
+                    "or one of int and nuq, and pcaR+wfBITS or pcawR+wfBITS",
                     to_string(codec), side[0] == 'k' ? "keys" : "values"));
   });
 }

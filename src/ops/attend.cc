@@ -23,6 +23,12 @@ void check_latents(const CodedSide& side, const AttendShape& shape) {
             "attend: latents of fp16 can't have outliers");
 }
 
+bool bands_fit(const KvBlockShape& shape) {
+  if (!shape.bands.is_banded()) return true;
+  return shape.has_latents && shape.bits == kByteCodeBits && !shape.has_outliers &&
+         shape.bands.num_channels() == shape.head_dim;
+}
+
 void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape,
                 int64_t num_tiles) {
   const bool is_half = side.latents != nullptr && !side.shape.has_codes();
@@ -34,6 +40,7 @@ void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape
   check_arg((is_half || is_code_width(side.shape.bits)) && shape.head_dim <= kMaxNuqHeadDim,
             "attend: codes have 2, 3, 4 or 8 bits, and head_dim is at most 256");
   if (side.latents != nullptr) check_latents(side, shape);
+  check_arg(bands_fit(side.shape), "attend: bands must be of latents and have all their channels");
   check_arg(!side.hadamard || std::has_single_bit(static_cast<uint64_t>(shape.head_dim)),
             "attend: values can be rotated only when head_dim is a power of two");
   check_arg(0 <= side.head && side.head < side.shape.num_kv_heads && side.shape.num_tiles > 0,

@@ -313,8 +313,7 @@ void attend_mixed_tile(const AttendBlock& block, const TileWork& work, const Til
     ahead.start(*next, block.head_dim, num_steps);
     const bool is_half = next->values != nullptr;
     ahead.then = static_cast<const char*>(is_half ? next->values : next->coded.values.codes);
-    ahead.bytes = is_half ? kTileTokens * block.value_dim * 2
-                          : code_tile_bytes(next->coded.values.codebook->bits, block.value_dim);
+    ahead.bytes = is_half ? kTileTokens * block.value_dim * 2 : next->coded.values.num_bytes;
   }
   constexpr DenseType kF16 = DenseType::kF16, kBF16 = DenseType::kBF16;
   if (work.type == kF16 && work.key_offset == 0 && converts_in_registers) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "formats/code_bands_inl.h"
 #include "ops/attend_kernels.h"
 #include "ops/decode.h"
 #include "ops/hadamard.h"
@@ -49,7 +50,13 @@ void decode_coded_values(const CodedTile& tile, int64_t head_dim, int32_t num_to
                          float* scratch, float* values) noexcept {
   assert(head_dim <= kMaxNuqHeadDim);
   float params[2 * kTileTokens];
-  decode_tile(decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params), scratch);
+  DecodeJob job = decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params);
+  alignas(64) uint8_t wide[code_tile_bytes(kByteCodeBits, kMaxNuqHeadDim)];
+  if (tile.values.bands != nullptr) {
+    widen_codes(tile.values.codes, *tile.values.bands, wide);
+    job.codes = wide;
+  }
+  decode_tile(job, scratch);
   if (tile.hadamard) hadamard_planar(scratch, head_dim);  // its own inverse
   planar_to_value_tile(scratch, head_dim, values);
 }

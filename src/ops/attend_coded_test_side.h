@@ -40,6 +40,7 @@ class TestCodedSide {
                   head_dim,
                   kBlockTiles,
                   kind == KvSide::kValue && codec.latents};
+    if (kind == KvSide::kValue) side.shape.bands = codec.bands;
     side.layout = kv_block_layout(side.shape);
     side.head = kHead;
     side.hadamard = kind == KvSide::kValue && codec.hadamard;
@@ -159,10 +160,27 @@ class TestCodedSide {
       stored = round_to_half(y);
       return;
     }
+    if (side.shape.bands.is_banded()) {
+      stored = level_of(book_, add_band_code(codes_of(tile, kHead), t, channel, y / 3)) * scale;
+      stored += zero;
+      return;
+    }
     const int code = code_of(book_, y / 3);
     add_code(codes_of(tile, kHead), book_.bits, code_place(side.shape.side, head_dim_, t, channel),
              code);
     stored = double{level_of(book_, code)} * scale + zero;
+  }
+
+  // Returns the code of 8 bits that it widens to.
+  int add_band_code(uint8_t* tile, int64_t t, int64_t channel, float y) const {
+    for_each_band(side.shape.bands, [&](const CodeBand& band) {
+      const int64_t within = channel - band.first_channel;
+      if (within < 0 || within >= band.num_channels) return;
+      add_code(tile + band.offset, band.bits,
+               code_place(KvSide::kValue, band.num_channels, t, within),
+               code_of(make_uniform_codebook(band.bits), y));
+    });
+    return band_code_at(tile, side.shape.bands, t, channel);
   }
 
   void store_token_params(int64_t tile) {

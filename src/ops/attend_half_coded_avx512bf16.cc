@@ -83,11 +83,9 @@ void attend_rows(const AttendBlock& block, const uint16_t* value_table, int64_t 
   for (int r = 0; r < R; ++r) weigh_row(block, row + r, r, group);
   float* acc = block.acc + row * block.padded_dim;
   for (int64_t i = 0; i < group.num_tiles; ++i) {
-    const CodedPart& part = group.tiles[i].coded.values;
     const TileWork& ahead = next[i] == nullptr ? group.tiles[i] : *next[i];
-    const ValuePass values{part.codes, _mm512_load_si512(value_table), {ahead.coded.values.codes}};
-    add<R>(block, values, part.codebook->bits, group.weights[i], acc);
-    if (part.num_outliers > 0) correct_sums(part, group.weights[i], block.padded_dim, acc);
+    add_tile<R>(block, group.tiles[i].coded.values, value_table, ahead.coded.values.codes,
+                group.weights[i], acc);
   }
 }
 

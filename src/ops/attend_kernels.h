@@ -22,6 +22,8 @@ struct CodedPart {
   const OutlierPage* const* pages;
   int64_t first_outlier;
   int64_t num_outliers;
+  int64_t num_bytes;       // of codes
+  const CodeBands* bands;  // null: all codes have the codebook's bits
 };
 
 struct CodedTile {

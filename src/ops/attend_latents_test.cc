@@ -66,7 +66,19 @@ class TestMap {
 struct LatentCodec {
   int bits;
   int outliers = 0;  // percent
+  bool banded = false;
 };
+
+// Some channels of each width, all of them together.
+CodeBands bands_of(int64_t width, TestRandom& random) {
+  CodeBands bands;
+  const int64_t eight = random.below(width / 16 + 1) * 16;
+  const int64_t four = random.below((width - eight) / 16 + 1) * 16;
+  bands.channels[0] = static_cast<int32_t>(eight);
+  bands.channels[1] = static_cast<int32_t>(four);
+  bands.channels[2] = static_cast<int32_t>(width - eight - four);
+  return bands;
+}
 
 // Tokens with values as latents, and the same with every value expanded, as dense f32 tiles. Keys
 // are coded, or dense behind key_offset tokens that nobody may see.
@@ -75,7 +87,10 @@ class TestLatentRun {
   TestLatentRun(const TestMap& map, LatentCodec codec, int64_t num_tokens, int64_t first_position,
                 TestRandom& random)
       : map_(map),
-        codec_{.value_bits = codec.bits, .value_outliers = codec.outliers, .latents = true},
+        codec_{.value_bits = codec.bits,
+               .value_outliers = codec.outliers,
+               .latents = true,
+               .bands = codec.banded ? bands_of(map.map.width, random) : CodeBands{}},
         values_(std::make_unique<TestCodedSide>(KvSide::kValue, codec_, map.map.width, num_tokens,
                                                 random)),
         num_tokens_(num_tokens),
@@ -149,7 +164,7 @@ TEST(AttendLatentsReference, LateExpansionEqualsExpandingEveryValue) {
   TestRandom random(5);
   for (const int64_t rank : {1, 7, 16, 24}) {
     const TestMap map(rank, 24, random);
-    for (const LatentCodec codec : {LatentCodec{16}, {8}, {4, 5}, {3}, {2, 2}}) {
+    for (const LatentCodec codec : {LatentCodec{16}, {8}, {4, 5}, {3}, {2, 2}, {8, 0, true}}) {
       TestLatentRun run(map, codec, 90, 7, random);
       run.use_dense_keys(DenseType::kF32, rank % 64, random);
       TestTiles exact(DenseType::kF32, 7, 24), tail(DenseType::kF32, 20, 24);
@@ -221,7 +236,8 @@ TEST(AttendLatents, AreAsAccurateAsThePlainLoop) {
     const AttendShape shape = shape_of(head_dim, 1);
     for (const Keys& keys : kKeys) {
       ErrorCheck check(shape, fast_variants());
-      for (const LatentCodec codec : {LatentCodec{16}, {8}, {4, 1}, {3}, {2}}) {
+      for (const LatentCodec codec :
+           {LatentCodec{16}, {8}, {4, 1}, {3}, {2}, {8, 0, true}, {8, 0, true}}) {
         const int64_t rank = 1 + random.below(head_dim);
         const TestMap map(rank, head_dim, random);
         TestLatentRun run(map, codec, 70 + random.below(200), 4, random);
@@ -266,11 +282,13 @@ TEST(AttendLatents, EveryInstructionSetMatches) {
   const RopeTable rope(64, 300, 10000);
   const TestMap map(50, 64, random);
   for (const Keys& keys : kKeys) {
-    TestLatentRun run(map, {4, 1}, 130, 0, random);
+    TestLatentRun run(map, {4, 1}, 130, 0, random), banded(map, {8, 0, true}, 130, 130, random);
     set_keys(keys, rope, run, random);
+    set_keys(keys, rope, banded, random);
     MixedJob job;
     job.add(run);
-    expect_every_instruction_set_matches(shape_of(64, 2), job, 130, random);
+    job.add(banded);
+    expect_every_instruction_set_matches(shape_of(64, 2), job, 260, random);
   }
 }
 

@@ -84,6 +84,8 @@ void point_at(const CodedSide& side, int64_t tile, CodedPart& part) {
     part.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + first;
   }
   part.pages = side.pages.data();
+  part.num_bytes = side.layout.code_tile;
+  part.bands = side.shape.bands.is_banded() ? &side.shape.bands : nullptr;
   part.first_outlier = part.num_outliers = 0;
   if (side.shape.has_outliers) {
     part.first_outlier = reinterpret_cast<const uint32_t*>(block + side.layout.starts)[of_head];

@@ -62,7 +62,9 @@ double coded_element(const CodedSide& side, int64_t token, int64_t channel) {
     return element(codes, DenseType::kF16, value_index(in_tile, channel, side.shape.head_dim));
   }
   const CodePlace place = code_place(side.shape.side, side.shape.head_dim, in_tile, channel);
-  const int code = code_at(codes, side.shape.bits, place);
+  const int code = side.shape.bands.is_banded()
+                       ? band_code_at(codes, side.shape.bands, in_tile, channel)
+                       : code_at(codes, side.shape.bits, place);
   const int64_t of_token = side.shape.token_params(index, side.head) + in_tile;
   const int64_t of_segment = is_key ? side.segment_offset(tile) + channel : 0;
   const Half scale = is_key ? side.scales[of_segment]

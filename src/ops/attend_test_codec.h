@@ -21,6 +21,7 @@ struct TestCodec {
   int value_outliers = 0;
   bool hadamard = false;  // of values; head_dim is a power of two
   bool latents = false;   // values are
+  CodeBands bands{};      // of them; value_bits is 8
 
   std::string name() const {
     return fmt::format("K{}p{}{}{}p{}", key_bits, key_outliers, hadamard ? "VHad" : "V", value_bits,

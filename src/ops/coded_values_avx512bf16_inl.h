@@ -1,6 +1,7 @@
 // Weighted sums of coded values. Included by the AVX-512 BF16 kernels of attention alone.
 #pragma once
 
+#include "formats/code_bands_inl.h"
 #include "ops/coded_bytes_avx512bf16_inl.h"
 #include "ops/coded_pass_avx512bf16_inl.h"
 #include "ops/coded_weights_avx512bf16_inl.h"
@@ -107,6 +108,27 @@ void add(const AttendBlock& block, const ValuePass& pass, int bits, const Weight
     case 4: return add_values<4, R, 4>(pass, 0, weights, to);
     default: return add_bytes<R>(pass, weights, to);
   }
+}
+
+// Asks for the codes of a banded tile while those of another are widened.
+inline void prefetch_codes(const uint8_t* codes, int64_t num_bytes) {
+  for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(codes + i, 0, 2);
+}
+
+// acc += the weighted values of a tile; `ahead` are the codes to ask for.
+template <int R>
+void add_tile(const AttendBlock& block, const CodedPart& part, const uint16_t* value_table,
+              const uint8_t* ahead, const Weights<R>& weights, float* acc) {
+  const __m512i table = _mm512_load_si512(value_table);
+  if (part.bands == nullptr) {
+    add<R>(block, ValuePass{part.codes, table, {ahead}}, part.codebook->bits, weights, acc);
+  } else {
+    alignas(64) uint8_t wide[code_tile_bytes(kByteCodeBits, kMaxNuqHeadDim)];
+    prefetch_codes(ahead, part.num_bytes);
+    widen_codes(part.codes, *part.bands, wide);
+    add<R>(block, ValuePass{wide, table, {wide}}, kByteCodeBits, weights, acc);
+  }
+  if (part.num_outliers > 0) correct_sums(part, weights, block.padded_dim, acc);
 }
 
 }  // namespace

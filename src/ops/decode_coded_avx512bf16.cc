@@ -1,4 +1,5 @@
 // A coded tile as bf16, keys rotated: what many rows of queries read.
+#include "formats/code_bands_inl.h"
 #include "ops/attend_coded_avx512bf16.h"
 #include "ops/coded_rows_avx512bf16_inl.h"
 
@@ -171,7 +172,10 @@ void decode_values_to_bf16(const CodedPart& part, int64_t channels, uint16_t* va
   }
   const NuqCodebook& book = *part.codebook;
   for (int i = 0; i < 16; ++i) levels[i] = book.bits == 8 ? 0 : book.levels[i % book.num_levels];
-  const ValueDecoder decoder{part.codes, _mm512_load_ps(levels), scales, zeros, dim, values};
+  alignas(64) uint8_t wide[code_tile_bytes(kByteCodeBits, kMaxNuqHeadDim)];
+  if (part.bands != nullptr) widen_codes(part.codes, *part.bands, wide);
+  const uint8_t* codes = part.bands != nullptr ? wide : part.codes;
+  const ValueDecoder decoder{codes, _mm512_load_ps(levels), scales, zeros, dim, values};
   for_bits(book.bits, [&]<int kBits>() { decode_values<kBits>(decoder); });
   for_each_outlier(part, [&](int64_t token, int64_t channel, float value) {
     values[token / 2 * 2 * dim + 2 * channel + token % 2] = to_bf16(value);

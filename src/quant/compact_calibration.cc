@@ -47,6 +47,7 @@ FieldForm value_form(const Codec& codec, std::string_view field) {
   if (!needs_calibration(codec)) return FieldForm::kAbsent;
   if (field == "value.basis") return FieldForm::kHalf;
   if (field == "value.spectrum") return FieldForm::kWhole;
+  if (field == "value.gram" && codec.quantizer == Quantizer::kWaterfill) return FieldForm::kWhole;
   const bool is_weighted = codec.transforms[0].kind == Transform::kPcaWeighted;
   if (is_weighted && is_one_of(field, {"value.gram", "value.weighted_encode",
                                        "value.weighted_decode", "value.weighted_spectrum"})) {

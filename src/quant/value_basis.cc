@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/half.h"
 #include "base/walsh_hadamard.h"
 #include "formats/codec_table.h"
+#include "quant/waterfill.h"
 
 namespace kvquant {
 namespace {
@@ -25,16 +28,22 @@ std::vector<float> leading(const std::vector<float>& stored, int64_t num_heads, 
   return out;
 }
 
+// Variance of a component of values whose covariance is gram [D, D].
+double component_variance(const float* component, const float* gram, int64_t dim) {
+  double sum = 0;
+  for (int64_t c = 0; c < dim; ++c) {
+    for (int64_t e = 0; e < dim; ++e)
+      sum += double{component[c]} * gram[c * dim + e] * component[e];
+  }
+  return sum;
+}
+
 // A power of two that makes latents along the first component about as large as the largest channel
 // of values, whose covariance is gram [D, D].
 float size_factor(const float* first_component, const float* gram, int64_t dim) {
-  double latents = 0, values = 0;
-  for (int64_t c = 0; c < dim; ++c) {
-    values = std::max(values, double{gram[c * dim + c]});
-    for (int64_t e = 0; e < dim; ++e) {
-      latents += double{first_component[c]} * gram[c * dim + e] * first_component[e];
-    }
-  }
+  const double latents = component_variance(first_component, gram, dim);
+  double values = 0;
+  for (int64_t c = 0; c < dim; ++c) values = std::max(values, double{gram[c * dim + c]});
   if (!(latents > 0 && values > 0)) return 1;
   const double exponent = std::clamp(std::round(std::log2(values / latents) / 2), -60.0, 60.0);
   return static_cast<float>(std::exp2(exponent));
@@ -94,12 +103,108 @@ ValueBasis calibrated_basis(const Codec& codec, const BasisShape& shape,
   return out;
 }
 
-// Of every column of every head, components being rows.
+// Hadamard transform of `count` components from `first` on, rows of [.., D].
+void rotate_components(std::span<float> rows, int64_t first, int64_t count, int64_t dim) {
+  for (int64_t c = 0; c < dim; ++c) walsh_hadamard(rows.data() + first * dim + c, dim, count);
+}
+
+// Of all components of every head.
 void rotate_components(std::vector<float>& rows, int64_t rank, int64_t dim) {
-  for (size_t first = 0; first < rows.size(); first += static_cast<size_t>(rank * dim)) {
-    for (int64_t c = 0; c < dim; ++c) {
-      walsh_hadamard(rows.data() + first + static_cast<size_t>(c), dim, rank);
+  for (int64_t first = 0; first < std::ssize(rows) / dim; first += rank) {
+    rotate_components(rows, first, rank, dim);
+  }
+}
+
+// Calls fn(first, count) for the components of each band, in pieces of powers of two.
+template <class Fn>
+void for_each_piece(const CodeBands& bands, int64_t rank, Fn&& fn) {
+  for_each_band(bands, [&](const CodeBand& band) {
+    const int64_t end = std::min(rank, band.first_channel + band.num_channels);
+    for (int64_t first = band.first_channel; first < end;) {
+      const auto count = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(end - first)));
+      fn(first, count);
+      first += count;
     }
+  });
+}
+
+// Of the components of one head.
+struct HeadEnergies {
+  std::vector<double> variances;  // of the latents
+  double kept = 0;                // see waterfill
+};
+
+HeadEnergies head_energies(std::span<const float> encode, const float* gram, const float* spectrum,
+                           int64_t dim) {
+  HeadEnergies out;
+  for (int64_t first = 0; first < std::ssize(encode); first += dim) {
+    out.variances.push_back(component_variance(encode.data() + first, gram, dim));
+  }
+  const double largest = *std::max_element(out.variances.begin(), out.variances.end());
+  constexpr double kLeastShare = 1e-6;  // what is smaller says little
+  out.kept = largest > 0 ? std::numeric_limits<double>::infinity() : 0;
+  for (size_t r = 0; r < out.variances.size(); ++r) {
+    if (out.variances[r] <= kLeastShare * largest) continue;
+    out.kept = std::min(out.kept, spectrum[r] / out.variances[r]);
+  }
+  return out;
+}
+
+// Rotates the components of a head among those of the same width, then scales them, so that all
+// latents are about equally large.
+void equalise(const CodeBands& bands, std::span<const double> variances, int64_t dim,
+              std::span<float> encode, std::span<float> decode) {
+  const auto rank = std::ssize(encode) / dim;
+  double largest = 0;
+  const auto mean_variance = [&](int64_t first, int64_t count) {
+    const auto from = variances.begin() + first;
+    return std::accumulate(from, from + count, 0.0) / static_cast<double>(count);
+  };
+  for_each_piece(bands, rank, [&](int64_t first, int64_t count) {
+    largest = std::max(largest, mean_variance(first, count));
+  });
+  for_each_piece(bands, rank, [&](int64_t first, int64_t count) {
+    constexpr double kLeastShare = 1e-8;
+    const double share = std::max(kLeastShare, mean_variance(first, count) / largest);
+    const auto size = static_cast<float>(largest > 0 ? std::sqrt(share) : 1);
+    for (const auto rows : {encode, decode}) rotate_components(rows, first, count, dim);
+    scale(encode.subspan(first * dim, count * dim), 1 / size);
+    scale(decode.subspan(first * dim, count * dim), size);
+  });
+}
+
+// Chooses how many bits components get, leaves those out that get none, and makes the others ready
+// to be coded with one scale. Errors of rounding are those of single tokens, of which a sum over
+// many keeps a part; the component of which attention outputs keep the smallest part tells how
+// much.
+void waterfill(const Codec& codec, const BasisShape& shape, const ValueCalibration& value,
+               ValueBasis& basis) {
+  const bool is_weighted = codec.transforms[0].kind == Transform::kPcaWeighted;
+  const auto& spectrum = is_weighted ? value.weighted_spectrum : value.spectrum;
+  const int64_t dim = shape.head_dim, num_heads = shape.num_kv_heads;
+  if (basis.encode.empty()) basis.encode = basis.decode;
+  const auto rows_of = [&](std::vector<float>& all, int64_t head) {
+    const int64_t size = basis.rank * dim;
+    return std::span(all).subspan(static_cast<size_t>(head * size), static_cast<size_t>(size));
+  };
+  std::vector<double> dropped(static_cast<size_t>(basis.rank)), noise(dropped.size());
+  std::vector<HeadEnergies> energies;
+  for (int64_t head = 0; head < num_heads; ++head) {
+    const float* of_head = spectrum.data() + head * dim;
+    energies.push_back(head_energies(rows_of(basis.encode, head),
+                                     value.gram.data() + head * dim * dim, of_head, dim));
+    for (size_t r = 0; r < dropped.size(); ++r) {
+      dropped[r] += of_head[r];
+      noise[r] += energies.back().kept * energies.back().variances[r];
+    }
+  }
+  basis.bands = choose_bands({dropped, noise}, codec.waterfill_bits);
+  basis.rank = std::min(basis.rank, basis.bands.num_channels());
+  basis.encode = leading(basis.encode, num_heads, basis.rank * dim);
+  basis.decode = leading(basis.decode, num_heads, basis.rank * dim);
+  for (int64_t head = 0; head < num_heads; ++head) {
+    equalise(basis.bands, energies[static_cast<size_t>(head)].variances, dim,
+             rows_of(basis.encode, head), rows_of(basis.decode, head));
   }
 }
 
@@ -132,7 +237,9 @@ ValueBasis make_value_basis(const Codec& codec, const BasisShape& shape,
                         to_string(codec)));
   ValueBasis out =
       is_fitted ? calibrated_basis(codec, shape, calibration->value) : nullspace_basis(shape);
-  if (codec.transforms.back().kind == Transform::kHadamard) {
+  if (codec.quantizer == Quantizer::kWaterfill) {
+    waterfill(codec, shape, calibration->value, out);
+  } else if (codec.transforms.back().kind == Transform::kHadamard) {
     rotate_components(out.encode, out.rank, shape.head_dim);
     rotate_components(out.decode, out.rank, shape.head_dim);
   }
@@ -154,6 +261,8 @@ Calibration identity_bases(const CalibrationShape& shape) {
     value.basis[i * static_cast<size_t>(dim) + i % static_cast<size_t>(dim)] = 1;
   }
   value.weighted_encode = value.weighted_decode = value.gram = value.basis;
+  value.spectrum.assign(width, 1);
+  value.weighted_spectrum = value.spectrum;
   Calibration out;
   out.info.shape = shape;
   out.info.rank = dim;

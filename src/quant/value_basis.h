@@ -9,11 +9,15 @@
 //           of two (D: divided by it) that gives latents about the size of values
 //   lnns    all directions but (1, ..., 1) / sqrt(d); A = D, mean 0, no calibration
 //   +had    A and D times the Hadamard transform of the components (base/walsh_hadamard.h)
+//   +wfB    components that get as many bits as each other (waterfill.h) are rotated among
+//           themselves, by the transform of 2^n of them at a time, then scaled: all latents are
+//           about equally large and serve one scale. The last components may be left out
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "formats/code_bands.h"
 #include "kvquant/spec.h"
 #include "quant/calibration.h"
 
@@ -24,6 +28,7 @@ struct ValueBasis {
   std::vector<float> mean;    // [H, D]
   std::vector<float> encode;  // [H, rank, D]; empty: the same as decode
   std::vector<float> decode;  // [H, rank, D]
+  CodeBands bands{};          // of wf: of all heads alike
   // Channels of values up to this magnitude have latents that fp16 holds.
   float largest_value = 0;
 

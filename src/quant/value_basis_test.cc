@@ -38,8 +38,8 @@ double product(const ValueBasis& basis, int64_t head, int64_t i, int64_t j) {
 
 TEST(ValueBasis, EncodingUndoesDecoding) {
   const LayerCalibration layer = fitted();
-  for (const char* codec :
-       {"pca16", "pca5", "pcaw16", "pcaw7", "lnns", "pca8+had+int8", "pcaw4+had+int8"}) {
+  for (const char* codec : {"pca16", "pca5", "pcaw16", "pcaw7", "lnns", "pca8+had+int8",
+                            "pcaw4+had+int8", "pca16+wf4", "pcaw11+wf8"}) {
     const ValueBasis basis = basis_of(codec, &layer);
     for (int64_t head = 0; head < 2; ++head) {
       for (int64_t i = 0; i < basis.rank; ++i) {
@@ -75,6 +75,41 @@ TEST(ValueBasis, WeightedLatentsAreAboutAsLargeAsValuesWhateverTheWeights) {
   const ValueBasis small = basis_of("pcaw16", &layer);
   EXPECT_EQ(small.encode, plain.encode);  // powers of two: to the bit
   EXPECT_EQ(small.decode, plain.decode);
+}
+
+TEST(ValueBasis, WaterfilledLatentsAreEquallyLargeAndSpanTheSame) {
+  CalibrationShape shape{1, 2, 1, 64};
+  ThreadPool pool(1);
+  TestLayer data(shape, 1, 500, 3);
+  for (size_t i = 0; i < data.values.size(); ++i) {  // large channels and small ones
+    data.values[i] *= std::pow(0.93f, static_cast<float>(i % 64));
+  }
+  const LayerCalibration layer = fit_layer(data.views, {}, pool);
+  const auto basis_with = [&](const char* codec) {
+    return make_value_basis(parse_spec(codec).value, {1, 64}, &layer);
+  };
+  const ValueBasis plain = basis_with("pca64"), filled = basis_with("pca64+wf3");
+  ASSERT_LT(filled.bands.channels[2], filled.bands.num_channels());  // not all alike
+  EXPECT_EQ(filled.rank, filled.bands.num_channels());
+  const float* gram = layer.value.gram.data();
+  double least = 1e9, largest = 0;
+  for (int64_t r = 0; r < filled.rank; ++r) {
+    const float* row = filled.encode.data() + r * 64;
+    double variance = 0;
+    for (int64_t c = 0; c < 64; ++c) variance += row[c] * dot(gram + c * 64, row, 64);
+    least = std::min(least, variance);
+    largest = std::max(largest, variance);
+    double within = 0;  // of the space of the leading components
+    for (int64_t p = 0; p < filled.rank; ++p) {
+      within += std::pow(dot(plain.decode.data() + p * 64, row, 64), 2);
+    }
+    EXPECT_NEAR(within, dot(row, row, 64), 1e-4 * within);
+  }
+  EXPECT_LT(largest, 12 * least);
+  const float* leading = plain.decode.data();
+  double widest = 0;
+  for (int64_t c = 0; c < 64; ++c) widest += leading[c] * dot(gram + c * 64, leading, 64);
+  EXPECT_GT(largest, 0.2 * widest);  // as large as values are
 }
 
 TEST(ValueBasis, TheNullspaceIsOrthogonalToOnesWithoutACalibration) {

@@ -57,10 +57,28 @@ TEST_F(LowRank, DivergenceFallsWithBitsAndBytesDoToo) {
   }
 }
 
+TEST_F(LowRank, WaterfillingSpendsItsBitsBetterThanOneWidthOfNoFewer) {
+  calibrate();
+  const auto results = perplexity(
+      "--kv v=pca64+wf8 --kv v=pca64+wf4 --kv v=pca64+int4 --kv v=pca64+wf2.5 "
+      "--kv v=pca64+wf2 --kv v=pca64+nuq2");
+  const auto kl = [&](size_t i) { return results[i].at("kl_mean").get<double>(); };
+  const auto bytes = [&](size_t i) { return results[i].at("cache_bytes").get<int64_t>(); };
+  for (const size_t i : {1, 3, 4}) {
+    EXPECT_LT(kl(i == 3 ? 1 : i - 1), kl(i)) << i;
+    EXPECT_GT(bytes(i == 3 ? 1 : i - 1), bytes(i)) << i;
+  }
+  EXPECT_LT(kl(1), kl(2));
+  EXPECT_LE(bytes(1), bytes(2));
+  EXPECT_LT(kl(4), kl(5));
+  EXPECT_LE(bytes(4), bytes(5));
+}
+
 TEST_F(LowRank, TextGoesOnFromASavedCacheAsIfItHadNot) {
   calibrate();
   const std::string spec = " --kv k=nuq4-1%,v=pca32+had+int8 --calib " + path("c");
-  for (const std::string& more : {std::string(" --kv v=pca60"), spec}) {
+  for (const std::string& more :
+       {std::string(" --kv v=pca60"), std::string(" --kv k=int8,v=pca40+wf3"), spec}) {
     const std::string with = (more == spec ? spec : more + " --calib " + path("c")) + " -q ";
     const std::string base = "generate -m embedded --temp 0 -f " + path("prompt") + with;
     write_file_atomic(path("prompt"), [&](const ByteSink& sink) {
@@ -124,7 +142,7 @@ TEST_F(LowRank, WhatIsMissingIsSaidInOneLine) {
   expect_refused("generate -m embedded -q -p Hello" + with + "v=pca0", "rank");
   expect_refused("generate -m embedded -q -p Hello" + with + "k=had+nuq4",
                  "not built yet for keys");
-  expect_refused("generate -m embedded -q -p Hello" + with + "v=pca20+wf4",
+  expect_refused("generate -m embedded -q -p Hello" + with + "v=pca20+had+wf4",
                  "not built yet for values");
 }
 
