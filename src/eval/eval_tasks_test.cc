@@ -114,6 +114,12 @@ TEST(EvalTasks, RecallAsksWhatTheTextTells) {
   EXPECT_EQ(samples[0].questions.size(), 1u);
   EXPECT_LE(num_tokens(samples[0]), 1024);
   EXPECT_GT(samples[1].context.size(), samples[0].context.size());
+  options.context_lengths = {300};  // nothing is told that early: it begins further on
+  const auto one = make_eval_samples("recall_story", embedded_tokenizer(), options).at(0);
+  ASSERT_GE(one.questions.size(), 1u);
+  EXPECT_LE(num_tokens(one), 300);
+  EXPECT_NE(embedded_tokenizer().decode(one.context).find(one.questions[0].references[0]),
+            std::string::npos);
 }
 
 TEST(EvalTasks, SamplesDependOnTheSeedAlone) {

@@ -9,6 +9,24 @@ namespace {
 
 constexpr int64_t kAnswerTokens = 16;
 
+bool tells(const std::string& text, const Fact& fact) {
+  return text.find(fact.answer) != std::string::npos;
+}
+
+bool tells_any(const std::string& text, const std::vector<Fact>& facts) {
+  return std::any_of(facts.begin(), facts.end(),
+                     [&](const Fact& fact) { return tells(text, fact); });
+}
+
+// The sentence before the first that tells a fact.
+size_t first_telling(const SampleMaker& maker, const Sentences& sentences) {
+  for (size_t i = 0; i < sentences.size(); ++i) {
+    if (!tells_any(maker.tokenizer.decode(sentences[i]), maker.options.recall_facts)) continue;
+    return std::max<size_t>(1, i) - 1;
+  }
+  return 0;
+}
+
 }  // namespace
 
 // One sample of each length: as much of the text as fits once, and all facts that it tells.
@@ -24,11 +42,15 @@ std::vector<EvalSample> make_recall_story(const SampleMaker& maker) {
     sample.max_new_tokens = kAnswerTokens;
     sample.context = maker.frame.before;
     const int64_t most = length - kRoom - std::ssize(sample.context);
-    const Filler filler = fill(sentences, 0, std::min(whole, most));
+    Filler filler = fill(sentences, 0, std::min(whole, most));
+    std::string text = maker.tokenizer.decode(filler.tokens);
+    if (!tells_any(text, maker.options.recall_facts)) {  // a short context begins where one is told
+      filler = fill(sentences, first_telling(maker, sentences), std::min(whole, most));
+      text = maker.tokenizer.decode(filler.tokens);
+    }
     sample.context.insert(sample.context.end(), filler.tokens.begin(), filler.tokens.end());
-    const std::string text = maker.tokenizer.decode(filler.tokens);
     for (const Fact& fact : maker.options.recall_facts) {
-      if (text.find(fact.answer) == std::string::npos) continue;
+      if (!tells(text, fact)) continue;
       if (std::ssize(sample.questions) == maker.limited(std::ssize(maker.options.recall_facts))) {
         break;
       }

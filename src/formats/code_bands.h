@@ -47,9 +47,8 @@ constexpr void for_each_band(const CodeBands& bands, Fn&& fn) {
 
 constexpr int64_t band_tile_bytes(const CodeBands& bands) {
   int64_t bytes = 0;
-  for_each_band(bands, [&](const CodeBand& band) {
-    bytes += code_tile_bytes(band.bits, band.num_channels);
-  });
+  for_each_band(
+      bands, [&](const CodeBand& band) { bytes += code_tile_bytes(band.bits, band.num_channels); });
   return bytes;
 }
 

@@ -17,9 +17,9 @@ TEST(CodeBands, BytesByHand) {
   EXPECT_EQ(band_tile_bytes(bands), 1792);
   std::vector<uint8_t> tile(1792, 0);
   // Of (token 18, channel 9 of its band): row 2, slot 1, lane 9, half 0, word 18.
-  tile[2 * 128 + 2 * 18 + 1] = 200;             // 8 bits: slot 1 is the high byte of u16[0][18]
-  tile[1024 + 2 * 64 + 2 * 18] = 5 << 4;        // 4 bits: bits 4-7 of u16[18] of row 2
-  tile[1536 + 64 + 2 * 18] = 3 << 2;            // 2 bits: rows 2 and 3 at 64, bits 2-3
+  tile[2 * 128 + 2 * 18 + 1] = 200;       // 8 bits: slot 1 is the high byte of u16[0][18]
+  tile[1024 + 2 * 64 + 2 * 18] = 5 << 4;  // 4 bits: bits 4-7 of u16[18] of row 2
+  tile[1536 + 64 + 2 * 18] = 3 << 2;      // 2 bits: rows 2 and 3 at 64, bits 2-3
   EXPECT_EQ(band_code_at(tile.data(), bands, 18, 9), 200);
   EXPECT_EQ(band_code_at(tile.data(), bands, 18, 25), 5 * 17);
   EXPECT_EQ(band_code_at(tile.data(), bands, 18, 41), 3 * 85);
@@ -51,9 +51,9 @@ TEST(CodeBands, MakeBlocksOfTheirSize) {
 
 TEST(CodeBands, WidenToCodesThatMeanTheSame) {
   std::mt19937 rng(7);
-  for (const CodeBands bands : {CodeBands{{16, 16, 16}}, CodeBands{{0, 48, 8}},
-                                CodeBands{{64, 0, 0}}, CodeBands{{16, 32, 208}},
-                                CodeBands{{0, 0, 8}}, CodeBands{{0, 24, 0}}}) {
+  for (const CodeBands bands :
+       {CodeBands{{16, 16, 16}}, CodeBands{{0, 48, 8}}, CodeBands{{64, 0, 0}},
+        CodeBands{{16, 32, 208}}, CodeBands{{0, 0, 8}}, CodeBands{{0, 24, 0}}}) {
     std::vector<uint8_t> tile(static_cast<size_t>(band_tile_bytes(bands)));
     for (uint8_t& byte : tile) byte = static_cast<uint8_t>(rng());
     const int64_t dim = bands.num_channels();

@@ -51,8 +51,8 @@ CodeBands choose_bands(const ComponentEnergies& energies, double bits) {
   for (int64_t eight = 0; eight <= num_groups; ++eight) {
     for (int64_t four = eight; four <= num_groups; ++four) {
       for (int64_t two = std::max<int64_t>(four, 1); two <= num_groups; ++two) {
-        const auto taken = static_cast<double>(4 * size_of(eight) + 2 * size_of(four) +
-                                               2 * size_of(two));
+        const auto taken =
+            static_cast<double>(4 * size_of(eight) + 2 * size_of(four) + 2 * size_of(two));
         const double error = between(noise, 0, eight) * relative_noise(8) +
                              between(noise, eight, four) * relative_noise(4) +
                              between(noise, four, two) * relative_noise(2) +

@@ -1,7 +1,7 @@
 // How many bits each component of a latent gets: reverse water-filling (Cover and Thomas, Elements
-// of Information Theory, section 10.3.3) over the widths that codes have, 8, 4, 2 and 0, in groups of
-// 16 components. A component of variance s that is left out costs what attention loses with it; one
-// of b bits costs what rounding adds, of which attention averages most away.
+// of Information Theory, section 10.3.3) over the widths that codes have, 8, 4, 2 and 0, in groups
+// of 16 components. A component of variance s that is left out costs what attention loses with it;
+// one of b bits costs what rounding adds, of which attention averages most away.
 #pragma once
 
 #include <cstdint>
