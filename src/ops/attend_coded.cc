@@ -54,6 +54,14 @@ void decode_coded_values(const CodedTile& tile, int64_t head_dim, int32_t num_to
   planar_to_value_tile(scratch, head_dim, values);
 }
 
+void decode_latent_keys(const CodedTile& tile, int64_t width, int32_t num_tokens, float* scratch,
+                        float* keys) noexcept {
+  assert(width <= kMaxNuqHeadDim);
+  float params[2 * kTileTokens];
+  decode_tile(decode_job(tile.keys, KvSide::kValue, width, num_tokens, params), scratch);
+  planar_to_key_tile(scratch, width, keys);
+}
+
 void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
                        float* keys, float* values) noexcept {
   decode_coded_keys(tile, head_dim, num_tokens, scratch, keys);

@@ -9,6 +9,7 @@
 
 #include "ops/attend.h"
 #include "ops/attend_coded_test_data.h"
+#include "ops/attend_latents_test_map.h"
 #include "ops/attend_test_mix.h"
 
 namespace kvquant {
@@ -27,41 +28,10 @@ using testing::TestCodec;
 using testing::TestCodedRun;
 using testing::TestCodedSide;
 using testing::TestJob;
+using testing::TestMap;
 using testing::TestRandom;
 using testing::TestTiles;
 using testing::Variant;
-
-class TestMap {
- public:
-  TestMap(int64_t rank, int64_t head_dim, TestRandom& random)
-      : mean_(draw(head_dim, 1, random)), decode_(draw(rank * head_dim, 0.3, random)) {
-    map.rank = rank;
-    map.width = latent_width(rank);
-    map.head_dim = head_dim;
-    map.mean = mean_.data();
-    map.decode = decode_.data();
-  }
-  TestMap(const TestMap&) = delete;
-  TestMap& operator=(const TestMap&) = delete;
-
-  double expanded(const TestCodedSide& side, int64_t token, int64_t channel) const {
-    double sum = mean_[static_cast<size_t>(channel)];
-    for (int64_t r = 0; r < map.rank; ++r) {
-      sum += side.stored(token, r) * decode_[static_cast<size_t>(r * map.head_dim + channel)];
-    }
-    return sum;
-  }
-
-  LatentMap map;
-
- private:
-  static std::vector<float> draw(int64_t size, double scale, TestRandom& random) {
-    std::vector<float> out;
-    for (int64_t i = 0; i < size; ++i) out.push_back(static_cast<float>(scale * random.normal()));
-    return out;
-  }
-  std::vector<float> mean_, decode_;
-};
 
 struct LatentCodec {
   int bits;
