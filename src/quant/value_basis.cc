@@ -154,11 +154,17 @@ Calibration identity_bases(const CalibrationShape& shape) {
     value.basis[i * static_cast<size_t>(dim) + i % static_cast<size_t>(dim)] = 1;
   }
   value.weighted_encode = value.weighted_decode = value.gram = value.basis;
+  KeyCalibration key;
+  key.rotated_mean = value.channels.mean;
+  key.basis = value.basis;
   Calibration out;
   out.info.shape = shape;
   out.info.rank = dim;
   out.layers.resize(static_cast<size_t>(shape.num_layers));
-  for (LayerCalibration& layer : out.layers) layer.value = value;
+  for (LayerCalibration& layer : out.layers) {
+    layer.key = key;
+    layer.value = value;
+  }
   return out;
 }
 
