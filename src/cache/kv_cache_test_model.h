@@ -64,7 +64,8 @@ struct ModelSide {
   std::vector<Row> decoded{};                    // what the codec makes of them
   std::vector<std::vector<uint8_t>> outliers{};  // 1 where exact
   std::vector<ChannelRange> ranges{};            // keys
-  ValueBasis basis{};                            // of values that are latents
+  ValueBasis basis{};                            // of latents
+  const RopeTable* rope = nullptr;               // of latents of keys, which are decoded rotated
 
   // Channels of a head as they are coded.
   int64_t coded_dim() const { return basis.rank > 0 ? latent_width(basis.rank) : head_dim; }
@@ -87,6 +88,13 @@ struct ModelSide {
     if (codec.transforms.empty()) return;
     const auto num_heads = static_cast<int64_t>(row.size()) / head_dim;
     ref::hadamard_rows(row.data(), head_dim, num_heads, head_dim);
+  }
+
+  Row rotated(Row row, int64_t position) const {
+    for (size_t c = 0; c < row.size(); c += static_cast<size_t>(head_dim)) {
+      rope_row(row.data() + c, rope->cos(position), rope->sin(position), head_dim);
+    }
+    return row;
   }
 
   // Of all heads; outliers are marked in the coded row.
@@ -133,9 +141,10 @@ struct ModelSide {
   // Decodes the rows that are not yet.
   void decode_new() {
     if (!is_compressed(codec)) return;
-    if (!is_key && has_latents(codec)) {
+    if (has_latents(codec)) {
       for (size_t t = decoded.size(); t < rows.size(); ++t) {
-        decoded.push_back(decode_latents(rows[t], outliers.emplace_back()));
+        const Row row = is_key ? rotated(rows[t], static_cast<int64_t>(t)) : rows[t];
+        decoded.push_back(decode_latents(row, outliers.emplace_back()));
       }
       return;
     }
@@ -204,7 +213,8 @@ struct ModelLayer {
   void fit_and_decode() {
     if (length() <= sink) return;
     for (auto* side : {&key, &value}) {
-      if (side->is_key && is_compressed(side->codec) && side->ranges.empty()) {
+      const bool has_ranges = side->is_key && is_compressed(side->codec) && side->rope == nullptr;
+      if (has_ranges && side->ranges.empty()) {
         side->fit(static_cast<size_t>(sink));
       }
       side->decode_new();
