@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "base/half.h"
 #include "cache/kv_cache.h"
-#include "cache/kv_cache_test_view.h"
+#include "cache/kv_cache_test_rows.h"
 #include "formats/codec_table.h"
 #include "formats/nuq_codebook.h"
 #include "kvquant/codebook.h"
@@ -20,18 +19,6 @@
 #include "quant/value_basis.h"
 
 namespace kvquant::test {
-
-// Heavy-tailed tokens with large channels, [num_tokens][row_size].
-inline std::vector<Row> random_rows(int64_t num_tokens, int64_t row_size, std::mt19937& rng) {
-  std::student_t_distribution<float> heavy_tailed(3);
-  std::vector<Row> rows(num_tokens, Row(row_size));
-  for (Row& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) {
-      row[c] = std::clamp(heavy_tailed(rng), -50.0f, 50.0f) * (c % 7 == 3 ? 8.0f : 1.0f);
-    }
-  }
-  return rows;
-}
 
 // Of a codec's exact values: those of compressed codecs are fp16.
 inline float round_as_stored(const Codec& codec, float x) {
@@ -244,16 +231,5 @@ struct ModelLayer {
     return token >= sink + num_encoded;
   }
 };
-
-// A chunk as the three-dimensional view that KvCache takes; `flat` keeps the numbers.
-inline TensorView<const float, 3> as_chunk(const std::vector<Row>& rows, int64_t num_kv_heads,
-                                           std::vector<float>& flat) {
-  flat.clear();
-  for (const Row& row : rows) flat.insert(flat.end(), row.begin(), row.end());
-  const auto num_tokens = static_cast<int64_t>(rows.size());
-  return row_major(static_cast<const float*>(flat.data()),
-                   {num_tokens, num_kv_heads,
-                    static_cast<int64_t>(rows.empty() ? 0 : rows[0].size()) / num_kv_heads});
-}
 
 }  // namespace kvquant::test
