@@ -192,12 +192,12 @@ void check_spec(const CacheSpec& spec, const AttendTimingShape& shape) {
   check_spec_built(spec);
   const Codec &keys = spec.key, &values = spec.value;
   const bool are_dense = !is_compressed(keys) && !is_compressed(values);
-  check_arg(is_compressed(values) || (are_dense && keys.quantizer == values.quantizer),
-            fmt::format("attend timing: {}: values must be coded, or keys and values dense and of "
-                        "one type",
+  check_arg(is_compressed(values) || has_latents(keys) ||
+                (are_dense && keys.quantizer == values.quantizer),
+            fmt::format("attend timing: {}: values must be coded, keys latents, or keys and values "
+                        "dense and of one type",
                         spec.text));
-  check_arg(shape.num_layers <= INT_MAX &&
-                shape.head_dim <= (is_compressed(values) ? kMaxNuqHeadDim : INT_MAX),
+  check_arg(shape.num_layers <= INT_MAX && shape.head_dim <= (are_dense ? INT_MAX : kMaxNuqHeadDim),
             fmt::format("attend timing: {} layers of head_dim {} are too large for {}",
                         shape.num_layers, shape.head_dim, spec.text));
   check_spec_fits(spec, static_cast<int>(shape.num_layers), static_cast<int>(shape.head_dim));

@@ -274,12 +274,13 @@ int64_t TimingCache::CodedTokens::num_bytes() const {
 }
 
 TimingCache::TimingCache(const TimingCacheShape& shape, const CacheSpec& spec) : shape_(shape) {
-  if (is_compressed(spec.key)) {
+  const bool has_keys = is_compressed(spec.key), has_values = is_compressed(spec.value);
+  if (has_keys && has_values) {
     make_coded(spec);
-  } else {
-    make_dense(dense_type(spec.key), is_compressed(spec.value) ? 1 : 2);
-    if (is_compressed(spec.value)) make_half_coded(spec);
+    return;
   }
+  make_dense(dense_type(has_keys ? spec.value : spec.key), has_keys || has_values ? 1 : 2);
+  if (has_keys || has_values) make_half_coded(spec);
 }
 
 TimingCache::~TimingCache() = default;
@@ -312,36 +313,42 @@ void TimingCache::make_dense(DenseType type, int64_t num_sides) {
   num_bytes_ = dense_.num_bytes();
 }
 
-void TimingCache::make_values(const CacheSpec& spec) {
+// Of latents of either side, codes are like those of values.
+std::unique_ptr<TimingCache::CodedTokens> TimingCache::make_side(
+    KvSide side, const CacheSpec& spec, std::unique_ptr<Latents>& latents) const {
+  const Codec& codec = side == KvSide::kKey ? spec.key : spec.value;
   TimingCacheShape shape = shape_;
-  if (has_latents(spec.value)) {
-    const CodeBands bands = bands_of(spec.value, shape_.head_dim);
-    const int64_t rank = latent_rank(spec.value, shape_.head_dim);
-    latents_ = std::make_unique<Latents>(
+  if (has_latents(codec)) {
+    const CodeBands bands = bands_of(codec, shape_.head_dim);
+    const int64_t rank = latent_rank(codec, shape_.head_dim);
+    latents = std::make_unique<Latents>(
         bands.is_banded() ? std::min(rank, bands.num_channels()) : rank, shape_.head_dim);
-    shape.head_dim = latents_->map.width;
+    shape.head_dim = latents->map.width;
+    side = KvSide::kValue;
   }
-  values_ = std::make_unique<CodedTokens>(KvSide::kValue, spec.value, spec.block / kTileTokens,
-                                          shape, latents_ ? &latents_->map : nullptr);
+  return std::make_unique<CodedTokens>(side, codec, spec.block / kTileTokens, shape,
+                                       latents ? &latents->map : nullptr);
 }
 
-// Behind dense keys.
+// Beside the dense other side.
 void TimingCache::make_half_coded(const CacheSpec& spec) {
-  make_values(spec);
+  const bool has_keys = is_compressed(spec.key);
+  auto& coded = has_keys ? keys_ : values_;
+  coded = has_keys ? make_side(KvSide::kKey, spec, key_latents_)
+                   : make_side(KvSide::kValue, spec, value_latents_);
   for (size_t i = 0; i < runs_.size(); ++i) {
     const auto index = static_cast<int64_t>(i);
-    runs_[i].value_tiles = {};
-    runs_[i].coded_values =
-        &values_->view(index / shape_.num_kv_heads, index % shape_.num_kv_heads);
+    const CodedSide* side = &coded->view(index / shape_.num_kv_heads, index % shape_.num_kv_heads);
+    (has_keys ? runs_[i].coded_keys : runs_[i].coded_values) = side;
+    (has_keys ? runs_[i].key_tiles : runs_[i].value_tiles) = {};
   }
-  num_bytes_ += values_->num_bytes();
+  num_bytes_ += coded->num_bytes();
 }
 
 void TimingCache::make_coded(const CacheSpec& spec) {
   rope_ = RopeTable(shape_.head_dim, shape_.num_tokens, 10000);
-  keys_ = std::make_unique<CodedTokens>(KvSide::kKey, spec.key, spec.block / kTileTokens, shape_,
-                                        nullptr);
-  make_values(spec);
+  keys_ = make_side(KvSide::kKey, spec, key_latents_);
+  values_ = make_side(KvSide::kValue, spec, value_latents_);
   for (int64_t layer = 0; layer < shape_.num_layers; ++layer) {
     for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
       AttendRun run;

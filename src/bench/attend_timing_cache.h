@@ -40,7 +40,8 @@ class TimingCache {
   struct CodedTokens;
   struct Latents;
   void make_dense(DenseType type, int64_t num_sides);
-  void make_values(const CacheSpec& spec);
+  std::unique_ptr<CodedTokens> make_side(KvSide side, const CacheSpec& spec,
+                                         std::unique_ptr<Latents>& latents) const;
   void make_half_coded(const CacheSpec& spec);
   void make_coded(const CacheSpec& spec);
 
@@ -48,7 +49,7 @@ class TimingCache {
   int64_t num_bytes_ = 0;
   Buffer<std::byte> dense_;
   std::vector<const void*> key_tiles_, value_tiles_;
-  std::unique_ptr<Latents> latents_;
+  std::unique_ptr<Latents> key_latents_, value_latents_;
   std::unique_ptr<CodedTokens> keys_, values_;
   RopeTable rope_;
   std::vector<AttendRun> runs_;

@@ -51,6 +51,11 @@ TEST(AttendTiming, TimesEveryKindOfCodesBesideFp16) {
                            "k=bf16,v=pcaw12+nuq3-5%",
                            "k=int8,v=pca12+int4",
                            "k=nuq4-1%,v=lnns",
+                           "k=pca16",
+                           "k=pca5+int8,v=bf16",
+                           "k=pca12+nuq3-5%,v=had+int4",
+                           "pca13+int4",
+                           "k=lnns,v=pca8+int8",
                            "v=int8",
                            "v=had+nuq4",
                            "k=bf16,v=nuq3-1%"}) {
@@ -100,7 +105,8 @@ TEST(AttendTiming, RefusesShapesAndSpecsThatDoNotFit) {
   refuses(shape, "k=nuq4,v=had+nuq4");
   refuses(small_shape(), "k=nuq4,v=fp16");
   refuses(small_shape(), "k=bf16,v=fp16");
-  refuses(small_shape(), "pca8");
+  refuses(small_shape(), "k=pcaw8,v=int8");
+  refuses(small_shape(), "k=pca17");
   refuses(small_shape(), "v=pca17");
 }
 

@@ -35,7 +35,10 @@ constexpr const char* kSpecs[] = {"fp16",
                                   "k=bf16,v=had+nuq3-1%,layers=1:int4",
                                   "k=fp16,v=lnns,block=64",
                                   "k=nuq4-1%,v=lnns+nuq3-5%,sink=3,recent=30",
-                                  "k=fp32,v=lnns+int8"};
+                                  "k=fp32,v=lnns+int8",
+                                  "k=lnns,v=fp16,block=64",
+                                  "k=lnns+nuq3-5%,v=nuq4-1%,sink=3,recent=30",
+                                  "lnns+int8,layers=1:k=fp16"};
 constexpr CacheMode kModes[] = {CacheMode::kStrict, CacheMode::kAsServed};
 const CacheFileInfo kInfo{"test", "00ff00ff00ff00ff"};
 

@@ -32,9 +32,9 @@ void CacheView::point_at_tiles(const LayerStore& store) {
 
 void CacheView::point_at_codes(const LayerStore& store) {
   for (int64_t head = 0; head < num_kv_heads_; ++head) {
-    const bool has_keys = store.plan().is_coded();
-    coded_.push_back(has_keys ? store.coded_key().coded_side(head) : CodedSide{});
-    coded_.push_back(store.coded_value().coded_side(head));
+    const LayerPlan& plan = store.plan();
+    coded_.push_back(plan.key.nuq ? store.coded_key().coded_side(head) : CodedSide{});
+    coded_.push_back(plan.value.nuq ? store.coded_value().coded_side(head) : CodedSide{});
   }
 }
 
@@ -63,15 +63,16 @@ void CacheView::fill_tiles(const LayerStore& store, const Staging& staging) {
   for (int64_t head = 0; head < num_kv_heads_; ++head) list_tiles(store, head);
 }
 
-// Tiles of all runs of a head: those that were filled, and stored ones of keys.
+// Tiles of all runs of a head: those that were filled, and stored ones of the dense side.
 void CacheView::list_tiles(const LayerStore& store, int64_t head) {
   const float* filled = tiles_.data() + 2 * head * tile_size();
   for (const RunPlan& run : plans_) {
     if (is_stored(store, run)) {
       const int64_t end = run.first_position + run.num_tokens;
       for (int64_t i = run.first_position / kTileTokens; i * kTileTokens < end; ++i) {
-        key_tiles_.push_back(store.dense_key().tile(i, head));
-        value_tiles_.push_back(nullptr);
+        const LayerPlan& plan = store.plan();
+        key_tiles_.push_back(plan.key.dense ? store.dense_key().tile(i, head) : nullptr);
+        value_tiles_.push_back(plan.value.dense ? store.dense_value().tile(i, head) : nullptr);
       }
       continue;
     }
@@ -97,6 +98,32 @@ void CacheView::point_at_tokens(const LayerStore& store, const Staging& staging,
   run.row_stride = store.plan().row_size();
 }
 
+// Tiles of a run of a plan that is not is_coded, from tile `first` of those listed on. Returns the
+// number of them.
+size_t CacheView::point_at_listed(const LayerStore& store, const RunPlan& run_plan, int64_t head,
+                                  size_t first, AttendRun& run) const {
+  const LayerPlan& plan = store.plan();
+  const bool stored = is_stored(store, run_plan), has_keys = !stored || plan.key.dense;
+  const bool has_values = !stored || plan.value.dense;
+  const int64_t offset = stored ? run_plan.first_position % kTileTokens : 0;
+  const auto count =
+      static_cast<size_t>((offset + run_plan.num_tokens + kTileTokens - 1) / kTileTokens);
+  run.type = DenseType::kF32;
+  if (plan.is_direct() || stored)
+    run.type = plan.key.dense ? plan.key.dense->type : plan.value.dense->type;
+  if (has_keys) run.key_tiles = std::span(key_tiles_).subspan(first, count);
+  if (has_values) run.value_tiles = std::span(value_tiles_).subspan(first, count);
+  if (!has_values) {
+    run.key_offset = offset;
+    run.coded_values = &coded_[2 * head + 1];
+  }
+  if (!has_keys) {
+    run.value_offset = offset;
+    run.coded_keys = &coded_[2 * head];
+  }
+  return count;
+}
+
 void CacheView::make_runs(const LayerStore& store, const Staging& staging) {
   const LayerPlan& plan = store.plan();
   num_runs_ = static_cast<int64_t>(plans_.size());
@@ -112,17 +139,7 @@ void CacheView::make_runs(const LayerStore& store, const Staging& staging) {
       if (plan.is_coded()) {
         point_at_tokens(store, staging, run_plan, head, run);
       } else {
-        const bool stored = is_stored(store, run_plan);
-        run.type = plan.is_direct() || stored ? plan.key.dense->type : DenseType::kF32;
-        if (stored) {
-          run.key_offset = run_plan.first_position % kTileTokens;
-          run.coded_values = &coded_[2 * head + 1];
-        }
-        const auto count = static_cast<size_t>(
-            (run.key_offset + run_plan.num_tokens + kTileTokens - 1) / kTileTokens);
-        run.key_tiles = std::span(key_tiles_).subspan(first, count);
-        if (!stored) run.value_tiles = std::span(value_tiles_).subspan(first, count);
-        first += count;
+        first += point_at_listed(store, run_plan, head, first, run);
       }
       runs_.push_back(run);
     }

@@ -4,6 +4,7 @@
 //   both sides compressed           the codes themselves, and the rows of exact tokens around them
 //   dense keys, coded values        the stored key tiles and the codes themselves, and f32 tiles of
 //                                   the exact tokens around them
+//   latents of keys, dense values   the same the other way round
 //   otherwise                       everything as f32 tiles
 //
 // f32 tiles are made in scratch at every call of prepare; other views need none, and prepare only
@@ -43,6 +44,8 @@ class CacheView {
     return run.kind == RunKind::kEncoded && store.plan().is_half_coded();
   }
   void make_runs(const LayerStore& store, const Staging& staging);
+  size_t point_at_listed(const LayerStore& store, const RunPlan& run_plan, int64_t head,
+                         size_t first, AttendRun& run) const;
   void point_at_tokens(const LayerStore& store, const Staging& staging, const RunPlan& run_plan,
                        int64_t head, AttendRun& run) const;
 
@@ -51,7 +54,7 @@ class CacheView {
   std::vector<RunPlan> plans_;  // of the prepared layer
   int64_t num_runs_ = 0;
   std::vector<AttendRun> runs_;  // [num_kv_heads][num_runs]
-  // [num_kv_heads][all tiles of the runs]; beside codes a value tile is null
+  // [num_kv_heads][all tiles of the runs]; in place of codes a tile is null
   std::vector<const void*> key_tiles_, value_tiles_;
   std::vector<CodedSide> coded_;  // [num_kv_heads][2], keys first, or empty; dense ones as made
   Buffer<float> tiles_;           // [filled tiles of the runs][num_kv_heads][2][64 * head_dim]

@@ -50,7 +50,7 @@ struct Grown {
     double lost = 0, all = 0;
     for (int64_t t = 512; t < 900; ++t) {
       for (int64_t head = 0; head < kFedShape.num_kv_heads; ++head) {
-        const auto tile = test::decode_planar(keys(head), t / 64, 64);
+        const auto tile = test::decode_planar(keys(head), KvSide::kKey, t / 64, 64);
         for (int64_t c = 0; c < 16; ++c) {
           const double x = rows[t][head * 16 + c], error = tile[c * 64 + t % 64] - x;
           lost += error * error;

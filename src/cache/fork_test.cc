@@ -19,7 +19,8 @@ constexpr const char* kSpecs[] = {"fp16",
                                   "nuq3-2%,block=64",
                                   "int8,sink=70,recent=30",
                                   "k=nuq2-5%,v=fp16",
-                                  "k=bf16,v=had+nuq3-1%,layers=1:nuq4-1%"};
+                                  "k=bf16,v=had+nuq3-1%,layers=1:nuq4-1%",
+                                  "k=lnns+int4,v=fp16,sink=3,layers=1:lnns"};
 
 class Fork : public testing::TestWithParam<CacheMode> {};
 

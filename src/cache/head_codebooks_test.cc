@@ -76,7 +76,7 @@ struct Filled {
       for (int64_t tile = 0; tile * kTileTokens < kTokens; ++tile) {
         const int64_t count = std::min<int64_t>(kTileTokens, kTokens - tile * kTileTokens);
         const auto place = [&](const CodedSide& side, std::vector<float>& out) {
-          const auto planar = test::decode_planar(side, tile, count);
+          const auto planar = test::decode_planar(side, KvSide::kKey, tile, count);
           for (int64_t i = 0; i < 16 * count; ++i) {
             const int64_t token = tile * kTileTokens + i % count, c = i / count;
             out[token * kRowSize + head * 16 + c] = planar[c * kTileTokens + i % count];

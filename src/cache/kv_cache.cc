@@ -35,6 +35,7 @@ DenseType dense_type(Quantizer quantizer) {
 double largest_value(const SidePlan& plan) {
   constexpr double kMaxHalf = 65504, kMaxBFloat16 = 0x1.FEp127;
   if (plan.nuq) {  // what is rotated may gather in one channel
+    if (plan.nuq->rope != nullptr) return plan.nuq->largest_value / std::sqrt(2.0);
     return plan.nuq->hadamard ? kMaxHalf / std::sqrt(plan.nuq->shape.head_dim)
                               : plan.nuq->largest_value;
   }
@@ -110,7 +111,8 @@ int64_t num_expanded_layers(const CacheSpec& spec, int64_t num_layers) {
   for (int layer = 0; layer < num_layers; ++layer) {
     const Codec &key = spec.key_of(layer), &value = spec.value_of(layer);
     const bool are_dense = !is_compressed(key) && !is_compressed(value);
-    const bool is_read = is_compressed(value) || (are_dense && key.quantizer == value.quantizer);
+    const bool is_read =
+        is_compressed(value) || has_latents(key) || (are_dense && key.quantizer == value.quantizer);
     if (!is_read) ++count;
   }
   return count;
@@ -167,17 +169,20 @@ SidePlan KvCache::Impl::plan_side(KvSide side, const Codec& codec, int64_t num_t
   check_arg(shape.head_dim <= kMaxNuqHeadDim,
             fmt::format("codec '{}': head_dim {} is larger than {}", to_string(codec),
                         shape.head_dim, kMaxNuqHeadDim));
-  const bool is_latent = has_latents(codec);
+  const bool is_latent = has_latents(codec), is_latent_key = is_latent && side == KvSide::kKey;
+  const KvSide coded_like = is_latent ? KvSide::kValue : side;
   const SideParameters& found = parameters_of(side, codec, layer);
-  NuqPlan nuq{.side = side,
+  NuqPlan nuq{.side = coded_like,
               .outlier_percent = codec.outlier_percent,
               .hadamard = !codec.transforms.empty() && !is_latent,
               .latents = found.latents,
+              .rope = is_latent_key ? &rope : nullptr,
+              .first_position = std::min<int64_t>(*spec.sink, rope.num_positions()),
               .largest_value = is_latent ? found.basis.largest_value : NuqPlan{}.largest_value,
               .codebooks = found.codebooks,
               .ranges = found.ranges,
               .feedback = found.feedback,
-              .shape = {.side = side,
+              .shape = {.side = coded_like,
                         .bits = codec.quantizer == Quantizer::kF16 ? kLatentBits
                                                                    : code_bits(codec.quantizer),
                         .has_outliers = codec.outlier_percent > 0,
@@ -262,6 +267,7 @@ void KvCache::Impl::check_splice(const Sequence& sequence, const Sequence& from,
       check_arg(condition, fmt::format("cache: splice: layer {}: {}", i, rule));
     };
     check(plans[i].is_coded(), "keys and values must both be compressed");
+    check(plans[i].is_relocatable(), "keys that are latents hold their positions");
     check(plans[i].mode == CacheMode::kAsServed || plans[i].recent == 0,
           "tokens that were encoded elsewhere have no exact copy for recent=");
     check(store.length() == sequence.length && source.length() == from.length,
@@ -449,6 +455,12 @@ std::span<const AttendRun> KvCache::view(int64_t layer, SequenceId id, int64_t k
   check_arg(0 <= kv_head && kv_head < impl_->shape.num_kv_heads,
             fmt::format("cache: KV head {} of {}", kv_head, impl_->shape.num_kv_heads));
   return impl_->view.runs(kv_head);
+}
+
+bool KvCache::can_splice(int64_t layer) const {
+  check_arg(0 <= layer && layer < impl_->shape.num_layers,
+            fmt::format("cache: layer {} of {}", layer, impl_->shape.num_layers));
+  return impl_->plans[layer].is_relocatable();
 }
 
 bool KvCache::reads_codes(int64_t layer) const {

@@ -90,8 +90,8 @@ class KvCache {
   // Appends tokens [first_token, first_token + num_tokens) of sequence `from` as they are encoded
   // there; they move to the positions at the end of `id`, as keys are stored before RoPE. Whole
   // blocks without outliers are shared, others are copied; nothing is encoded again. Ends a chunk
-  // of both. Throws std::invalid_argument, changing nothing, unless every layer compresses both
-  // sides, the tokens are whole encoded tiles (first_token is sink + a multiple of 64) and `id`
+  // of both. Throws std::invalid_argument, changing nothing, unless in every layer can_splice, the
+  // tokens are whole encoded tiles (first_token is sink + a multiple of 64) and `id`
   // ends with its sinks or such a tile, without exact tokens behind it.
   void splice(SequenceId id, SequenceId from, int64_t first_token, int64_t num_tokens);
   // All that is held of a sequence, as views that are valid until the next call on the cache. Ends
@@ -126,12 +126,17 @@ class KvCache {
   // copy of the chunk stops counting as memory of the cache. The next append does it, too.
   void settle(SequenceId id);
 
+  // Whether a layer's encoded tokens may stand at any position: both sides are compressed, and keys
+  // before RoPE.
+  bool can_splice(int64_t layer) const;
+
   // What the queries of the last appended chunk read of one layer: runs per KV head. Valid until
   // the next call on the cache.
   std::span<const AttendRun> view(int64_t layer, SequenceId id, int64_t kv_head);
   // Makes `view` valid for all heads of (layer, sequence). Layers that compress values hand out
-  // their codes as they lie, and their keys (codes: reads_codes); where keys are compressed and
-  // values are not, the whole history is expanded to scratch, at every call. Throws
+  // their codes as they lie, and their keys (codes: reads_codes), and so do those whose keys are
+  // latents; where other keys are compressed and values are not, the whole history is expanded to
+  // scratch, at every call. Throws
   // std::invalid_argument when it comes so late that tokens the queries must see exactly are
   // encoded already: prepare the view of a layer before the next layer is appended.
   void prepare_view(int64_t layer, SequenceId id);

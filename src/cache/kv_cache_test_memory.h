@@ -29,12 +29,13 @@ class ModelMemory {
       const bool sparse = side->codec.outlier_percent > 0;
       const bool is_half = side->codec.quantizer == Quantizer::kF16;
       memory.block_bytes =
-          kv_block_layout({side->is_key ? KvSide::kKey : KvSide::kValue,
+          kv_block_layout({side->is_key && side->basis.rank == 0 ? KvSide::kKey : KvSide::kValue,
                            is_half ? kLatentBits : code_bits(side->codec.quantizer), sparse,
                            shape.num_kv_heads, side->coded_dim(), block / kTileTokens,
                            side->basis.rank > 0})
               .num_bytes;
-      memory.ranges_bytes = side->is_key ? memory.row_bytes * (sparse ? 4 : 2) : 0;
+      const bool has_ranges = side->is_key && side->basis.rank == 0;
+      memory.ranges_bytes = has_ranges ? memory.row_bytes * (sparse ? 4 : 2) : 0;
       if (sparse) memory.pages.resize(static_cast<size_t>(shape.num_kv_heads));
     }
   }

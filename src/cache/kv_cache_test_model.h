@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "base/half.h"
 #include "cache/kv_cache.h"
-#include "cache/kv_cache_test_view.h"
+#include "cache/kv_cache_test_rows.h"
 #include "formats/codec_table.h"
 #include "formats/nuq_codebook.h"
 #include "kvquant/codebook.h"
@@ -20,18 +19,6 @@
 #include "quant/value_basis.h"
 
 namespace kvquant::test {
-
-// Heavy-tailed tokens with large channels, [num_tokens][row_size].
-inline std::vector<Row> random_rows(int64_t num_tokens, int64_t row_size, std::mt19937& rng) {
-  std::student_t_distribution<float> heavy_tailed(3);
-  std::vector<Row> rows(num_tokens, Row(row_size));
-  for (Row& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) {
-      row[c] = std::clamp(heavy_tailed(rng), -50.0f, 50.0f) * (c % 7 == 3 ? 8.0f : 1.0f);
-    }
-  }
-  return rows;
-}
 
 // Of a codec's exact values: those of compressed codecs are fp16.
 inline float round_as_stored(const Codec& codec, float x) {
@@ -64,7 +51,8 @@ struct ModelSide {
   std::vector<Row> decoded{};                    // what the codec makes of them
   std::vector<std::vector<uint8_t>> outliers{};  // 1 where exact
   std::vector<ChannelRange> ranges{};            // keys
-  ValueBasis basis{};                            // of values that are latents
+  ValueBasis basis{};                            // of latents
+  const RopeTable* rope = nullptr;               // of latents of keys, which are decoded rotated
 
   // Channels of a head as they are coded.
   int64_t coded_dim() const { return basis.rank > 0 ? latent_width(basis.rank) : head_dim; }
@@ -87,6 +75,13 @@ struct ModelSide {
     if (codec.transforms.empty()) return;
     const auto num_heads = static_cast<int64_t>(row.size()) / head_dim;
     ref::hadamard_rows(row.data(), head_dim, num_heads, head_dim);
+  }
+
+  Row rotated(Row row, int64_t position) const {
+    for (size_t c = 0; c < row.size(); c += static_cast<size_t>(head_dim)) {
+      rope_row(row.data() + c, rope->cos(position), rope->sin(position), head_dim);
+    }
+    return row;
   }
 
   // Of all heads; outliers are marked in the coded row.
@@ -133,9 +128,10 @@ struct ModelSide {
   // Decodes the rows that are not yet.
   void decode_new() {
     if (!is_compressed(codec)) return;
-    if (!is_key && has_latents(codec)) {
+    if (has_latents(codec)) {
       for (size_t t = decoded.size(); t < rows.size(); ++t) {
-        decoded.push_back(decode_latents(rows[t], outliers.emplace_back()));
+        const Row row = is_key ? rotated(rows[t], static_cast<int64_t>(t)) : rows[t];
+        decoded.push_back(decode_latents(row, outliers.emplace_back()));
       }
       return;
     }
@@ -204,7 +200,8 @@ struct ModelLayer {
   void fit_and_decode() {
     if (length() <= sink) return;
     for (auto* side : {&key, &value}) {
-      if (side->is_key && is_compressed(side->codec) && side->ranges.empty()) {
+      const bool has_ranges = side->is_key && is_compressed(side->codec) && side->rope == nullptr;
+      if (has_ranges && side->ranges.empty()) {
         side->fit(static_cast<size_t>(sink));
       }
       side->decode_new();
@@ -234,16 +231,5 @@ struct ModelLayer {
     return token >= sink + num_encoded;
   }
 };
-
-// A chunk as the three-dimensional view that KvCache takes; `flat` keeps the numbers.
-inline TensorView<const float, 3> as_chunk(const std::vector<Row>& rows, int64_t num_kv_heads,
-                                           std::vector<float>& flat) {
-  flat.clear();
-  for (const Row& row : rows) flat.insert(flat.end(), row.begin(), row.end());
-  const auto num_tokens = static_cast<int64_t>(rows.size());
-  return row_major(static_cast<const float*>(flat.data()),
-                   {num_tokens, num_kv_heads,
-                    static_cast<int64_t>(rows.empty() ? 0 : rows[0].size()) / num_kv_heads});
-}
 
 }  // namespace kvquant::test

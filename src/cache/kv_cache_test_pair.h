@@ -11,31 +11,10 @@
 #include "cache/kv_cache.h"
 #include "cache/kv_cache_test_memory.h"
 #include "cache/kv_cache_test_model.h"
+#include "cache/kv_cache_test_specs.h"
+#include "quant/key_basis.h"
 
 namespace kvquant::test {
-
-inline constexpr const char* kSpecs[] = {
-    "fp16",
-    "bf16,block=64",
-    "fp32",
-    "k=fp32,v=nuq3-1%",
-    "k=fp16,v=bf16",
-    "nuq4",
-    "nuq3-1%,block=64",
-    "nuq2-5%,sink=3,recent=10,block=64",
-    "k=nuq4-0.5%,v=fp16,block=64",
-    "k=bf16,v=nuq3-2%,sink=1,recent=0,block=128",
-    "nuq4-1%,layers=1:fp16,sink=70,recent=65",
-    "nuq3,layers=0:k=nuq2-3%,recent=1,sink=0,block=64",
-    "int8,block=64",
-    "int4,sink=2,recent=30",
-    "k=nuq4-1%,v=had+nuq4-2%,block=64",
-    "k=int8,v=had+int4,layers=1:v=had+int8",
-    "k=fp16,v=lnns,block=64",
-    "k=bf16,v=lnns+int8,sink=3,recent=30,block=64",
-    "k=nuq4-1%,v=lnns+nuq3-5%,block=128,layers=0:v=lnns",
-    "k=fp32,v=lnns+int4,sink=70,recent=65",
-};
 
 inline constexpr int64_t kPositions = 2000;
 
@@ -59,9 +38,13 @@ class Pair {
       ModelLayer model;
       model.key = {.codec = spec_.key_of(layer), .is_key = true, .head_dim = shape_.head_dim};
       model.value = {.codec = spec_.value_of(layer), .is_key = false, .head_dim = shape_.head_dim};
+      const BasisShape basis{shape_.num_kv_heads, shape_.head_dim};
       if (has_latents(model.value.codec)) {
-        const BasisShape basis{shape_.num_kv_heads, shape_.head_dim};
         model.value.basis = make_value_basis(model.value.codec, basis, nullptr);
+      }
+      if (has_latents(model.key.codec)) {
+        model.key.basis = make_key_basis(model.key.codec, basis, nullptr);
+        model.key.rope = &rope_;
       }
       model.sink = *spec_.sink;
       model.recent = *spec_.recent;
@@ -160,12 +143,14 @@ class Pair {
   void check_view(const ModelLayer& model, std::span<const AttendRun> runs, int64_t head) {
     std::vector<int64_t> seen(model.length() * model.last_chunk, 0);
     for (const AttendRun& run : runs) {
-      const bool has_values = run.coded_values != nullptr;
-      ASSERT_EQ(run.is_coded() || run.is_half_coded(), has_values);
-      const bool has_tiles = !run.is_coded() && !run.is_rows();
-      const int64_t num_tiles = has_tiles ? (run.key_offset + run.num_tokens + 63) / 64 : 0;
-      ASSERT_EQ(static_cast<int64_t>(run.key_tiles.size()), num_tiles);
-      ASSERT_EQ(has_values ? 0u : run.key_tiles.size(), run.value_tiles.size());
+      const bool has_codes = run.is_coded() || run.is_half_coded();
+      ASSERT_TRUE(!has_codes || run.coded_values != nullptr || run.key_latents() != nullptr);
+      const auto num_tiles = [&](bool has_no_tiles, int64_t offset) {
+        return has_no_tiles || run.is_rows() ? 0 : (offset + run.num_tokens + 63) / 64;
+      };
+      ASSERT_EQ(std::ssize(run.key_tiles), num_tiles(run.is_coded(), run.key_offset));
+      ASSERT_EQ(std::ssize(run.value_tiles),
+                num_tiles(run.coded_values != nullptr, run.value_offset));
       for (int64_t t = 0; t < run.num_tokens; ++t) {
         const int64_t token = run.first_position + t;
         bool checked[2] = {};  // contents once per form
@@ -208,6 +193,10 @@ class Pair {
       ASSERT_EQ(values, expected(model.value)) << "token " << token << " exact " << exact;
     }
     Row key = expected(model.key);
+    if (run.key_latents() != nullptr) {  // rotated before they were coded
+      for (int64_t c = 0; c < head_dim; ++c) ASSERT_NEAR(keys[c], key[c], 1e-4) << token;
+      return;
+    }
     rope_row(key.data(), rope_.cos(token), rope_.sin(token), head_dim);
     if (!is_compressed(model.key.codec)) {  // rounded after the rotation, to the bit
       for (float& x : key) x = round_as_stored(model.key.codec, x);

@@ -43,18 +43,21 @@ inline std::vector<float> expand_planar(const LatentMap& map, const std::vector<
 }
 
 // One tile of latents of fp16, planar.
-inline std::vector<float> read_halves(const Half* tile, int64_t width) {
+inline std::vector<float> read_halves(const Half* tile, KvSide side, int64_t width) {
   std::vector<float> planar(static_cast<size_t>(width * kTileTokens));
   for (int64_t t = 0; t < kTileTokens; ++t) {
     for (int64_t r = 0; r < width; ++r) {
-      planar[r * kTileTokens + t] = to_float(tile[value_index(t, r, width)]);
+      const int64_t at = side == KvSide::kKey ? key_index(t, r) : value_index(t, r, width);
+      planar[r * kTileTokens + t] = to_float(tile[at]);
     }
   }
   return planar;
 }
 
-// One tile of a coded side, planar [head_dim][64]; columns past num_tokens are zero.
-inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int64_t num_tokens) {
+// One tile of a coded side, planar [head_dim][64]; columns past num_tokens are zero. Keys that are
+// latents are rotated.
+inline std::vector<float> decode_planar(const CodedSide& side, KvSide of, int64_t tile,
+                                        int64_t num_tokens) {
   const KvBlockShape& shape = side.shape;
   const std::byte* block = side.blocks[tile / shape.num_tiles];
   const int64_t index = tile % shape.num_tiles, at = index * shape.num_kv_heads + side.head;
@@ -65,7 +68,7 @@ inline std::vector<float> decode_planar(const CodedSide& side, int64_t tile, int
   const auto* scales = reinterpret_cast<const Half*>(block + side.layout.scales) + of_tile;
   const auto* zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + of_tile;
   if (!shape.has_codes()) {
-    const auto halves = read_halves(reinterpret_cast<const Half*>(codes), shape.head_dim);
+    const auto halves = read_halves(reinterpret_cast<const Half*>(codes), of, shape.head_dim);
     return expand_planar(*side.latents, halves, num_tokens);
   }
   const int64_t first = is_key ? side.segment_offset(tile) : 0;
@@ -99,7 +102,7 @@ inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t t
   const bool is_key = side == KvSide::kKey;
   const int64_t num_tokens = std::min<int64_t>(kTileTokens, run.num_tokens - tile * kTileTokens);
   if (run.is_coded() || run.is_half_coded()) {
-    return decode_planar(is_key ? *run.coded_keys : *run.coded_values, tile, num_tokens);
+    return decode_planar(is_key ? *run.coded_keys : *run.coded_values, side, tile, num_tokens);
   }
   std::vector<float> planar(static_cast<size_t>(kTileTokens * head_dim));
   const Half* rows = is_key ? run.key_rows : run.value_rows;
@@ -114,17 +117,23 @@ inline std::vector<float> planar_of(const AttendRun& run, KvSide side, int64_t t
 inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, int64_t head_dim) {
   const int64_t size = kTileTokens * head_dim;
   Buffer<float> out(size);
-  if (run.is_half_coded() && side == KvSide::kKey) {
+  const bool has_codes = run.is_coded() || run.is_half_coded();
+  const bool is_key = side == KvSide::kKey;
+  if (has_codes && (is_key ? run.coded_keys : run.coded_values) == nullptr) {
+    const auto index = [&](int64_t t, int64_t c) {
+      return is_key ? key_index(t, c) : value_index(t, c, head_dim);
+    };
+    const auto tiles = is_key ? run.key_tiles : run.value_tiles;
     for (int64_t t = 0; t < kTileTokens && tile * kTileTokens + t < run.num_tokens; ++t) {
-      const int64_t slot = run.key_offset + tile * kTileTokens + t;
+      const int64_t slot = run.key_offset + run.value_offset + tile * kTileTokens + t;
       for (int64_t c = 0; c < head_dim; ++c) {
-        out[key_index(t, c)] =
-            element(run.type, run.key_tiles[slot / kTileTokens], key_index(slot % kTileTokens, c));
+        out[index(t, c)] =
+            element(run.type, tiles[slot / kTileTokens], index(slot % kTileTokens, c));
       }
     }
     return out;
   }
-  if (!run.is_coded() && !run.is_rows() && !run.is_half_coded()) {
+  if (!has_codes && !run.is_rows()) {
     const void* stored = side == KvSide::kKey ? run.key_tiles[tile] : run.value_tiles[tile];
     for (int64_t i = 0; i < size; ++i) out[i] = element(run.type, stored, i);
     return out;
@@ -132,6 +141,10 @@ inline Buffer<float> tile_of(const AttendRun& run, KvSide side, int64_t tile, in
   const auto planar = planar_of(run, side, tile, head_dim);
   if (side == KvSide::kValue) {
     planar_to_value_tile(planar.data(), head_dim, out.data());
+    return out;
+  }
+  if (run.key_latents() != nullptr) {
+    planar_to_key_tile(planar.data(), head_dim, out.data());
     return out;
   }
   std::vector<float> cos(static_cast<size_t>(size / 2)), sin(cos.size());
@@ -173,7 +186,7 @@ class DecodedRuns {
       AttendRun run = runs[i];
       run.type = DenseType::kF32;
       run.coded_keys = run.coded_values = nullptr;
-      run.key_offset = 0;
+      run.key_offset = run.value_offset = 0;
       run.key_rows = run.value_rows = nullptr;
       run.rope = nullptr;
       run.key_tiles = tiles_[i][0];

@@ -3,130 +3,26 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
-#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "cache/kv_cache.h"
-#include "cache/kv_cache_test_view.h"
+#include "cache/latent_cache_test_fed.h"
 #include "kvquant/error.h"
-#include "quant/calibration_test_data.h"
 #include "quant/value_basis.h"
 
 namespace kvquant {
 namespace {
 
-constexpr KvShape kShape{1, 2, 16};
-constexpr CalibrationShape kCalibrationShape{1, 4, 2, 16};
-constexpr int64_t kRowSize = 32, kGroup = 2;
-
-// Values near some directions, so that a spectrum falls.
-TestLayer& data() {
-  static TestLayer layer(kCalibrationShape, 1, 600, 5);
-  static const bool is_mixed = [] {
-    for (size_t i = 0; i < layer.values.size(); i += 16) {
-      for (size_t c = 1; c < 16; ++c) {
-        layer.values[i + c] = 0.7f * layer.values[i + c - 1] + 0.5f * layer.values[i + c];
-      }
-    }
-    for (auto* x : {&layer.keys, &layer.values}) {
-      for (float& v : *x) v = round_to_half(v);
-    }
-    return true;
-  }();
-  (void)is_mixed;
-  return layer;
-}
-
-std::shared_ptr<const Calibration> fitted(int64_t rank = 16) {
-  static std::map<int64_t, std::shared_ptr<const Calibration>> known;
-  auto& out = known[rank];
-  if (out != nullptr) return out;
-  ThreadPool pool(1, ThreadPool::Pin::kNo);
-  auto calibration = std::make_shared<Calibration>();
-  calibration->info.shape = kCalibrationShape;
-  calibration->layers.push_back(fit_layer(data().views, {.rank = rank}, pool));
-  return out = calibration;
-}
-
-struct Fed {
-  Fed(const std::string& spec, CacheMode mode, int num_threads = 1,
-      std::shared_ptr<const Calibration> calibration = fitted())
-      : pool(num_threads, ThreadPool::Pin::kNo),
-        cache(kShape, parse_spec(spec), mode, rope, pool, std::move(calibration)),
-        id(cache.add_sequence()) {}
-
-  void append(int64_t num_new) {
-    const auto chunk = [&](const std::vector<float>& rows) {
-      return row_major<const float, 3>(rows.data() + cache.length(id) * kRowSize, {num_new, 2, 16});
-    };
-    cache.append(0, id, chunk(data().keys), chunk(data().values));
-    last_chunk = num_new;
-  }
-
-  std::vector<float> attend_head(std::span<const AttendRun> runs, int64_t head) {
-    const int64_t first = cache.length(id) - last_chunk, row = kGroup * 16;
-    std::vector<float> query, out(static_cast<size_t>(last_chunk * row));
-    for (int64_t t = first; t < cache.length(id); ++t) {
-      const float* q = data().queries.data() + (t * 4 + head * kGroup) * 16;
-      query.insert(query.end(), q, q + row);
-    }
-    const AttendJob job{query.data(), out.data(), row, last_chunk, first, runs};
-    attend({16, kGroup, 0.05f}, {&job, 1}, Precision::kF32, pool);
-    return out;
-  }
-  // What the last chunk's queries get, of all heads; reconstructed: of every value expanded first.
-  std::vector<float> attended(bool reconstructed = false) {
-    std::vector<float> out;
-    cache.prepare_view(0, id);
-    for (int64_t head = 0; head < 2; ++head) {
-      const auto runs = cache.view(0, id, head);
-      const test::DecodedRuns decoded(reconstructed ? runs : std::span<const AttendRun>(), 16);
-      const auto part = attend_head(reconstructed ? decoded.runs() : runs, head);
-      out.insert(out.end(), part.begin(), part.end());
-    }
-    return out;
-  }
-  // Mean squared error of the values that the view stands for.
-  double error() {
-    double sum = 0;
-    int64_t count = 0;
-    cache.prepare_view(0, id);
-    for (int64_t head = 0; head < 2; ++head) {
-      for (const AttendRun& run : cache.view(0, id, head)) {
-        for (int64_t t = 0; t < run.num_tokens; ++t, ++count) {
-          const test::Row value = test::value_in_run(run, t, 16);
-          const float* given =
-              data().values.data() + (run.first_position + t) * kRowSize + head * 16;
-          for (int64_t c = 0; c < 16; ++c) sum += std::pow(double{value[c]} - given[c], 2);
-        }
-      }
-    }
-    return sum / static_cast<double>(count);
-  }
-
-  RopeTable rope{16, 1000, 10000};
-  ThreadPool pool;
-  KvCache cache;
-  KvCache::SequenceId id;
-  int64_t last_chunk = 0;
-};
-
-double max_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double largest = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    largest = std::max(largest, std::abs(double{a[i]} - b[i]));
-  }
-  return largest;
-}
-
-constexpr const char* kWindows[] = {"", ",sink=0,recent=0", ",sink=3,recent=20,block=64",
-                                    ",sink=64,recent=1", ",sink=70,recent=130"};
-constexpr CacheMode kModes[] = {CacheMode::kStrict, CacheMode::kAsServed};
+using test::expect_same_bytes;
+using test::Fed;
+using test::fitted;
+using test::kFedRowSize;
+using test::kModes;
+using test::kWindows;
+using test::max_difference;
+using test::refusal;
 
 TEST(LatentCache, FullRankEqualsUncompressedValuesWithinRounding) {
   for (const CacheMode mode : kModes) {
@@ -228,14 +124,7 @@ TEST(LatentCache, BytesAreTheSameAtAnyThreads) {
       fed->append(200);
       fed->append(1);
     }
-    const StoredSequence a = one.cache.store(one.id), b = three.cache.store(three.id);
-    ASSERT_EQ(a.sections.size(), b.sections.size());
-    for (size_t i = 0; i < a.sections.size(); ++i) {
-      ASSERT_EQ(a.sections[i].pieces.size(), b.sections[i].pieces.size());
-      for (size_t p = 0; p < a.sections[i].pieces.size(); ++p) {
-        EXPECT_TRUE(std::ranges::equal(a.sections[i].pieces[p], b.sections[i].pieces[p]));
-      }
-    }
+    expect_same_bytes(one, three);
     EXPECT_EQ(one.attended(), three.attended());
   }
 }
@@ -256,28 +145,18 @@ TEST(LatentCache, WhatIsRestoredGoesOnWithTheSameBits) {
   }
 }
 
-std::string refusal(const std::string& spec,
-                    const std::shared_ptr<const Calibration>& calibration) {
-  try {
-    Fed fed(spec, CacheMode::kStrict, 1, calibration);
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "accepted";
-}
-
 TEST(LatentCache, WhatDoesntFitIsRefused) {
   EXPECT_NE(refusal("v=pca8+int8", nullptr).find("needs a calibration"), std::string::npos);
   EXPECT_NE(refusal("v=pca8", fitted(7)).find("--rank of at least 8"), std::string::npos);
   EXPECT_NE(refusal("v=pca17", fitted()).find("rank 17 of pca17 is larger"), std::string::npos);
-  EXPECT_NE(refusal("k=pca8", fitted()).find("not built yet for keys"), std::string::npos);
+  EXPECT_NE(refusal("k=pcaw8", fitted()).find("not built yet for keys"), std::string::npos);
   EXPECT_NE(refusal("v=pca8+had+wf4", fitted()).find("not built yet for values"),
             std::string::npos);
   EXPECT_NE(refusal("v=pca8+wf1.5", fitted()).find("2 for each of 8"), std::string::npos);
   EXPECT_THROW(parse_spec("v=pca0"), std::invalid_argument);
   EXPECT_EQ(refusal("v=lnns", nullptr), "accepted");
   Fed fed("v=pca16", CacheMode::kStrict);
-  std::vector<float> row(kRowSize, 60000.0f);
+  std::vector<float> row(kFedRowSize, 60000.0f);
   const auto chunk = row_major<const float, 3>(row.data(), {1, 2, 16});
   EXPECT_THROW(fed.cache.append(0, fed.id, chunk, chunk), FormatError);
 }

@@ -46,8 +46,15 @@ struct LayerPlan {
   }
   // Attention reads the stored codes themselves.
   bool is_coded() const { return key.nuq && value.nuq; }
-  // Attention reads the stored key tiles and coded values themselves, where tokens are encoded.
-  bool is_half_coded() const { return key.dense && value.nuq; }
+  // Keys are latents of rotated keys.
+  bool has_latent_keys() const { return key.nuq && !key.nuq->latents.empty(); }
+  // Attention reads the stored tiles of one side and the codes of the other themselves, where
+  // tokens are encoded.
+  bool is_half_coded() const {
+    return (key.dense && value.nuq) || (has_latent_keys() && value.dense);
+  }
+  // Encoded tokens may stand at any position.
+  bool is_relocatable() const { return is_coded() && !has_latent_keys(); }
 };
 
 // The last chunk's rows behind the sinks as fp16, [num_tokens, row_size]; one per sequence, because
@@ -107,7 +114,8 @@ class LayerStore {
     return pending_ == 0 && window_rows_ == 0 && length_ == plan_->sink + num_encoded() &&
            num_encoded() % kTileTokens == 0;
   }
-  // Appends full encoded tiles of another store. Requires: a plan that is_coded, ends_with_tile().
+  // Appends full encoded tiles of another store. Requires: a plan that is_relocatable,
+  // ends_with_tile().
   void append_tiles(const LayerStore& from, int64_t first_tile, int64_t num_tiles);
 
   // Tokens from this one on can be forgotten.

@@ -14,9 +14,12 @@ namespace {
 using test::FedCache;
 using test::stream;
 
-constexpr const char* kSpecs[] = {
-    "fp16,block=64", "nuq4,block=64", "nuq3-2%,block=128,sink=20,recent=100",
-    "k=nuq2-5%,v=fp16,block=64", "k=int8,v=had+nuq4-1%,layers=1:bf16,block=64"};
+constexpr const char* kSpecs[] = {"fp16,block=64",
+                                  "nuq4,block=64",
+                                  "nuq3-2%,block=128,sink=20,recent=100",
+                                  "k=nuq2-5%,v=fp16,block=64",
+                                  "k=int8,v=had+nuq4-1%,layers=1:bf16,block=64",
+                                  "k=lnns+nuq3-2%,v=bf16,sink=3,block=64"};
 
 class MemoryLimit : public testing::TestWithParam<CacheMode> {};
 

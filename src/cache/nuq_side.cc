@@ -109,7 +109,27 @@ void NuqSide::take_blocks(int64_t num_tokens) {
   blocks_.own(num_tokens_ / block_tokens, (num_tokens + block_tokens - 1) / block_tokens);
 }
 
-// Rows [first, end) of values as they are coded.
+// The latents of rows of keys, of which the first is that of token first_token.
+void NuqSide::encode_rotated(const LatentMap& map, LatentRows job, int64_t first_token) const {
+  constexpr int64_t kRows = 16;
+  float rotated[kRows * kMaxNuqHeadDim];
+  for (int64_t done = 0; done < job.num_rows; done += kRows) {
+    const int64_t count = std::min(kRows, job.num_rows - done);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t position = plan_->first_position + first_token + done + i;
+      float* row = rotated + i * map.head_dim;
+      std::copy_n(job.rows + (done + i) * job.row_stride, map.head_dim, row);
+      rope_row(row, plan_->rope->cos(position), plan_->rope->sin(position), map.head_dim);
+    }
+    encode_latents(map, {.rows = rotated,
+                         .row_stride = map.head_dim,
+                         .num_rows = count,
+                         .latents = job.latents + done * job.latent_stride,
+                         .latent_stride = job.latent_stride});
+  }
+}
+
+// Rows [first, end) as they are coded: of values, and of latents.
 void NuqSide::transform_rows(Chunk& chunk, int64_t first, int64_t end) const {
   const int64_t size = plan_->row_size(), width = plan_->shape.head_dim;
   const int64_t num_heads = plan_->shape.num_kv_heads;
@@ -120,16 +140,18 @@ void NuqSide::transform_rows(Chunk& chunk, int64_t first, int64_t end) const {
     const LatentMap& map = plan_->latents[head];
     const auto h = static_cast<int64_t>(head);
     const int64_t from = first * plan_->input_size() + h * map.head_dim;
-    encode_latents(map, {.rows = chunk.given.data() + from,
+    const LatentRows job{.rows = chunk.given.data() + from,
                          .row_stride = plan_->input_size(),
                          .num_rows = end - first,
                          .latents = chunk.transformed.data() + first * size + h * width,
-                         .latent_stride = size});
+                         .latent_stride = size};
+    plan_->rope == nullptr ? encode_latents(map, job)
+                           : encode_rotated(map, job, num_tokens_ + first);
   }
 }
 
-// Of values: transforms them, finds the outliers of every token, its scale and its zero point; of
-// latents each head has its own.
+// Of values and latents: transforms them, finds the outliers of every token, its scale and its zero
+// point; of latents each head has its own.
 void NuqSide::fit_rows(Chunk& chunk, ThreadPool& pool) const {
   const KvBlockShape& shape = plan_->shape;
   const int64_t size = plan_->row_size();
@@ -161,7 +183,7 @@ void NuqSide::fit_rows(Chunk& chunk, ThreadPool& pool) const {
   });
 }
 
-// fp16 numbers in a value tile.
+// fp16 numbers in a tile of the side.
 void NuqSide::store_latents(const Chunk& chunk, const Piece& piece) const {
   const int64_t width = plan_->shape.head_dim;
   auto* tile = reinterpret_cast<Half*>(codes(piece.tile, piece.head));
@@ -169,7 +191,9 @@ void NuqSide::store_latents(const Chunk& chunk, const Piece& piece) const {
     const float* row =
         chunk.rows.data() + (piece.first_row + t) * plan_->row_size() + piece.head * width;
     for (int64_t r = 0; r < width; ++r) {
-      tile[value_index(piece.first_token + t, r, width)] = finite_to_half(row[r]);
+      const int64_t token = piece.first_token + t;
+      tile[plan_->rope != nullptr ? key_index(token, r) : value_index(token, r, width)] =
+          finite_to_half(row[r]);
     }
   }
 }

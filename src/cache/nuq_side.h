@@ -28,10 +28,13 @@ inline constexpr float kLogitBias = 0.5f;
 
 // What all sequences share of one side of one layer.
 struct NuqPlan {
-  KvSide side = KvSide::kKey;
+  KvSide side = KvSide::kKey;  // whose way of coding it is: latents of keys are coded like values
   double outlier_percent = 0;
-  bool hadamard = false;                         // values: rows are rotated per head before coding
-  std::span<const LatentMap> latents{};          // values: one per KV head; empty: no latents
+  bool hadamard = false;                 // values: rows are rotated per head before coding
+  std::span<const LatentMap> latents{};  // one per KV head; empty: no latents
+  // Of latents of keys: rows are rotated first, the row of token i by position first_position + i.
+  const RopeTable* rope = nullptr;
+  int64_t first_position = 0;
   float largest_value = 65504;                   // of channels that can be stored
   std::span<const NuqCodebook> codebooks{};      // one, or one per KV head
   std::span<const Half> ranges{};                // calibrated keys: scale, zero, low, high, each
@@ -118,6 +121,7 @@ class NuqSide {
   Piece piece_of(const Chunk& chunk, int64_t index) const;
   void take_blocks(int64_t num_tokens);
   void transform_rows(Chunk& chunk, int64_t first, int64_t end) const;
+  void encode_rotated(const LatentMap& map, LatentRows job, int64_t first_token) const;
   void fit_rows(Chunk& chunk, ThreadPool& pool) const;
   void encode_piece(Chunk& chunk, int64_t index) const;
   void encode_bands(const EncodeJob& all) const;

@@ -7,6 +7,7 @@
 #include "formats/codec_table.h"
 #include "kvquant/codebook.h"
 #include "quant/codec_parameters.h"
+#include "quant/key_basis.h"
 
 namespace kvquant {
 namespace {
@@ -50,11 +51,12 @@ std::vector<LatentMap> maps_of(const ValueBasis& basis, const BasisShape& shape)
 SideParameters::SideParameters(KvSide side, const Codec& codec, const BasisShape& shape,
                                const LayerCalibration* calibration)
     : codebooks(choose_codebooks(side, codec, calibration)) {
-  if (side == KvSide::kValue && has_latents(codec)) {
-    basis = make_value_basis(codec, shape, calibration);
+  if (has_latents(codec)) {
+    basis = side == KvSide::kKey ? make_key_basis(codec, shape, calibration)
+                                 : make_value_basis(codec, shape, calibration);
     latents = maps_of(basis, shape);
   }
-  if (calibration == nullptr || side == KvSide::kValue) return;
+  if (calibration == nullptr || side == KvSide::kValue || has_latents(codec)) return;
   const KeyCalibration& key = calibration->key;
   const int bits = code_bits(codec.quantizer);
   const bool is_nuq = nuq_bits(codec.quantizer) != 0;

@@ -1,6 +1,6 @@
-// What all sequences share of one side of a layer: its codebooks, the maps of values that are
-// latents and, where there is a calibration, the ranges of its key channels and how their rounding
-// errors are made up for.
+// What all sequences share of one side of a layer: its codebooks, the maps of latents and, where
+// there is a calibration, the ranges of its key channels and how their rounding errors are made up
+// for.
 #pragma once
 
 #include <cstdint>
@@ -20,18 +20,18 @@ struct SideParameters {
   std::vector<NuqCodebook> codebooks;  // one, or one per KV head; never changes
   std::vector<Half> ranges;            // [4, row_size] of keys: scale, zero, low, high; or empty
   std::vector<RoundingFeedback> feedback;  // one per KV head, or empty; points into the calibration
-  ValueBasis basis;                        // of values that are latents
+  ValueBasis basis;                        // of latents
   std::vector<LatentMap> latents;          // one per KV head, or empty; points into the basis
 
   // Without a calibration (null) the codebook is the heuristic one, ranges and feedback are empty.
-  // Throws what make_value_basis throws.
+  // Throws what make_value_basis and make_key_basis throw.
   SideParameters(KvSide side, const Codec& codec, const BasisShape& shape,
                  const LayerCalibration* calibration);
   SideParameters(const SideParameters&) = delete;
   SideParameters& operator=(const SideParameters&) = delete;
 
-  // What decoding reads: levels, ranges, mean and D of latents. Feedback and A belong to the
-  // encoder.
+  // What attention reads: levels, ranges, mean and D of latents. Feedback and A (where it is not D)
+  // belong to the encoder.
   int64_t memory_bytes() const;
 };
 

@@ -32,6 +32,10 @@ TEST(TuneCandidates, AreRanksTimesBitsAndWhatElseIsNamed) {
                                       "k=nuq4-1%,v=had+nuq4,sink=4,recent=0"}));
   EXPECT_EQ(texts({.target = PresetTarget::kKeys, .bits = {}, .codecs = {"nuq4"}}),
             (std::vector<std::string>{"k=nuq4"}));
+  EXPECT_EQ(texts({.target = PresetTarget::kKeys, .ranks = {48}, .bits = {16, 8}}),
+            (std::vector<std::string>{"k=pca48", "k=pca48+int8"}));
+  EXPECT_EQ(texts({.target = PresetTarget::kBoth, .ranks = {48}, .bits = {4}}),
+            (std::vector<std::string>{"k=pca48+int4,v=pca48+int4"}));
   // The same twice is one.
   EXPECT_EQ(texts({.bits = {}, .codecs = {"int8", "int8"}, .specs = {"k=fp16,v=int8"}}).size(), 1u);
 }

@@ -84,16 +84,6 @@ int64_t num_value_outliers(int64_t row_size, double percent) {
   return (row_size * millionths + kWhole - 1) / kWhole;
 }
 
-double marginal_key_bits(const Codec& codec, int64_t head_dim) {
-  if (!is_built(codec, KvSide::kKey)) return 0;
-  if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
-  double bits = dense_bits(codec, head_dim);
-  if (codec.outlier_percent > 0) {
-    bits += codec.outlier_percent / 100 * kOutlierBits + count_bits(head_dim);
-  }
-  return bits;
-}
-
 // Of latents, per value before the transform.
 double marginal_latent_bits(const Codec& codec, int64_t head_dim) {
   const int64_t rank = latent_rank(codec, head_dim);
@@ -107,6 +97,17 @@ double marginal_latent_bits(const Codec& codec, int64_t head_dim) {
   const double per_token = static_cast<double>(bits * padded_head_dim(latent_width(rank)) + 32) +
                            static_cast<double>(num_outliers) * kOutlierBits;
   return per_token / dim + (codec.outlier_percent > 0 ? count_bits(head_dim) : 0);
+}
+
+double marginal_key_bits(const Codec& codec, int64_t head_dim) {
+  if (!is_built(codec, KvSide::kKey)) return 0;
+  if (has_latents(codec)) return marginal_latent_bits(codec, head_dim);
+  if (!is_compressed(codec)) return codec.quantizer == Quantizer::kF32 ? 32 : 16;
+  double bits = dense_bits(codec, head_dim);
+  if (codec.outlier_percent > 0) {
+    bits += codec.outlier_percent / 100 * kOutlierBits + count_bits(head_dim);
+  }
+  return bits;
 }
 
 double marginal_value_bits(const Codec& codec, int64_t head_dim, int64_t num_kv_heads) {
@@ -137,12 +138,12 @@ std::vector<CodecRow> codec_table(int64_t head_dim, int64_t num_kv_heads) {
       {"nuq2-1%", "nuq2 with 1% of outliers kept exactly"},
       {"int8", "256 uniform levels; scale and zero point as of nuq"},
       {"int4", "16 uniform levels"},
-      {"pca" + rank, "centred PCA of this rank per KV head, fp16 latents; values only"},
+      {"pca" + rank, "centred PCA of this rank per KV head, fp16 latents; keys after RoPE"},
       {"pca" + rank + "+int8", "the same with 8-bit latents"},
-      {"pcaw" + rank, "PCA weighted by the output projection"},
+      {"pcaw" + rank, "PCA weighted by the output projection; values only"},
       {"pcaw" + rank + "+int4", "the same with 4-bit latents"},
       {"pca" + rank + "+wf4", "PCA latents at 4 bits on average, by reverse water-filling"},
-      {"lnns", "drops the direction (1, ..., 1) / sqrt(head_dim); values only"},
+      {"lnns", "drops the direction (1, ..., 1) / sqrt(head_dim); keys after RoPE"},
       {"had+nuq4", "Hadamard rotation per KV head before the quantizer; values only"},
       {"had+int4", "the same before uniform 4 bit"},
   };

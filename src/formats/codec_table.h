@@ -16,11 +16,11 @@ int nuq_bits(Quantizer quantizer);
 // every other quantizer.
 int code_bits(Quantizer quantizer);
 
-// Whether values of the codec are stored as latents: pca, pcaw or lnns among its transforms.
+// Whether tokens of the codec are stored as latents: pca, pcaw or lnns among its transforms.
 bool has_latents(const Codec& codec);
 // Whether what is kept of them comes from a calibration: pca or pcaw.
 bool needs_calibration(const Codec& codec);
-// Components of a latent; head_dim where values are none.
+// Components of a latent; head_dim where there are none.
 int64_t latent_rank(const Codec& codec, int64_t head_dim);
 
 // Outliers on either end of a value row of `row_size` values: ceil(row_size * percent / 200), 0

@@ -32,7 +32,10 @@ TEST(CodecTable, MarginalBitsOfLatentsArePerValueBeforeTheTransform) {
   EXPECT_DOUBLE_EQ(bits("lnns+int8", 64), (8 * 64 + 32) / 64.0);
   EXPECT_DOUBLE_EQ(bits("pca32+had+nuq3-1%", 64),
                    (3 * 32 + 32 + 2 * 32) / 64.0 + 48.0 / (64 * 64));  // one on either end of 32
-  EXPECT_DOUBLE_EQ(marginal_key_bits(parse_spec("pca48").key, 64), 0);
+  for (const char* codec : {"pca41", "pca48+int8", "pca32+had+nuq3-1%", "lnns+int4"}) {
+    EXPECT_DOUBLE_EQ(marginal_key_bits(parse_spec(codec).key, 64), bits(codec, 64)) << codec;
+  }
+  EXPECT_DOUBLE_EQ(marginal_key_bits(parse_spec("pcaw48").key, 64), 0);  // values only
 }
 
 TEST(CodecTable, LatentsKeepTheirRankAndSomethingBetweenOutliers) {

@@ -9,9 +9,9 @@
 //   starts  [num_tiles][num_kv_heads] u32                  with outliers: index of the tile's first
 //   counts  [num_tiles][num_kv_heads] u16                  with outliers: how many the tile has
 //
-// Latents of 16 bits are fp16 numbers in value tiles of dense_tile.h in place of codes, without
-// scales and zeros; those of different widths come in bands (code_bands.h). A dense side has
-// [num_tiles][num_kv_heads] tiles of dense_tile.h instead.
+// Latents of either side are coded like values, those of different widths in bands (code_bands.h).
+// Those of 16 bits are fp16 numbers in tiles of dense_tile.h of their side in place of codes,
+// without scales and zeros. A dense side has [num_tiles][num_kv_heads] tiles of dense_tile.h.
 #pragma once
 
 #include <cstdint>

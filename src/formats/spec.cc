@@ -292,14 +292,16 @@ bool is_float(Quantizer q) {
 
 bool is_coded(Quantizer q) { return is_nuq(q) || q == Quantizer::kInt8 || q == Quantizer::kInt4; }
 
-// Of values: had alone, or one that makes latents and perhaps had behind it.
+// Of values: had alone, or one that makes latents and perhaps had behind it. Of keys: the latter,
+// without weights.
 bool is_built(std::string_view side, const Codec& codec) {
   if (codec.transforms.empty()) return is_float(codec.quantizer) || is_coded(codec.quantizer);
-  if (side != "v") return false;
   const size_t count = codec.transforms.size();
-  if (codec.transforms[0].kind == Transform::kHadamard) {
-    return count == 1 && is_coded(codec.quantizer);
+  const Transform first = codec.transforms[0].kind;
+  if (side == "k" && (first == Transform::kHadamard || first == Transform::kPcaWeighted)) {
+    return false;
   }
+  if (first == Transform::kHadamard) return count == 1 && is_coded(codec.quantizer);
   const bool is_chain = count == 2 && codec.transforms[1].kind == Transform::kHadamard;
   return (count == 1 || is_chain) &&
          (is_coded(codec.quantizer) || codec.quantizer == Quantizer::kF16 ||
@@ -396,9 +398,9 @@ void check_spec_built(const CacheSpec& spec) {
     check_arg(
         is_built(side, codec),
         fmt::format("codec '{}' is not built yet for {}; built: fp32, fp16, bf16, int8, int4, "
-                    "nuq4, nuq3, nuq2, nuq4-P%, nuq3-P%, nuq2-P%, for values also had+ and "
-                    "one of int and nuq, and pcaR, pcawR or lnns, with +had if wanted, and fp16 "
-                    "or one of int and nuq, and pcaR+wfBITS or pcawR+wfBITS",
+                    "nuq4, nuq3, nuq2, nuq4-P%, nuq3-P%, nuq2-P%, pcaR or lnns, with +had if "
+                    "wanted, and fp16 or one of int and nuq, and pcaR+wfBITS; for values also "
+                    "pcawR likewise, and had+ and one of int and nuq",
                     to_string(codec), side[0] == 'k' ? "keys" : "values"));
   });
 }

@@ -139,17 +139,33 @@ TEST(Spec, CodecsWithoutEffectWarn) {
 }
 
 TEST(Spec, OnlyBuiltCodecsPass) {
-  for (const char* text :
-       {"fp16", "k=bf16,v=nuq2", "nuq4-1%,layers=0:nuq3-5%", "int8", "int4", "k=int4,v=had+nuq4",
-        "v=had+nuq3-1%", "nuq4,layers=1:v=had+int8", "v=pca8", "k=int8,v=pca8+nuq4",
-        "v=pcaw16+had+int4", "v=lnns+nuq2-1%", "v=lnns+had+nuq4", "nuq4,layers=3:v=lnns",
-        "v=pca8+wf4", "v=pcaw8+wf2.5"}) {
+  for (const char* text : {"fp16",
+                           "k=bf16,v=nuq2",
+                           "nuq4-1%,layers=0:nuq3-5%",
+                           "int8",
+                           "int4",
+                           "k=int4,v=had+nuq4",
+                           "v=had+nuq3-1%",
+                           "nuq4,layers=1:v=had+int8",
+                           "v=pca8",
+                           "k=int8,v=pca8+nuq4",
+                           "v=pcaw16+had+int4",
+                           "v=lnns+nuq2-1%",
+                           "v=lnns+had+nuq4",
+                           "nuq4,layers=3:v=lnns",
+                           "k=pca8",
+                           "k=pca8+int8,v=nuq4",
+                           "pca8+had+nuq3-1%",
+                           "nuq4,layers=3:k=lnns",
+                           "pca8+wf4",
+                           "v=pcaw8+wf2.5"}) {
     EXPECT_NO_THROW(check_spec_built(parse_spec(text))) << text;
   }
   for (const char* text :
        {"had+nuq4", "k=had+int8", "v=had", "v=had+bf16", "v=had+fp32", "v=had+had+nuq4",
         "v=pca8+bf16", "v=pca8+fp32", "v=pca8+pca4", "v=had+pca8", "v=lnns+pca8", "v=pca8+had+wf4",
-        "v=lnns+wf4", "k=pca8+wf4", "k=pca8+int8", "v=lnns+had+had+int4", "nuq4,layers=3:k=lnns"}) {
+        "v=lnns+wf4", "k=pcaw8+int8", "k=pca8+bf16", "k=pcaw8+wf4", "v=lnns+had+had+int4",
+        "nuq4,layers=3:k=had+int4"}) {
     EXPECT_THROW(check_spec_built(parse_spec(text)), std::invalid_argument) << text;
   }
   try {

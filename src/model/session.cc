@@ -84,7 +84,7 @@ void Session::restart() {
 
 bool Session::can_move_tiles() const {
   for (int64_t layer = 0; layer < cache_.shape().num_layers; ++layer) {
-    if (!cache_.reads_codes(layer)) return false;
+    if (!cache_.can_splice(layer)) return false;
   }
   return cache_.mode() == CacheMode::kAsServed || cache_.spec().recent.value_or(0) == 0;
 }

@@ -190,6 +190,12 @@ TEST(Session, AShiftForgetsTheMiddle) {
   EXPECT_EQ(read_again.num_forgotten, 100);
   EXPECT_EQ(read_again.num_read_again, 200);
   EXPECT_FALSE(read_again.moved_tiles);
+  // Keys that are latents hold their positions, as fp16 keys do.
+  Session latents(model, {.spec = parse_spec("k=lnns+int8,v=int8")});
+  latents.feed(tokens);
+  const auto read_too = latents.shift(20, 100);
+  EXPECT_EQ(read_too.num_read_again, 200);
+  EXPECT_FALSE(read_too.moved_tiles);
   auto kept = tokens;
   kept.erase(kept.begin() + 20, kept.begin() + 120);
   EXPECT_TRUE(std::equal(kept.begin(), kept.end(), exact.tokens().begin(), exact.tokens().end()));

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "ops/attend_kernels.h"
 #include "ops/attend_plan.h"
+#include "ops/latent_queries.h"
 #include "ops/softmax_state.h"
 
 namespace kvquant {
@@ -31,6 +32,7 @@ bool bands_fit(const KvBlockShape& shape) {
 
 void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape,
                 int64_t num_tiles) {
+  if (side.latents != nullptr) expected = KvSide::kValue;  // where their codes lie like those of
   const bool is_half = side.latents != nullptr && !side.shape.has_codes();
   check_arg(is_half || (side.codebook != nullptr && side.codebook->bits == side.shape.bits),
             "attend: a coded side must have the codebook of its bits");
@@ -51,6 +53,17 @@ void check_side(const CodedSide& side, KvSide expected, const AttendShape& shape
             "attend: coded keys must have scales and zero points");
 }
 
+void check_latent_keys(const AttendRun& run, const AttendShape& shape, int64_t num_tiles) {
+  check_side(*run.coded_keys, KvSide::kKey, shape, num_tiles);
+  const bool has_codes = run.coded_values != nullptr;
+  if (has_codes) check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
+  const int64_t num_values = run.num_tokens == 0 ? 0 : run.value_offset + run.num_tokens;
+  const int64_t expected = has_codes ? 0 : (num_values + kTileTokens - 1) / kTileTokens;
+  check_arg(run.key_tiles.empty() && std::ssize(run.value_tiles) == expected,
+            "attend: a run of latents of keys must have coded values or a value tile for each 64 "
+            "tokens, and no key tiles");
+}
+
 void check_run(const AttendRun& run, const AttendShape& shape) {
   check_arg(run.num_tokens >= 0, "attend: a run's num_tokens must not be negative");
   const int64_t num_tiles = (run.num_tokens + kTileTokens - 1) / kTileTokens;
@@ -60,6 +73,12 @@ void check_run(const AttendRun& run, const AttendShape& shape) {
   check_arg(run.key_offset >= 0 && run.key_offset < kTileTokens &&
                 (run.key_offset == 0 || run.is_half_coded()),
             "attend: only dense keys of coded values may have an offset, of 0 to 63 tokens");
+  check_arg(
+      run.value_offset >= 0 && run.value_offset < kTileTokens &&
+          (run.value_offset == 0 || (run.key_latents() != nullptr && run.coded_values == nullptr)),
+      "attend: only dense values beside latents of keys may have an offset, of 0 to 63 "
+      "tokens");
+  if (run.key_latents() != nullptr) return check_latent_keys(run, shape, num_tiles);
   if (run.is_half_coded()) {
     check_side(*run.coded_values, KvSide::kValue, shape, num_tiles);
     const int64_t num_keys = run.num_tokens == 0 ? 0 : run.key_offset + run.num_tokens;
@@ -94,13 +113,13 @@ void check_job(const AttendShape& shape, const AttendJob& job) {
             "attend: query_stride must be at least group * head_dim");
   check_arg(job.first_position >= 0 && job.first_position <= kMaxPosition - job.num_queries,
             "attend: positions of queries must be in [0, 2^60]");
-  const LatentMap* latents = nullptr;
+  const AttendRun* first = nullptr;  // with latents
   for (const AttendRun& run : job.runs) {
     check_run(run, shape);
-    if (run.latents() == nullptr) continue;
-    check_arg(latents == nullptr || latents == run.latents(),
-              "attend: all latents of a job must have the same map");
-    latents = run.latents();
+    if (!run.is_low_rank()) continue;
+    if (first == nullptr) first = &run;
+    check_arg(run.latents() == first->latents() && run.key_latents() == first->key_latents(),
+              "attend: all latents of a job must be of the same sides and have the same map");
   }
 }
 
@@ -120,6 +139,7 @@ struct AttendScratch {
   Buffer<std::byte> workspaces;
   Buffer<float> partial_acc;  // [num_partial_rows, padded_dim]
   Buffer<SoftmaxState> partial_states;
+  LatentQueries latent_queries;
 };
 
 // Takes consecutive 64-byte aligned arrays from a slice of memory, or counts what they need.
@@ -171,7 +191,8 @@ AttendKernel choose_kernel(const Call& call, const AttendJob& job, const AttendB
   if (!call.has_bf16_dots) return simd::attend_block;
   if (block.has_latents) {  // fp16 ones beside codes only the f32 kernel reads
     const bool has_mixed = std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
-      return run.latents() != nullptr && run.is_coded() && !run.coded_values->shape.has_codes();
+      return run.latents() != nullptr && run.is_coded() && run.key_latents() == nullptr &&
+             !run.coded_values->shape.has_codes();
     });
     return has_mixed ? simd::attend_block : avx512bf16::attend_block;
   }
@@ -201,6 +222,24 @@ const LatentMap* latents_of(const AttendJob& job) {
   return latents;
 }
 
+// Queries, and sizes of what they meet.
+void describe_rows(const Call& call, const AttendTask& task, AttendBlock& block) {
+  const AttendJob& job = call.job(task.job);
+  block.head_dim = block.value_dim = call.shape.head_dim;
+  block.has_latents = task.values == ValueKind::kLatents;
+  block.query = job.query + task.first_query * job.query_stride;
+  block.query_stride = job.query_stride;
+  block.num_rows = task.num_queries * call.shape.group;
+  if (!block.has_latents) return;
+  if (const LatentMap* values = latents_of(job)) block.value_dim = values->width;
+  const LatentMap* keys = key_latents_of(job);
+  if (keys == nullptr) return;
+  block.head_dim = keys->width;
+  block.query = call.scratch.latent_queries.queries(task.job, task.first_query);
+  block.query_stride = call.shape.group * keys->width;
+  block.key_biases = call.scratch.latent_queries.biases(task.job, task.first_query);
+}
+
 // next: the task that the worker will probably run after this one, or null.
 void run_task(const Call& call, const AttendTask& task, const AttendTask* next, int worker) {
   const AttendShape& shape = call.shape;
@@ -208,15 +247,10 @@ void run_task(const Call& call, const AttendTask& task, const AttendTask* next, 
   AttendScratch& scratch = call.scratch;
   Slicer slicer(scratch.workspaces.data() + worker * call.workspace_bytes);
   AttendBlock block;
-  block.head_dim = shape.head_dim;
-  block.has_latents = task.values == ValueKind::kLatents;
-  block.value_dim = block.has_latents ? latents_of(job)->width : shape.head_dim;
+  describe_rows(call, task, block);
   block.padded_dim = padded_dim(shape);
   block.group = shape.group;
   block.log2_scale = shape.scale * kLog2E;
-  block.query = job.query + task.first_query * job.query_stride;
-  block.query_stride = job.query_stride;
-  block.num_rows = task.num_queries * shape.group;
   block.workspace = slice_workspace(slicer, scratch.plan, block.padded_dim);
   block.tiles = block.workspace.tiles;
   block.num_tiles = task.num_tiles;
@@ -258,7 +292,8 @@ void run_merge(const Call& call, const AttendMerge& merged) {
   const AttendJob& job = call.job(merged.job);
   const LatentMap* map = merged.num_latent_parts == 0 ? nullptr : latents_of(job);
   const auto end = static_cast<int32_t>(merged.num_parts);
-  const auto num_plain = static_cast<int32_t>(merged.num_parts - merged.num_latent_parts);
+  const auto num_plain =  // parts that sum values as they are
+      map == nullptr ? end : static_cast<int32_t>(merged.num_parts - merged.num_latent_parts);
   for (int64_t row = 0; row < merged.num_queries * shape.group; ++row) {
     float* out = out_row(shape, job, merged.first_query, row);
     SoftmaxState state = merge_parts(call, merged, row, {0, num_plain}, shape.head_dim, out);
@@ -315,6 +350,7 @@ void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision
   scratch.workspaces.reserve_discarding(call.workspace_bytes * pool.num_threads());
   scratch.partial_acc.reserve_discarding(scratch.plan.num_partial_rows * padded_dim(shape));
   scratch.partial_states.reserve_discarding(scratch.plan.num_partial_rows);
+  scratch.latent_queries.project(shape, jobs, pool);
 
   const AttendPlan& plan = scratch.plan;
   pool.parallel_for(static_cast<int64_t>(plan.tasks.size()), [&](int64_t i, int worker) {

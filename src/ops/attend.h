@@ -4,12 +4,15 @@
 //
 //   attend.cc               checks, running the plan, merging of partial results
 //   attend_plan.cc          cutting into tasks, a pure function of the shapes
+//   latent_queries.cc       queries as keys that are latents need them
 //   attend_ref.cc           plain loops, sums in double: the definition of correct
 //   attend_simd.cc          Highway, f32 arithmetic; decodes a coded tile to scratch
 //   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
 //
 // Values may be latents (latent.h). Their weighted sums stay latents, apart from those of other
 // values, until all of a query's parts are merged; then they are expanded, once per query head.
+// Keys after RoPE may be latents, too: k' = mean + sum_r z_r D_r is never made, as
+// <q, k'> = <q, mean> + sum_r <q, D_r> z_r, where <q, mean> and <q, D_r> are found once per query.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +47,10 @@ struct CodedSide {
   int64_t segment_stride = 0;
   std::span<const OutlierPage* const> pages{};  // with outliers: of this head
   bool hadamard = false;                        // values: decoded rows are rotated, see hadamard.h
-  // Values: what is coded are latents of this map, and shape.head_dim is its width. They may be
-  // fp16 numbers (kLatentBits), which have no codebook.
+  // What is coded are latents of this map, and shape.head_dim is its width. They may be fp16
+  // numbers (kLatentBits), which have no codebook and lie in dense tiles of their side. Codes of
+  // latents of keys after RoPE lie as those of values do, shape.side says so; scales and zeros are
+  // in the blocks, and there is no logit_bias.
   const LatentMap* latents = nullptr;
   // Keys: this times half the variance that rounding is expected to put into a score is added to
   // it. With s[c] the scale of channel c, sums over the pairs of channels a, b that RoPE rotates
@@ -72,7 +77,10 @@ struct AttendRun {
   // Instead of value tiles: coded_values. Token 0 then has its key behind those of key_offset
   // tokens, at most 63, of the first key tile; there are as many key tiles as that takes.
   int64_t key_offset = 0;
-  // Instead of tiles: both sides coded, keys before RoPE, token 0 at first_position.
+  // Instead of tiles: both sides coded, keys before RoPE, token 0 at first_position. Keys that are
+  // latents may stand beside coded values or value tiles of `type`; token 0 then has its value
+  // behind those of value_offset tokens, at most 63, of the first value tile.
+  int64_t value_offset = 0;
   const CodedSide* coded_keys = nullptr;
   const CodedSide* coded_values = nullptr;
   // Instead of tiles: rows of head_dim fp16 numbers, row_stride apart, keys before RoPE.
@@ -89,6 +97,8 @@ struct AttendRun {
   bool is_rows() const { return key_rows != nullptr; }
   bool is_half_coded() const { return coded_keys == nullptr && coded_values != nullptr; }
   const LatentMap* latents() const { return coded_values ? coded_values->latents : nullptr; }
+  const LatentMap* key_latents() const { return coded_keys ? coded_keys->latents : nullptr; }
+  bool is_low_rank() const { return latents() != nullptr || key_latents() != nullptr; }
 };
 
 // The new queries of one sequence that read one KV head: `group` query heads.
@@ -110,7 +120,8 @@ struct AttendShape {
 // out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
 // the same at any number of threads. With kBF16 the factors of products are rounded to bf16 where
 // the CPU has bf16 dot products and that is faster, else they are f32.
-// All latents of a job have the same map.
+// All runs of a job with latents of keys, of values or of both have them of the same sides and
+// maps.
 // Requires: tiles and blocks are 64-byte aligned; RoPE tables cover the positions of their runs;
 // scale > 0; positions are in [0, 2^60]; queries are finite. Scratch is kept by the calling thread
 // from call to call and grows to the largest need. Throws std::invalid_argument on bad shapes.

@@ -4,6 +4,7 @@
 #include "ops/attend_avx512bf16_inl.h"
 #include "ops/attend_coded_avx512bf16.h"
 #include "ops/attend_half_coded_avx512bf16.h"
+#include "ops/attend_latent_keys_avx512bf16.h"
 #include "ops/attend_rows_avx512bf16.h"
 #include "ops/dense_scores_avx512bf16_inl.h"
 #include "ops/hadamard.h"
@@ -201,8 +202,8 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile&
   const int64_t dim = block.padded_dim;
   score_rows<kKeys, R>(tile.keys, tile.queries + row * dim, dim, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) {
-    const float bias = is_coded(work) ? block.workspace.biases[row + r] : 0;
-    soften_row(block, row + r, seen[r], bias, scores + r * kTileTokens, p + r * kTileTokens);
+    soften_row(block, row + r, seen[r], bias_of(block, work, row + r), scores + r * kTileTokens,
+               p + r * kTileTokens);
   }
   const WeightedValues values{
       tile.values, (block.value_dim + 15) / 16 * 16, p, {any.begin / 2, (any.end + 1) / 2}, dim};
@@ -328,6 +329,20 @@ void attend_mixed_tile(const AttendBlock& block, const TileWork& work, const Til
   attend_all_rows<kBF16>(block, work, tile, ahead);
 }
 
+// Keys that are latents, any values. Few rows read fp16 tiles in place.
+void attend_latent_keys_tile(const AttendBlock& block, const TileWork& work) {
+  constexpr DenseType kF16 = DenseType::kF16, kBF16 = DenseType::kBF16;
+  const LatentTile read = read_latent_tile(block, work, block.num_rows <= kConvertInRegistersRows);
+  const PairTile tile{static_cast<const uint16_t*>(block.workspace.query), read.keys, read.values};
+  Prefetcher none;
+  if (read.has_half_keys) {
+    return read.has_half_values ? attend_all_rows<kF16>(block, work, tile, none)
+                                : attend_all_rows<kF16, kBF16>(block, work, tile, none);
+  }
+  if (read.has_half_values) return attend_all_rows<kBF16, kF16>(block, work, tile, none);
+  attend_all_rows<kBF16>(block, work, tile, none);
+}
+
 void attend_row_tile(const AttendBlock& block, const TileWork& work) {
   auto* keys = static_cast<uint16_t*>(block.workspace.keys);
   auto* values = static_cast<uint16_t*>(block.workspace.values);
@@ -401,7 +416,19 @@ int64_t num_coded_ahead(const AttendBlock& block, int64_t first) {
 
 // Weighted sums of values that are rotated are rotated, too; Hadamard rotations undo themselves.
 void rotate_sums(const AttendBlock& block) {
-  hadamard_rows(block.acc, block.padded_dim, block.num_rows, block.head_dim);
+  hadamard_rows(block.acc, block.padded_dim, block.num_rows, block.value_dim);
+}
+
+// All tiles, whose keys are latents.
+void attend_latent_keys(const AttendBlock& block) {
+  bool is_rotated = false;  // the sums
+  for (int64_t i = 0; i < block.num_tiles; ++i) {
+    const TileWork& tile = block.tiles[i];
+    if (tile.coded.hadamard != is_rotated) rotate_sums(block);
+    is_rotated = tile.coded.hadamard;
+    attend_latent_keys_tile(block, tile);
+  }
+  if (is_rotated) rotate_sums(block);
 }
 
 }  // namespace
@@ -415,7 +442,9 @@ void attend_block(const AttendBlock& block) noexcept {
     block.states[row].max = -__builtin_inff();
   }
   const bool prefetches = block.num_rows > kSweepRows && block.num_rows <= kPrefetchRows;
-  for (int64_t i = 0; i < block.num_tiles;) {
+  const bool has_latent_keys = block.key_biases != nullptr;
+  if (has_latent_keys) attend_latent_keys(block);
+  for (int64_t i = has_latent_keys ? block.num_tiles : 0; i < block.num_tiles;) {
     const TileWork& tile = block.tiles[i];
     if (is_half_coded(tile)) {
       const int64_t count = half_coded_run_size(block, i);

@@ -32,6 +32,20 @@ DecodeJob decode_job(const CodedPart& part, KvSide side, int64_t head_dim, int32
   return job;
 }
 
+// What is coded as values are, planar.
+void decode_like_values(const CodedPart& part, int64_t head_dim, int32_t num_tokens,
+                        float* planar) noexcept {
+  assert(head_dim <= kMaxNuqHeadDim);
+  float params[2 * kTileTokens];
+  DecodeJob job = decode_job(part, KvSide::kValue, head_dim, num_tokens, params);
+  alignas(64) uint8_t wide[code_tile_bytes(kByteCodeBits, kMaxNuqHeadDim)];
+  if (part.bands != nullptr) {
+    widen_codes(part.codes, *part.bands, wide);
+    job.codes = wide;
+  }
+  decode_tile(job, planar);
+}
+
 }  // namespace
 
 void decode_coded_keys(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,
@@ -48,17 +62,15 @@ void decode_coded_keys(const CodedTile& tile, int64_t head_dim, int32_t num_toke
 
 void decode_coded_values(const CodedTile& tile, int64_t head_dim, int32_t num_tokens,
                          float* scratch, float* values) noexcept {
-  assert(head_dim <= kMaxNuqHeadDim);
-  float params[2 * kTileTokens];
-  DecodeJob job = decode_job(tile.values, KvSide::kValue, head_dim, num_tokens, params);
-  alignas(64) uint8_t wide[code_tile_bytes(kByteCodeBits, kMaxNuqHeadDim)];
-  if (tile.values.bands != nullptr) {
-    widen_codes(tile.values.codes, *tile.values.bands, wide);
-    job.codes = wide;
-  }
-  decode_tile(job, scratch);
+  decode_like_values(tile.values, head_dim, num_tokens, scratch);
   if (tile.hadamard) hadamard_planar(scratch, head_dim);  // its own inverse
   planar_to_value_tile(scratch, head_dim, values);
+}
+
+void decode_latent_keys(const CodedTile& tile, int64_t width, int32_t num_tokens, float* scratch,
+                        float* keys) noexcept {
+  decode_like_values(tile.keys, width, num_tokens, scratch);
+  planar_to_key_tile(scratch, width, keys);
 }
 
 void decode_coded_tile(const CodedTile& tile, int64_t head_dim, int32_t num_tokens, float* scratch,

@@ -31,7 +31,8 @@ class TestCodedSide {
       : book_(test_codebook(kind == KvSide::kKey ? codec.key_bits : codec.value_bits, random)),
         outlier_rate_((kind == KvSide::kKey ? codec.key_outliers : codec.value_outliers) / 100.0),
         head_dim_(head_dim),
-        num_tokens_(num_tokens) {
+        num_tokens_(num_tokens),
+        has_key_tiles_(codec.key_tiles) {
     side.codebook = &book_;
     side.shape = {kind,
                   kind == KvSide::kKey ? codec.key_bits : codec.value_bits,
@@ -156,7 +157,8 @@ class TestCodedSide {
     }
     if (!side.shape.has_codes()) {
       auto* elements = reinterpret_cast<Half*>(codes_of(tile, kHead));
-      elements[value_index(t, channel, head_dim_)] = to_half(y);
+      elements[has_key_tiles_ ? key_index(t, channel) : value_index(t, channel, head_dim_)] =
+          to_half(y);
       stored = round_to_half(y);
       return;
     }
@@ -212,6 +214,7 @@ class TestCodedSide {
   double outlier_rate_;
   int64_t head_dim_;
   int64_t num_tokens_;
+  bool has_key_tiles_;
   std::vector<Half> scales_, zeros_;
   std::vector<int32_t> segment_starts_;
   std::vector<double> stored_;

@@ -49,7 +49,7 @@ struct TileRows {
 struct TileWork {
   const void* keys;    // a dense tile or the first row; null: coded
   const void* values;  // likewise; of latents a tile of fp16
-  DenseType type;      // of keys, and of values that are no latents
+  DenseType type;      // of keys and values in tiles that are no latents
   int32_t num_tokens;
   int32_t first_token;  // may be negative
   int32_t end_token;    // may be negative, or beyond the tile
@@ -57,6 +57,8 @@ struct TileWork {
   TileRows rows;
   const void* next_keys;  // with latents: the dense tile behind, or null
   int32_t key_offset;     // with latents: of AttendRun
+  int32_t value_offset;   // the same of values beside keys that are latents
+  const void* next_values;
 };
 
 static inline bool is_dense(const TileWork& tile) {
@@ -81,6 +83,11 @@ void decode_coded_keys(const CodedTile& tile, int64_t head_dim, int32_t num_toke
                        float* keys) noexcept;
 void decode_coded_values(const CodedTile& tile, int64_t head_dim, int32_t num_tokens,
                          float* scratch, float* values) noexcept;
+// Keys that are latents, of this width.
+void decode_latent_keys(const CodedTile& tile, int64_t width, int32_t num_tokens, float* scratch,
+                        float* keys) noexcept;
+// Values in tiles of `type`, 64 tokens from tile.value_offset on. Requires dim <= kMaxNuqHeadDim.
+void widen_tile_values(const TileWork& tile, DenseType type, int64_t dim, float* values) noexcept;
 // The same of rows.
 void widen_rows(const TileWork& tile, int64_t head_dim, float* scratch, float* keys,
                 float* values) noexcept;
@@ -154,10 +161,12 @@ static inline float bias_unit(const CodedTile& tile, float log2_scale) {
 }
 
 struct AttendBlock {
-  int64_t head_dim = 0;
-  int64_t value_dim = 0;     // head_dim, or the width of latents
-  int64_t padded_dim = 0;    // head_dim rounded up to 16: the stride of acc
+  int64_t head_dim = 0;      // of queries and keys; of keys that are latents their width
+  int64_t value_dim = 0;     // of values, likewise
+  int64_t padded_dim = 0;    // at least both, a multiple of 16: the stride of acc
   bool has_latents = false;  // all tiles have, or none
+  // Of keys that are latents, or null: of each row what is added to its scores, in units of log2.
+  const float* key_biases = nullptr;  // [num_rows]
   int64_t group = 0;
   float log2_scale = 0;          // scale * log2(e)
   const float* query = nullptr;  // row 0
@@ -171,6 +180,12 @@ struct AttendBlock {
   float* acc = nullptr;            // [num_rows, padded_dim], 64-byte aligned
   AttendWorkspace workspace;
 };
+
+// What is added to a row's scores of a tile.
+static inline float bias_of(const AttendBlock& block, const TileWork& tile, int64_t row) {
+  if (block.key_biases != nullptr) return block.key_biases[row];
+  return is_coded(tile) ? block.workspace.biases[row] : 0;
+}
 
 // Biases of all rows and the tiles that share them with `tile`, into the workspace.
 void find_biases(const AttendBlock& block, const CodedTile& tile) noexcept;

@@ -9,6 +9,7 @@
 
 #include "ops/attend.h"
 #include "ops/attend_coded_test_data.h"
+#include "ops/attend_latents_test_map.h"
 #include "ops/attend_test_mix.h"
 
 namespace kvquant {
@@ -27,58 +28,16 @@ using testing::TestCodec;
 using testing::TestCodedRun;
 using testing::TestCodedSide;
 using testing::TestJob;
+using testing::TestMap;
 using testing::TestRandom;
 using testing::TestTiles;
 using testing::Variant;
-
-class TestMap {
- public:
-  TestMap(int64_t rank, int64_t head_dim, TestRandom& random)
-      : mean_(draw(head_dim, 1, random)), decode_(draw(rank * head_dim, 0.3, random)) {
-    map.rank = rank;
-    map.width = latent_width(rank);
-    map.head_dim = head_dim;
-    map.mean = mean_.data();
-    map.decode = decode_.data();
-  }
-  TestMap(const TestMap&) = delete;
-  TestMap& operator=(const TestMap&) = delete;
-
-  double expanded(const TestCodedSide& side, int64_t token, int64_t channel) const {
-    double sum = mean_[static_cast<size_t>(channel)];
-    for (int64_t r = 0; r < map.rank; ++r) {
-      sum += side.stored(token, r) * decode_[static_cast<size_t>(r * map.head_dim + channel)];
-    }
-    return sum;
-  }
-
-  LatentMap map;
-
- private:
-  static std::vector<float> draw(int64_t size, double scale, TestRandom& random) {
-    std::vector<float> out;
-    for (int64_t i = 0; i < size; ++i) out.push_back(static_cast<float>(scale * random.normal()));
-    return out;
-  }
-  std::vector<float> mean_, decode_;
-};
 
 struct LatentCodec {
   int bits;
   int outliers = 0;  // percent
   bool banded = false;
 };
-
-// Some channels of each width, all of them together.
-CodeBands bands_of(int64_t width, TestRandom& random) {
-  CodeBands bands;
-  const int64_t eight = random.below(width / 16 + 1) * 16;
-  const int64_t four = random.below((width - eight) / 16 + 1) * 16;
-  bands.channels[0] = static_cast<int32_t>(eight);
-  bands.channels[1] = static_cast<int32_t>(four);
-  bands.channels[2] = static_cast<int32_t>(width - eight - four);
-  return bands;
-}
 
 // Tokens with values as latents, and the same with every value expanded, as dense f32 tiles. Keys
 // are coded, or dense behind key_offset tokens that nobody may see.
@@ -90,7 +49,7 @@ class TestLatentRun {
         codec_{.value_bits = codec.bits,
                .value_outliers = codec.outliers,
                .latents = true,
-               .bands = codec.banded ? bands_of(map.map.width, random) : CodeBands{}},
+               .bands = codec.banded ? testing::test_bands(map.map.width, random) : CodeBands{}},
         values_(std::make_unique<TestCodedSide>(KvSide::kValue, codec_, map.map.width, num_tokens,
                                                 random)),
         num_tokens_(num_tokens),

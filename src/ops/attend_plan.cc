@@ -14,7 +14,7 @@ int64_t ceil_tile(int64_t token) {
 }
 
 ValueKind kind_of(const AttendRun& run) {
-  return run.latents() == nullptr ? ValueKind::kPlain : ValueKind::kLatents;
+  return run.is_low_rank() ? ValueKind::kLatents : ValueKind::kPlain;
 }
 
 int64_t num_visible_tiles(const AttendJob& job, const AttendTask& block, ValueKind kind) {
@@ -113,18 +113,35 @@ void point_at(const AttendRun& run, int64_t tile, CodedTile& coded) {
   coded.logit_bias = run.coded_keys->logit_bias;
 }
 
+// Of a run whose keys are latents.
+void point_at_latent_keys(const AttendRun& run, int64_t tile, TileWork& work) {
+  point_at(*run.coded_keys, tile, work.coded.keys);
+  if (!run.coded_keys->shape.has_codes()) work.keys = work.coded.keys.codes;
+  if (run.coded_values != nullptr) {
+    work.coded.hadamard = run.coded_values->hadamard;
+    work.type = DenseType::kF16;  // if values are latents without codes
+    return point_at(*run.coded_values, tile, work.coded.values);
+  }
+  const bool has_next = tile + 1 < static_cast<int64_t>(run.value_tiles.size());
+  work.values = run.value_tiles[tile];
+  work.next_values = has_next ? run.value_tiles[tile + 1] : nullptr;
+  work.value_offset = static_cast<int32_t>(run.value_offset);
+}
+
 // Keys and values of a tile, how many of its tokens there are, and who sees them.
 void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& work) {
   const int64_t first = tile * kTileTokens, offset = position - run.first_position - first;
-  work.keys = work.values = work.next_keys = nullptr;
-  work.key_offset = 0;
+  work.keys = work.values = work.next_keys = work.next_values = nullptr;
+  work.key_offset = work.value_offset = 0;
   work.coded.hadamard = false;
   work.rows = {};
   work.type = run.type;
   work.num_tokens = static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - first));
   work.first_token = clamp_token(offset - clamp_lag(run.max_lag) + 1);
   work.end_token = clamp_token(offset - clamp_lag(run.min_lag) + 1);
-  if (run.is_coded()) {
+  if (run.key_latents() != nullptr) {
+    point_at_latent_keys(run, tile, work);
+  } else if (run.is_coded()) {
     point_at(run, tile, work.coded);
   } else if (run.is_half_coded()) {
     work.coded.hadamard = run.coded_values->hadamard;

@@ -25,7 +25,8 @@ inline constexpr int64_t kSpanTiles = 16;
 // Positions and lags are limited so that their differences can't overflow.
 inline constexpr int64_t kMaxPosition = int64_t{1} << 60;
 
-// Whose weighted sums a task makes: values of both kinds are never in one.
+// What a task reads: tokens without latents, or those whose keys, values or both are latents. Never
+// both kinds: their queries and sums have other sizes.
 enum class ValueKind { kPlain, kLatents };
 
 struct AttendTask {

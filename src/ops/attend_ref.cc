@@ -4,7 +4,9 @@
 //   score[j] = scale * <q, k[j]>     p = softmax(score)     out = sum_j p[j] * v[j]
 //
 // over the keys j that the query sees; scores of coded keys are biased, see CodedSide::logit_bias.
-// Latents are summed as they are and expanded at the end (latent.h).
+// Latents of values are summed as they are and expanded at the end (latent.h); of keys
+//
+//   <q, k[j]> = <q, mean> + sum_r <q, D[r]> z[j][r]
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -30,6 +32,30 @@ struct SeenKey {
   int64_t token;
   double score;
 };
+
+// A query as keys that are latents need it.
+struct LatentQuery {
+  double of_mean = 0;
+  std::vector<double> components;  // [rank]
+};
+
+LatentQuery latent_query(const AttendJob& job, const float* q) {
+  LatentQuery out;
+  for (const AttendRun& run : job.runs) {
+    const LatentMap* map = run.key_latents();
+    if (map == nullptr) continue;
+    out = {};
+    for (int64_t c = 0; c < map->head_dim; ++c) out.of_mean += double{q[c]} * map->mean[c];
+    for (int64_t r = 0; r < map->rank; ++r) {
+      double dot = 0;
+      for (int64_t c = 0; c < map->head_dim; ++c) {
+        dot += double{q[c]} * map->decode[r * map->head_dim + c];
+      }
+      out.components.push_back(dot);
+    }
+  }
+  return out;
+}
 
 void find_seen_keys(const AttendJob& job, int64_t query, std::vector<SeenKey>& seen) {
   seen.clear();
@@ -106,6 +132,22 @@ double logit_bias(const CodedSide& keys, int64_t token, float scale, const float
   return keys.logit_bias * (double{scale} * scale * keys.codebook->noise * sum) / 2;
 }
 
+double latent_score(const AttendRun& run, int64_t token, const LatentQuery& query) {
+  const CodedSide& keys = *run.coded_keys;
+  const int64_t tile = token / kTileTokens, index = tile % keys.shape.num_tiles;
+  const std::byte* halves = keys.blocks[static_cast<size_t>(tile / keys.shape.num_tiles)] +
+                            keys.layout.codes(keys.head, index);
+  double dot = query.of_mean;
+  for (size_t r = 0; r < query.components.size(); ++r) {
+    const auto channel = static_cast<int64_t>(r);
+    const double z = keys.shape.has_codes() ? coded_element(keys, token, channel)
+                                            : element(halves, DenseType::kF16,
+                                                      key_index(token % kTileTokens, channel));
+    dot += query.components[r] * z;
+  }
+  return dot;
+}
+
 double dense_score(const AttendRun& run, int64_t token, std::span<const float> q) {
   const int64_t slot = run.key_offset + token;
   const void* tile = run.key_tiles[static_cast<size_t>(slot / kTileTokens)];
@@ -119,8 +161,9 @@ double dense_score(const AttendRun& run, int64_t token, std::span<const float> q
 
 double dense_value(const AttendRun& run, int64_t token, int64_t channel, int64_t head_dim) {
   if (run.is_rows()) return to_float(run.value_rows[token * run.row_stride + channel]);
-  const void* tile = run.value_tiles[static_cast<size_t>(token / kTileTokens)];
-  return element(tile, run.type, value_index(token % kTileTokens, channel, head_dim));
+  const int64_t slot = run.value_offset + token;
+  const void* tile = run.value_tiles[static_cast<size_t>(slot / kTileTokens)];
+  return element(tile, run.type, value_index(slot % kTileTokens, channel, head_dim));
 }
 
 // Weighted sums of a row: of values, and of latents, which are expanded at the end.
@@ -163,17 +206,26 @@ void add_value(const SeenKey& key, double p, std::span<double> mix) {
   for (int64_t c = 0; c < head_dim; ++c) mix[c] += p * value[c];
 }
 
-void attend_row(const AttendShape& shape, const float* q, std::vector<SeenKey>& seen, float* out) {
+// Scaled.
+double score_of(const AttendShape& shape, const SeenKey& key, const float* q,
+                const LatentQuery& latents) {
+  const AttendRun& run = *key.run;
+  if (run.key_latents() != nullptr) return shape.scale * latent_score(run, key.token, latents);
+  if (run.is_coded()) {
+    return shape.scale * raw_score(run, key.token, q) +
+           logit_bias(*run.coded_keys, key.token, shape.scale, q);
+  }
+  if (run.is_rows()) return shape.scale * raw_score(run, key.token, q);
+  return shape.scale * dense_score(run, key.token, {q, static_cast<size_t>(shape.head_dim)});
+}
+
+void attend_row(const AttendShape& shape, const AttendJob& job, const float* q,
+                std::vector<SeenKey>& seen, float* out) {
   const auto head_dim = static_cast<size_t>(shape.head_dim);
+  const LatentQuery latents = latent_query(job, q);
   double max = -std::numeric_limits<double>::infinity();
   for (SeenKey& key : seen) {
-    const bool is_raw = key.run->is_coded() || key.run->is_rows();
-    const double dot = is_raw ? raw_score(*key.run, key.token, q)
-                              : dense_score(*key.run, key.token, {q, head_dim});
-    key.score = shape.scale * dot;
-    if (key.run->is_coded()) {
-      key.score += logit_bias(*key.run->coded_keys, key.token, shape.scale, q);
-    }
+    key.score = score_of(shape, key, q, latents);
     max = std::max(max, key.score);
   }
   double sum = 0;
@@ -200,7 +252,7 @@ void attend_queries(const AttendShape& shape, const AttendJob& job, int64_t firs
     find_seen_keys(job, query, seen);
     for (int64_t head = 0; head < shape.group; ++head) {
       const int64_t offset = query * job.query_stride + head * shape.head_dim;
-      attend_row(shape, job.query + offset, seen, job.out + offset);
+      attend_row(shape, job, job.query + offset, seen, job.out + offset);
     }
   }
 }

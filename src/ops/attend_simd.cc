@@ -261,8 +261,7 @@ void attend_rows(const AttendBlock& block, const TileWork& work, Tile<K, T> tile
   HWY_ALIGN float scores[R * kTileTokens];
   score_rows<R>(tile.keys, q, block.head_dim / 2, ahead, scores);
   for (int r = 0; r < R; ++r) {
-    const float bias = is_coded(work) ? block.workspace.biases[row + r] : 0;
-    soften_row(block, row + r, seen[r], bias, scores + r * kTileTokens);
+    soften_row(block, row + r, seen[r], bias_of(block, work, row + r), scores + r * kTileTokens);
   }
   const int64_t stride = 2 * block.padded_dim;
   const WeightedValues<T> values{
@@ -352,17 +351,39 @@ void attend_values_of_keys(const AttendBlock& block, const TileWork& work, const
   attend_all_rows<float, float>(block, work, {keys, values}, ahead);
 }
 
+// As f32, [32][value_dim][2]: codes, latents of fp16, tiles beside keys that are latents.
+void widen_values(const AttendBlock& block, const TileWork& work, float* values) {
+  const int64_t dim = block.value_dim;
+  if (work.values == nullptr) {
+    return decode_coded_values(work.coded, dim, work.num_tokens, block.workspace.planar, values);
+  }
+  widen_tile_values(work, block.key_biases == nullptr ? DenseType::kF16 : work.type, dim, values);
+}
+
+// Keys that are latents, values in scratch.
+void attend_latent_keys(const AttendBlock& block, const TileWork& work, const float* values) {
+  Prefetcher none;
+  const auto* halves = static_cast<const hwy::float16_t*>(work.keys);
+  if (halves != nullptr && block.num_rows <= kConvertInRegistersRows) {
+    return attend_all_rows<hwy::float16_t, float>(block, work, {halves, values}, none);
+  }
+  auto* keys = static_cast<float*>(block.workspace.keys);
+  if (halves != nullptr) {
+    convert(halves, kTileTokens * block.head_dim, keys);
+  } else {
+    decode_latent_keys(work.coded, block.head_dim, work.num_tokens, block.workspace.planar, keys);
+  }
+  attend_all_rows<float, float>(block, work, {keys, values}, none);
+}
+
 // Latents of any kind, coded values beside dense keys.
 void attend_coded_values(const AttendBlock& block, const TileWork& work) {
   auto* keys = static_cast<float*>(block.workspace.keys);
   auto* values = static_cast<float*>(block.workspace.values);
   float* scratch = block.workspace.planar;
   Prefetcher none;
-  if (work.values == nullptr) {
-    decode_coded_values(work.coded, block.value_dim, work.num_tokens, scratch, values);
-  } else {
-    convert(static_cast<const hwy::float16_t*>(work.values), kTileTokens * block.value_dim, values);
-  }
+  widen_values(block, work, values);
+  if (block.key_biases != nullptr) return attend_latent_keys(block, work, values);
   if (is_coded(work)) {
     decode_coded_keys(work.coded, block.head_dim, work.num_tokens, scratch, keys);
     return attend_all_rows<float, float>(block, work, {keys, values}, none);
@@ -399,7 +420,8 @@ void attend_block(const AttendBlock& block) {
   const CodedTile* biased = nullptr;  // the tile that biases are of
   for (int64_t i = 0; i < block.num_tiles; ++i) {
     const TileWork& tile = block.tiles[i];
-    if (is_coded(tile) && (biased == nullptr || !have_same_biases(*biased, tile.coded))) {
+    const bool has_ranges = is_coded(tile) && block.key_biases == nullptr;
+    if (has_ranges && (biased == nullptr || !have_same_biases(*biased, tile.coded))) {
       find_biases(block, tile.coded);
       biased = &tile.coded;
     }

@@ -63,12 +63,23 @@ inline float naive_bias(const AttendShape& shape, const CodedSide& keys, int64_t
   return keys.logit_bias / 2 * shape.scale * shape.scale * keys.codebook->noise * sum;
 }
 
+// <q, mean>, and behind it <q, D_r> of all components.
+inline std::vector<float> naive_projection(const LatentMap& map, const float* q) {
+  std::vector<float> out(static_cast<size_t>(1 + map.rank), 0.0f);
+  for (int64_t r = 0; r <= map.rank; ++r) {
+    const float* row = r == 0 ? map.mean : map.decode + (r - 1) * map.head_dim;
+    for (int64_t c = 0; c < map.head_dim; ++c) out[static_cast<size_t>(r)] += q[c] * row[c];
+  }
+  return out;
+}
+
 // Attention as one would write it: plain loops, sums in f32, and with `rounds` the factors of every
-// product rounded to bf16. The job has dense runs; those that are coded in `runs` are biased.
+// product rounded to bf16. The job has dense runs; those that are coded in `runs` are biased, and
+// where their keys are latents, so are those of the job.
 inline void naive_row(const AttendShape& shape, const AttendJob& job,
                       const std::vector<AttendRun>& runs, int64_t query, int64_t offset,
                       bool rounds) {
-  std::vector<float> p;
+  std::vector<float> p, projected;
   float max = -std::numeric_limits<float>::infinity();
   const auto for_each_key = [&](auto&& fn) {
     for (const AttendRun& run : job.runs) {
@@ -79,14 +90,21 @@ inline void naive_row(const AttendShape& shape, const AttendJob& job,
     }
   };
   for_each_key([&](const AttendRun& run, int64_t tile, int64_t t) {
-    float dot = 0;
-    for (int64_t c = 0; c < shape.head_dim; ++c) {
-      const float k = tile_element(run, run.key_tiles[static_cast<size_t>(tile)], key_index(t, c));
-      dot += round_if(rounds, job.query[offset + c]) * round_if(rounds, k);
-    }
     const AttendRun& stored = runs[static_cast<size_t>(&run - job.runs.data())];
+    const LatentMap* map = stored.key_latents();
+    if (map != nullptr && projected.empty()) {
+      projected = naive_projection(*map, job.query + offset);
+    }
+    const float* q = map != nullptr ? projected.data() + 1 : job.query + offset;
+    float dot = 0;
+    for (int64_t c = 0; c < (map != nullptr ? map->rank : shape.head_dim); ++c) {
+      const float k = tile_element(run, run.key_tiles[static_cast<size_t>(tile)], key_index(t, c));
+      dot += round_if(rounds, q[c]) * round_if(rounds, k);
+    }
+    if (map != nullptr) dot += projected[0];
+    const bool is_biased = stored.is_coded() && stored.key_latents() == nullptr;
     const float bias =
-        stored.is_coded() ? naive_bias(shape, *stored.coded_keys, tile, job.query + offset) : 0;
+        is_biased ? naive_bias(shape, *stored.coded_keys, tile, job.query + offset) : 0;
     p.push_back(dot * shape.scale + bias);
     max = std::max(max, p.back());
   });

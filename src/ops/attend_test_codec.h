@@ -19,9 +19,10 @@ struct TestCodec {
   int value_bits = 4;    // kLatentBits: latents of fp16
   int key_outliers = 0;  // percent
   int value_outliers = 0;
-  bool hadamard = false;  // of values; head_dim is a power of two
-  bool latents = false;   // values are
-  CodeBands bands{};      // of them; value_bits is 8
+  bool hadamard = false;   // of values; head_dim is a power of two
+  bool latents = false;    // values are
+  bool key_tiles = false;  // latents of fp16 lie in key tiles
+  CodeBands bands{};       // of latents; value_bits is 8
 
   std::string name() const {
     return fmt::format("K{}p{}{}{}p{}", key_bits, key_outliers, hadamard ? "VHad" : "V", value_bits,

@@ -51,6 +51,17 @@ void planar_to_value_tile(const float* planar, int64_t head_dim, float* tile) {
   }
 }
 
+void planar_to_key_tile(const float* planar, int64_t head_dim, float* tile) {
+  for (int64_t c = 0; c < head_dim; c += 2) {
+    const float *even = planar + c * kTileTokens, *odd = even + kTileTokens;
+    float* out = tile + key_index(0, c);
+    for (int64_t t = 0; t < kTileTokens; ++t) {
+      out[2 * t] = even[t];
+      out[2 * t + 1] = odd[t];
+    }
+  }
+}
+
 void rows_to_planar(const Half* rows, int64_t stride, int64_t head_dim, int64_t first_token,
                     int64_t num_tokens, float* planar) {
   simd::rows_to_planar(rows, stride, head_dim, first_token, num_tokens, planar);

@@ -49,6 +49,7 @@ void fill_rope_tile(const RopeTable& table, int64_t first_position, float* cos, 
 void rotate_to_key_tile(const float* planar, const float* cos, const float* sin, int64_t head_dim,
                         float* tile, Backend backend = best_backend());
 void planar_to_value_tile(const float* planar, int64_t head_dim, float* tile);
+void planar_to_key_tile(const float* planar, int64_t head_dim, float* tile);
 
 // Rows of fp16, num_tokens of them `stride` elements apart, as a planar tile: columns
 // [first_token, first_token + num_tokens).

@@ -23,12 +23,20 @@ bool is_one_of(std::string_view field, std::initializer_list<std::string_view> n
   return std::find(names.begin(), names.end(), field) != names.end();
 }
 
+// Of a codec of keys.
+bool reads_calibration(const Codec& codec) {
+  return has_latents(codec) ? needs_calibration(codec) : is_compressed(codec);
+}
+
 FieldForm key_form(const Codec& codec, std::string_view field) {
   if (field.starts_with("key.codebook") || field.starts_with("key.uniform_")) {
     return FieldForm::kWhole;
   }
-  // Attention needs all there is of rotated keys and queries where keys are latents.
-  if (has_latents(codec)) return FieldForm::kWhole;
+  if (has_latents(codec)) {
+    const bool is_read = is_one_of(field, {"key.rotated_mean", "key.basis", "key.spectrum"}) ||
+                         (field == "key.gram" && codec.quantizer == Quantizer::kWaterfill);
+    return is_read && needs_calibration(codec) ? FieldForm::kWhole : FieldForm::kAbsent;
+  }
   if (!is_compressed(codec) || field.starts_with("query.")) return FieldForm::kAbsent;
   if (field == "key.order") return FieldForm::kWhole;
   if (field == "key.feedback") return FieldForm::kHalfTriangle;
@@ -75,11 +83,10 @@ void keep_rows(std::vector<Half>& ranges, PercentRows rows) {
   std::fill(ranges.begin() + (rows.first + rows.count) * width, ranges.end(), Half{});
 }
 
-int64_t rank_of(const CacheSpec& spec, int64_t num_layers, int64_t whole_rank) {
+int64_t rank_of(const CacheSpec& spec, int64_t num_layers) {
   int64_t rank = 0;
   for (int layer = 0; layer < num_layers; ++layer) {
     for (const Codec* codec : {&spec.key_of(layer), &spec.value_of(layer)}) {
-      if (has_latents(*codec) && codec == &spec.key_of(layer)) rank = whole_rank;
       for (const TransformStep& step : codec->transforms) {
         rank = std::max<int64_t>(rank, step.rank);
       }
@@ -152,7 +159,7 @@ Calibration compact_calibration(const Calibration& calibration, const CacheSpec&
   Calibration out = calibration;
   if (!out.info.holds.empty()) return out;
   out.info.holds = resolved(spec);
-  const int64_t rank = rank_of(spec, shape.num_layers, calibration.info.rank);
+  const int64_t rank = rank_of(spec, shape.num_layers);
   check_arg(rank <= calibration.info.rank,
             fmt::format("calibration {} has bases of rank {} only, {} needs {}", calibration.path,
                         calibration.info.rank, spec.text, rank));
@@ -175,7 +182,7 @@ void check_calibration_holds(const Calibration& calibration, const CacheSpec& sp
   const CacheSpec holds = parse_spec(calibration.info.holds);
   for (int layer = 0; layer < calibration.info.shape.num_layers; ++layer) {
     const Codec &key = spec.key_of(layer), &value = spec.value_of(layer);
-    const bool has_key = !is_compressed(key) || key == holds.key_of(layer);
+    const bool has_key = !reads_calibration(key) || key == holds.key_of(layer);
     const bool has_value = !needs_calibration(value) || value == holds.value_of(layer);
     check_arg(has_key && has_value,
               fmt::format("calibration {} holds only what {} needs, not {}: use a whole one, as "
@@ -187,7 +194,7 @@ void check_calibration_holds(const Calibration& calibration, const CacheSpec& sp
 bool reads_calibration(const CacheSpec& spec, int64_t num_layers) {
   for (int layer = 0; layer < num_layers; ++layer) {
     const Codec &key = spec.key_of(layer), &value = spec.value_of(layer);
-    if (is_compressed(key) || needs_calibration(value)) return true;
+    if (reads_calibration(key) || needs_calibration(value)) return true;
     if (nuq_bits(value.quantizer) != 0 && !has_latents(value)) return true;
   }
   return false;

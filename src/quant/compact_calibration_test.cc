@@ -28,9 +28,18 @@ Calibration parse(const std::string& bytes) {
   return parse_calibration(std::as_bytes(std::span(bytes.data(), bytes.size())), "some.file");
 }
 
-const char* const kSpecs[] = {"nuq4-1%", "k=nuq3-0.7%,v=had+nuq3",         "k=int8,v=pca3+int4",
-                              "v=pcaw4", "k=nuq2,v=nuq2,layers=1:nuq4-1%", "v=pca4+had+int8",
-                              "fp16",    "k=int4,layers=0-1:v=pca2"};
+const char* const kSpecs[] = {"nuq4-1%",
+                              "k=nuq3-0.7%,v=had+nuq3",
+                              "k=int8,v=pca3+int4",
+                              "v=pcaw4",
+                              "k=nuq2,v=nuq2,layers=1:nuq4-1%",
+                              "v=pca4+had+int8",
+                              "fp16",
+                              "k=int4,layers=0-1:v=pca2",
+                              "k=pca3",
+                              "k=pca4+wf4,v=pcaw4+wf8",
+                              "v=pca4+wf2",
+                              "k=pca4+had+int8,v=pcaw2,layers=1:k=lnns+int4"};
 
 TEST(CompactCalibration, ComesBackFromItsFileWithAllBits) {
   for (const CodebookScope scope : {CodebookScope::kLayer, CodebookScope::kHead}) {
@@ -77,6 +86,18 @@ TEST(CompactCalibration, CutsBasesToTheirRank) {
   EXPECT_THROW(compact_calibration(whole, parse_spec("v=pca6")), std::invalid_argument);
 }
 
+TEST(CompactCalibration, OfKeysThatAreLatentsHasTheirBasisAndMean) {
+  const Calibration whole = test_calibration(kShape);
+  const Calibration compact = parse(file_of(compact_calibration(whole, parse_spec("k=pca3+int8"))));
+  const KeyCalibration &key = compact.layers[1].key, &full = whole.layers[1].key;
+  EXPECT_EQ(compact.info.rank, 3);
+  EXPECT_EQ(key.rotated_mean, full.rotated_mean);
+  ASSERT_EQ(key.basis.size(), 2u * 3 * 16);
+  EXPECT_TRUE(std::equal(key.basis.begin() + 48, key.basis.end(), full.basis.begin() + 5 * 16));
+  EXPECT_TRUE(key.gram.empty() && key.feedback.empty() && key.scale[2].empty());
+  EXPECT_TRUE(compact.layers[1].query.gram.empty());
+}
+
 TEST(CompactCalibration, IsRefusedForOtherSpecsByName) {
   Calibration compact = compact_calibration(test_calibration(kShape), parse_spec("k=nuq4-1%"));
   compact.path = "small.safetensors";
@@ -91,7 +112,8 @@ TEST(CompactCalibration, IsRefusedForOtherSpecsByName) {
   EXPECT_EQ(refusal("k=nuq4-1%,sink=4"), "accepted");
   EXPECT_EQ(refusal("fp16"), "accepted");
   EXPECT_EQ(refusal("k=nuq4-1%,v=had+nuq2"), "accepted");  // codebooks are all there
-  for (const char* spec : {"k=nuq4-0.5%", "k=nuq3-1%", "k=int8", "v=pca4", "fp16,layers=2:nuq2"}) {
+  for (const char* spec :
+       {"k=nuq4-0.5%", "k=nuq3-1%", "k=int8", "k=pca4", "v=pca4", "fp16,layers=2:nuq2"}) {
     EXPECT_NE(refusal(spec).find("small.safetensors holds only what k=nuq4-1%"), std::string::npos)
         << refusal(spec);
   }
@@ -99,10 +121,11 @@ TEST(CompactCalibration, IsRefusedForOtherSpecsByName) {
 }
 
 TEST(CompactCalibration, KnowsWhichSpecsReadOne) {
-  for (const char* spec : {"k=int8", "v=nuq4", "v=had+nuq2", "v=pca8", "fp16,layers=1:nuq2"}) {
+  for (const char* spec :
+       {"k=int8", "v=nuq4", "v=had+nuq2", "v=pca8", "k=pca8+int8", "fp16,layers=1:nuq2"}) {
     EXPECT_TRUE(reads_calibration(parse_spec(spec), 2)) << spec;
   }
-  for (const char* spec : {"fp16", "bf16", "v=int8", "v=lnns+int4", "v=had+int4"}) {
+  for (const char* spec : {"fp16", "bf16", "v=int8", "v=lnns+int4", "v=had+int4", "k=lnns"}) {
     EXPECT_FALSE(reads_calibration(parse_spec(spec), 2)) << spec;
   }
 }

@@ -263,11 +263,18 @@ Calibration identity_bases(const CalibrationShape& shape) {
   value.weighted_encode = value.weighted_decode = value.gram = value.basis;
   value.spectrum.assign(width, 1);
   value.weighted_spectrum = value.spectrum;
+  KeyCalibration key;
+  key.rotated_mean = value.channels.mean;
+  key.basis = key.gram = value.basis;
+  key.spectrum = value.spectrum;
   Calibration out;
   out.info.shape = shape;
   out.info.rank = dim;
   out.layers.resize(static_cast<size_t>(shape.num_layers));
-  for (LayerCalibration& layer : out.layers) layer.value = value;
+  for (LayerCalibration& layer : out.layers) {
+    layer.key = key;
+    layer.value = value;
+  }
   return out;
 }
 

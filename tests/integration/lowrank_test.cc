@@ -1,4 +1,4 @@
-// Values as latents, from calibration to text, as a user meets them.
+// Values and keys as latents, from calibration to text, as a user meets them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -46,6 +46,39 @@ TEST_F(LowRank, DivergenceFallsWithRankAndVanishesAtFullRank) {
   }
 }
 
+TEST_F(LowRank, DivergenceOfKeysFallsWithRankAndVanishesAtFullRank) {
+  calibrate();
+  for (const std::string start : {"", "--as-served --ub 100 "}) {
+    for (const std::string values : {"", ",v=pca64+int8"}) {
+      std::string specs = start;
+      for (const char* rank : {"16", "32", "48", "60", "64"}) {
+        specs += std::string(" --kv k=pca") + rank + values;
+      }
+      double before = 1e9;
+      for (const auto& result : perplexity(specs)) {
+        const auto kl = result.at("kl_mean").get<double>();
+        EXPECT_LT(kl, before) << result.at("spec");
+        before = kl;
+      }
+      EXPECT_LT(before, 2e-3) << specs;
+      EXPECT_GT(before, 0);
+    }
+  }
+}
+
+TEST_F(LowRank, KeysWarnAndAreRefusedInTheWaysOfValues) {
+  calibrate("--rank 20");
+  const std::string with = " -n 2 --calib " + path("c") + " --kv ";
+  const Outcome outcome = run("generate -m embedded -q -p Hello" + with + "k=pca20+int8,v=int8");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("a transform of keys usually costs far more"), std::string::npos);
+  expect_refused("perplexity -m embedded -q --kv k=pca48", "needs a calibration");
+  expect_refused("generate -m embedded -q -p Hello" + with + "k=pca21", "--rank of at least 21");
+  expect_refused("generate -m embedded -q -p Hello" + with + "k=pca65", "rank 65");
+  expect_refused("generate -m embedded -q -p Hello" + with + "k=pca0", "rank");
+  expect_refused("generate -m embedded -q -p Hello" + with + "k=pcaw8", "not built yet for keys");
+}
+
 TEST_F(LowRank, DivergenceFallsWithBitsAndBytesDoToo) {
   calibrate();
   const auto results = perplexity(
@@ -78,7 +111,7 @@ TEST_F(LowRank, TextGoesOnFromASavedCacheAsIfItHadNot) {
   calibrate();
   const std::string spec = " --kv k=nuq4-1%,v=pca32+had+int8 --calib " + path("c");
   for (const std::string& more :
-       {std::string(" --kv v=pca60"), std::string(" --kv k=int8,v=pca40+wf3"), spec}) {
+       {std::string(" --kv v=pca60"), std::string(" --kv k=pca60+int8,v=pca40+wf3"), spec}) {
     const std::string with = (more == spec ? spec : more + " --calib " + path("c")) + " -q ";
     const std::string base = "generate -m embedded --temp 0 -f " + path("prompt") + with;
     write_file_atomic(path("prompt"), [&](const ByteSink& sink) {
