@@ -122,6 +122,25 @@ TEST_F(LowRank, AbsorbIsForCommandsThatRunTheModelOnly) {
   }
 }
 
+TEST_F(LowRank, TheDemoHasARowWhereThereAreBases) {
+  const std::string command = "demo -m embedded -q --json - -c 300";
+  const auto specs_of = [&](const std::string& more) {
+    const Outcome outcome = run(command + more);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    std::vector<std::string> specs;
+    const auto document = nlohmann::json::parse(outcome.out);
+    for (const auto& row : document.at("results")) {
+      specs.push_back(row.at("spec"));
+    }
+    return specs;
+  };
+  const auto rows = specs_of("");
+  ASSERT_EQ(rows.size(), 6u);
+  EXPECT_EQ(rows.back(), "v=pca48+int8,sink=1");
+  calibrate("--rank 20");
+  EXPECT_EQ(specs_of(" --calib " + path("c")).size(), 5u);
+}
+
 TEST_F(LowRank, InfoForecastsWithoutACalibration) {
   const Outcome outcome =
       run("info -m embedded -q --json - -c 2048 --memory 1GiB --kv fp16 "
