@@ -15,7 +15,7 @@
 #include "cli/allocate_output.h"
 #include "cli/commands.h"
 #include "cli/common.h"
-#include "eval/disjoint_windows.h"
+#include "eval/disjoint_texts.h"
 #include "eval/sensitivity_file.h"
 #include "formats/codec_table.h"
 #include "formats/layered_spec.h"
@@ -93,7 +93,7 @@ void check_budgets(const Options& options, const SensitivityOptions& candidates,
   }
 }
 
-NamedTokens tokens_of(const std::string& file, const Model& model) {
+TokenizedText tokens_of(const std::string& file, const Model& model) {
   const std::string text = read_utf8(file.empty() ? find_asset("sample.txt") : file);
   return {file.empty() ? "assets/sample.txt" : file,
           model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever)};
@@ -105,9 +105,9 @@ int64_t window_of(const Options& options, const Model& model) {
 }
 
 ChoiceTexts texts_of(const Options& options, const Model& model) {
-  const NamedTokens selection = tokens_of(options.file, model);
+  const TokenizedText selection = tokens_of(options.file, model);
   const bool has_test = !options.test_file.empty() && options.test_file != options.file;
-  const NamedTokens test = has_test ? tokens_of(options.test_file, model) : NamedTokens{};
+  const TokenizedText test = has_test ? tokens_of(options.test_file, model) : TokenizedText{};
   return choose_texts(model, selection, has_test ? &test : nullptr,
                       {.window = window_of(options, model),
                        .num_selection_windows = options.num_windows,

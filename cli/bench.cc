@@ -102,11 +102,13 @@ void run_threads(const CommonOptions& common, const PolicyOptions& policy,
   }
   if (results.document.is_null()) {
     tell_expanded_layers(common, specs, model);
+    tell_unabsorbed(common, specs, model);
     Json config = common_config(common, model);
     config["repetitions"] = bench.repetitions;
     results.document = make_document("bench", model_info(model), config);
   }
   const auto rows = bench_model(model, specs, bench, progress_on_stderr(common, "bench"));
+  tell_absorbed(common, model);
   add_rows(model.config().name, rows, model.pool().num_threads(), results);
 }
 
@@ -161,7 +163,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   auto* command = app.add_subcommand("bench", "speed of prefill and decoding, or of kernels");
   command->footer(kFooter);
-  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags | kAbsorbFlag);
   add_policy_flags(*command, options->policy);
   const auto list = [&](const char* flag, auto& value, int64_t least, const char* help) {
     command->add_option(flag, value, help)

@@ -124,6 +124,7 @@ int run(const Options& options) {
   apply_policy(options.policy, options.common, model, {.context = options.common.context}, specs);
   const ChatFormat format = chat_format_of(options.chat_template, model);
   tell_expanded_layers(options.common, specs, model);
+  tell_unabsorbed(options.common, specs, model);
   Session session(model, {.spec = specs[0],
                           .mode = CacheMode::kAsServed,
                           .context = options.common.context,
@@ -144,6 +145,7 @@ int run(const Options& options) {
     if (!line || line->empty()) break;
     chat.take(*line);
   }
+  tell_absorbed(options.common, model);
   return was_interrupted() ? kInterrupted : kDone;
 }
 
@@ -154,7 +156,7 @@ void add_chat(CLI::App& app, int& exit_code) {
   options->sampling.max_tokens = 512;
   options->sampling.sampler.temperature = 0.7f;
   auto* command = app.add_subcommand("chat", "talk with a model");
-  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags | kAbsorbFlag);
   add_policy_flags(*command, options->policy);
   add_sampling_flags(*command, options->sampling);
   command->add_option("--system", options->system, "system message");

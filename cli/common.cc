@@ -18,6 +18,7 @@
 #include "base/file.h"
 #include "base/timer.h"
 #include "cache/kv_cache.h"
+#include "formats/codec_table.h"
 #include "kvquant/error.h"
 #include "model/calibration_source.h"
 #include "model/presets.h"
@@ -135,6 +136,11 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
           return name.empty() ? "the name of the preset is empty" : std::string();
         });
   }
+  if (flags & kAbsorbFlag) {
+    command.add_flag("--absorb", options.absorb,
+                     "low-rank values: fold their decoders into output projections, which takes "
+                     "more memory and, as exact tokens need the plain projection, too, more time");
+  }
   if (flags & kRunFlags) {
     command.add_option("-c,--ctx", options.context, "context in tokens (default: the model's)")
         ->check(CLI::PositiveNumber);
@@ -172,10 +178,12 @@ std::optional<Preset> preset_of(const CommonOptions& options) {
 
 Model load_model(const CommonOptions& options) {
   check_not_built(options);
+  const auto decoders = options.absorb ? ValueDecoders::kAbsorbed : ValueDecoders::kExpanded;
   Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
                                                         .precision = precision_of(options),
                                                         .weights = weights_of(options),
-                                                        .context = options.context});
+                                                        .context = options.context,
+                                                        .value_decoders = decoders});
   const auto preset = preset_of(options);
   if (preset) check_preset_fits(*preset, model.checkpoint());
   const std::string calibration = calibration_file_of(options, preset);
@@ -218,6 +226,28 @@ void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheS
         "different kinds; their history is expanded at every step\n",
         spec.text, count, num_layers);
   }
+}
+
+void tell_unabsorbed(const CommonOptions& options, const std::vector<CacheSpec>& specs,
+                     const Model& model) {
+  if (!options.absorb || options.quiet) return;
+  for (const CacheSpec& spec : specs) {
+    bool has_any = false;
+    for (int layer = 0; layer < model.config().num_layers; ++layer) {
+      has_any |= has_latents(spec.value_of(layer));
+    }
+    if (has_any) continue;
+    fmt::print(stderr, "kvquant: {}: no values are low-rank, --absorb changes nothing\n",
+               spec.text);
+  }
+}
+
+void tell_absorbed(const CommonOptions& options, Model& model) {
+  const int64_t bytes = model.transformer().absorbed_bytes();
+  if (bytes == 0 || options.quiet) return;
+  fmt::print(stderr,
+             "kvquant: output projections with value decoders take {} beside weights of {}\n",
+             format_bytes(bytes), format_bytes(model.transformer().weight_bytes()));
 }
 
 Progress progress_on_stderr(const CommonOptions& options, const std::string& what) {
@@ -367,6 +397,7 @@ Json common_config(const CommonOptions& options, Model& model) {
           {"weights", options.weights},
           {"ubatch", options.ubatch},
           {"seed", options.seed},
+          {"absorb", options.absorb},
           {"preset", options.preset.empty() ? Json(nullptr) : Json(options.preset)},
           {"calibration", calibration_config(model.calibration().get())}};
 }

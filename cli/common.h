@@ -36,13 +36,14 @@ struct CommonOptions {
   uint64_t seed = 42;
   std::string json;  // file, "-" for stdout; empty: none
   bool quiet = false;
+  bool absorb = false;
 };
 
 // Checks of numbers: CLI11's own name the ends of double's range, and let NaN and overflow pass.
 CLI::Validator at_least(int64_t least);
 
 // Which groups of common flags a command takes.
-enum Flags : unsigned { kModelFlags = 1, kSpecFlags = 2, kRunFlags = 4 };
+enum Flags : unsigned { kModelFlags = 1, kSpecFlags = 2, kRunFlags = 4, kAbsorbFlag = 8 };
 void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags);
 
 // A file's text. Throws FormatError with its path when it is not UTF-8.
@@ -63,6 +64,12 @@ std::vector<CacheSpec> specs_of(const CommonOptions& options,
 // Says on stderr, unless quiet, which of the specs have layers without a fast kernel.
 void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheSpec>& specs,
                           const Model& model);
+
+// With --absorb, unless quiet: which of the specs have nothing that it changes; at the end, what it
+// has taken.
+void tell_unabsorbed(const CommonOptions& options, const std::vector<CacheSpec>& specs,
+                     const Model& model);
+void tell_absorbed(const CommonOptions& options, Model& model);
 
 // A bar with ETA on a terminal, plain lines every few seconds otherwise, nothing when quiet. The
 // callback throws Interrupted after Ctrl-C.

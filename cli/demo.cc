@@ -79,8 +79,11 @@ void print_answers(const DemoResult& result) {
 }
 
 int run(const CommonOptions& options) {
-  const auto specs =
-      specs_of(options, {"fp16", "nuq4-1%", "k=nuq4-1%,v=had+nuq4", "nuq3-1%", "nuq2-1%"});
+  auto specs = specs_of(options, {});
+  const bool has_default_rows = specs.empty();
+  if (has_default_rows) {
+    specs = specs_of(options, {"fp16", "nuq4-1%", "k=nuq4-1%,v=had+nuq4", "nuq3-1%", "nuq2-1%"});
+  }
   const Timer timer;
   const std::string text = read_text(find_asset("sample.txt"));
   const std::string facts_path = find_asset("sample_facts.json");
@@ -90,10 +93,14 @@ int run(const CommonOptions& options) {
     fmt::print(stderr, "model {} ({}), {} threads, loaded in {:.1f} s\n", model.config().name,
                model.path(), model.pool().num_threads(), timer.seconds());
   }
-  const DemoResult result = run_demo(
-      model, text, facts,
-      {.specs = specs, .ubatch = options.ubatch, .context = options.context, .seed = options.seed},
-      [&](const std::string& stage) { return progress_on_stderr(options, stage); });
+  DemoOptions demo{
+      .specs = specs, .ubatch = options.ubatch, .context = options.context, .seed = options.seed};
+  if (has_default_rows) {  // three of four directions; the first token's value lies along others
+    demo.low_rank = parse_spec(fmt::format("v=pca{}+int8,sink=1", model.config().head_dim * 3 / 4));
+  }
+  const DemoResult result = run_demo(model, text, facts, demo, [&](const std::string& stage) {
+    return progress_on_stderr(options, stage);
+  });
 
   if (result.calibration_overlap) warn_of_overlap();
 

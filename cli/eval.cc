@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/eval_output.h"
+#include "cli/policy.h"
 #include "eval/eval_data.h"
 #include "eval/eval_tasks.h"
 #include "eval/longbench.h"
@@ -24,6 +25,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
+  PolicyOptions policy;
   std::vector<std::string> tasks = {"passkey"};
   std::vector<int64_t> lengths;
   std::vector<std::string> data;  // files and folders of tasks
@@ -159,15 +161,24 @@ Json config_of(const Options& options, Model& model, const std::vector<uint64_t>
   return config;
 }
 
+// The longest context that tasks are asked for.
+PolicyLoad load_of(const Options& options) {
+  int64_t longest = options.lengths.empty() ? options.common.context : 0;
+  for (const int64_t length : options.lengths) longest = std::max(longest, length);
+  return {.batch = options.batch_size, .context = longest};
+}
+
 int run(const Options& options) {
+  check_policy(options.policy, options.common);
   const TaskFiles tasks = find_task_files(options.tasks, options.data);
   if (!tasks.left_out.empty()) {
     fmt::print(stderr, "kvquant: left out, for there is no data: {} (--data)\n",
                fmt::join(tasks.left_out, ", "));
   }
   const auto seeds = all_seeds(options, tasks);
-  const auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
+  auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
   Model model = load_model(options.common);
+  apply_policy(options.policy, options.common, model, load_of(options), specs);
   tell_expanded_layers(options.common, specs, model);
   const auto samples = make_samples(options, tasks, model);
 
@@ -233,6 +244,7 @@ void add_eval(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   auto* command = app.add_subcommand("eval", "tasks over long contexts, each spec against fp16");
   add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_policy_flags(*command, options->policy);
   command
       ->add_option(
           "--tasks", options->tasks,

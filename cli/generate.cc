@@ -105,6 +105,7 @@ int run(const Options& options) {
   Model model = load_model(options.common);
   apply_policy(options.policy, options.common, model, {.context = options.common.context}, specs);
   tell_expanded_layers(options.common, specs, model);
+  tell_unabsorbed(options.common, specs, model);
   Session session(model, {.spec = specs[0],
                           .mode = CacheMode::kAsServed,
                           .context = options.common.context,
@@ -149,6 +150,7 @@ int run(const Options& options) {
                  {"compressed_tokens", session.num_compressed_tokens()},
                  {"peak_rss_bytes", peak_rss_bytes()}});
   document["results"].push_back(result);
+  tell_absorbed(options.common, model);
   save(options, session, out.tokens,
        num_before + out.num_prompt_tokens + static_cast<int64_t>(out.tokens.size()));
   write_json(options.common, document);
@@ -160,7 +162,7 @@ int run(const Options& options) {
 void add_generate(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   auto* command = app.add_subcommand("generate", "continue a prompt");
-  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags | kAbsorbFlag);
   add_policy_flags(*command, options->policy);
   add_sampling_flags(*command, options->sampling);
   command->add_option("-p,--prompt", options->prompt, "prompt text");

@@ -80,6 +80,7 @@ int run(const Options& options) {
                              : std::min<int64_t>(2048, model.config().max_context);
   apply_policy(options.policy, options.common, model, {.context = window}, specs);
   tell_expanded_layers(options.common, specs, model);
+  tell_unabsorbed(options.common, specs, model);
   const PerplexityOptions evaluation{
       .window = window,
       .stride = options.stride,
@@ -113,6 +114,7 @@ int run(const Options& options) {
       exit_code = kCheckFailed;
     }
   }
+  tell_absorbed(options.common, model);
   write_json(options.common, document);
   if (!json_on_stdout(options.common)) {
     print_table(results);
@@ -129,7 +131,7 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
   auto* command = app.add_subcommand(
       "perplexity", "perplexity, KL divergence and top-1 agreement of cache specs on a text");
-  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags | kAbsorbFlag);
   add_policy_flags(*command, options->policy);
   command->add_option("-f,--file", options->file, "text (default: the sample text)");
   command->add_option("--stride", options->stride, "tokens between windows (default: the window)")

@@ -1,4 +1,4 @@
-// --policy, which generate, chat, perplexity and bench share.
+// --policy, which generate, chat, perplexity, bench and eval share.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -40,7 +40,7 @@ const char* mode_name(CacheMode mode) {
 }
 
 std::string calibration_of(const KvCache& cache) {
-  const Calibration* calibration = cache.calibration();
+  const Calibration* calibration = cache.calibration().get();
   return calibration == nullptr ? "none" : calibration_hash(*calibration);
 }
 

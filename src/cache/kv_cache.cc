@@ -321,7 +321,9 @@ void KvCache::set_max_bytes(int64_t max_bytes) {
 const KvShape& KvCache::shape() const { return impl_->shape; }
 const CacheSpec& KvCache::spec() const { return impl_->spec; }
 CacheMode KvCache::mode() const { return impl_->mode; }
-const Calibration* KvCache::calibration() const { return impl_->calibration.get(); }
+const std::shared_ptr<const Calibration>& KvCache::calibration() const {
+  return impl_->calibration;
+}
 
 KvCache::SequenceId KvCache::add_sequence() {
   Impl::Sequence sequence;
@@ -467,6 +469,13 @@ bool KvCache::reads_codes(int64_t layer) const {
   check_arg(0 <= layer && layer < impl_->shape.num_layers,
             fmt::format("cache: layer {} of {}", layer, impl_->shape.num_layers));
   return impl_->plans[layer].is_coded();
+}
+
+std::span<const LatentMap> KvCache::value_latents(int64_t layer) const {
+  check_arg(0 <= layer && layer < impl_->shape.num_layers,
+            fmt::format("cache: layer {} of {}", layer, impl_->shape.num_layers));
+  const auto& values = impl_->plans[layer].value.nuq;
+  return values ? values->latents : std::span<const LatentMap>();
 }
 
 int64_t KvCache::num_compressed_tokens(SequenceId id) const {

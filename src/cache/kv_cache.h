@@ -80,7 +80,7 @@ class KvCache {
   const KvShape& shape() const;
   const CacheSpec& spec() const;  // with the windows that the mode implies
   CacheMode mode() const;
-  const Calibration* calibration() const;  // null: none
+  const std::shared_ptr<const Calibration>& calibration() const;  // null: none
 
   SequenceId add_sequence();
   // A new sequence of the same tokens. The two share their memory; what one of them writes to (the
@@ -141,6 +141,9 @@ class KvCache {
   // encoded already: prepare the view of a layer before the next layer is appended.
   void prepare_view(int64_t layer, SequenceId id);
   bool reads_codes(int64_t layer) const;
+  // Of a layer whose values are latents, one per KV head; empty: they are none. Valid as long as
+  // the cache.
+  std::span<const LatentMap> value_latents(int64_t layer) const;
 
   // Allocated bytes of all sequences: codes, parameters, outliers, windows, half-empty
   // blocks, what forks share once, the exact copy of a chunk that is not settled yet, 8 bytes of

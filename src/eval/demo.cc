@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/timer.h"
+#include "formats/codec_table.h"
 #include "model/calibrate.h"
 #include "model/calibration_source.h"
 
@@ -15,6 +16,14 @@ constexpr int64_t kMaxSamples = 8;
 constexpr int64_t kMaxSampleTokens = 1024;
 
 constexpr int64_t kLeastTokens = 512;  // fewer would say too little about the model
+
+std::vector<CacheSpec> specs_of_rows(const DemoOptions& options, const Model& model) {
+  std::vector<CacheSpec> out = options.specs;
+  if (!options.low_rank || model.calibration() == nullptr) return out;
+  const int64_t rank = latent_rank(options.low_rank->value, model.config().head_dim);
+  if (rank <= model.calibration()->info.rank) out.push_back(*options.low_rank);
+  return out;
+}
 
 }  // namespace
 
@@ -78,13 +87,12 @@ DemoResult run_demo(Model& model, const std::string& text, const std::vector<Fac
   if (model.calibration() != nullptr) {
     out.calibration_overlap = num_samples_within(model.calibration()->info, tokens, evaluated) > 0;
   }
-  const auto quality =
-      evaluate_perplexity(model, tokens, options.specs, perplexity, stage("quality"));
-  for (size_t i = 0; i < options.specs.size(); ++i) {
-    const SessionOptions session{
-        .spec = options.specs[i], .context = context, .ubatch = options.ubatch};
+  const std::vector<CacheSpec> specs = specs_of_rows(options, model);
+  const auto quality = evaluate_perplexity(model, tokens, specs, perplexity, stage("quality"));
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const SessionOptions session{.spec = specs[i], .context = context, .ubatch = options.ubatch};
     out.rows.push_back({quality[i], evaluate_recall(model, session, prompt, out.facts,
-                                                    stage("recall " + options.specs[i].text))});
+                                                    stage("recall " + specs[i].text))});
   }
   return out;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,8 @@ namespace kvquant {
 
 struct DemoOptions {
   std::vector<CacheSpec> specs;
+  // One more row, of pca on values, which is left out where no calibration has bases of its rank.
+  std::optional<CacheSpec> low_rank{};
   int64_t window = 1024;    // of the strict perplexity
   int64_t max_windows = 2;  // of it
   int64_t ubatch = 512;

@@ -1,12 +1,8 @@
 #include "eval/sample_log.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "base/file.h"
 #include "kvquant/error.h"
 
 namespace kvquant {
@@ -19,51 +15,28 @@ std::string key_of(const std::string& run, const std::string& spec, const std::s
   return run + "\n" + spec + "\n" + task + "\n" + std::to_string(seed) + "\n" + sample;
 }
 
-[[noreturn]] void throw_write_error(const std::string& path) {
-  const int code = errno;
-  const std::string message = "cannot write " + path + ": " + std::strerror(code);
-  if (code == ENOSPC || code == EDQUOT) throw OutOfMemory(message);
-  throw IoError(message);
-}
-
 }  // namespace
 
-SampleLog::SampleLog(const std::string& path) : path_(path) {
-  if (std::filesystem::exists(path)) read();
-  errno = 0;
-  file_.open(path, std::ios::app | std::ios::binary);
-  if (!file_) throw_write_error(path);
-}
+SampleLog::SampleLog(const std::string& path)
+    : file_(path, [&](const std::string& line, const std::string& place) { read(line, place); }) {}
 
-void SampleLog::read() {
-  const std::string text = read_text(path_);
-  const size_t last = text.rfind('\n');
-  const size_t whole = last == std::string::npos ? 0 : last + 1;
-  for (size_t begin = 0; begin < whole; ++num_read_) {
-    const size_t end = text.find('\n', begin);
-    try {
-      const Json line = Json::parse(text.substr(begin, end - begin));
-      SampleResult result;
-      line.at("answers").get_to(result.answers);
-      line.at("scores").get_to(result.scores);
-      line.at("compressed_tokens").get_to(result.compressed_tokens);
-      for (const double score : result.scores) {
-        if (!(0 <= score && score <= 1)) throw FormatError("a score is not in [0, 1]");
-      }
-      if (line.contains("extra")) line.at("extra").get_to(result.extra);
-      results_[key_of(line.at("run"), line.at("spec"), line.at("task"), line.at("seed"),
-                      line.at("sample"))] = std::move(result);
-    } catch (const std::exception& error) {
-      throw FormatError(path_ + ":" + std::to_string(num_read_ + 1) +
-                        ": not a line of sample results (" + error.what() +
-                        "); take the line or the file away");
+void SampleLog::read(const std::string& text, const std::string& place) {
+  try {
+    const Json line = Json::parse(text);
+    SampleResult result;
+    line.at("answers").get_to(result.answers);
+    line.at("scores").get_to(result.scores);
+    line.at("compressed_tokens").get_to(result.compressed_tokens);
+    for (const double score : result.scores) {
+      if (!(0 <= score && score <= 1)) throw FormatError("a score is not in [0, 1]");
     }
-    begin = end + 1;
+    if (line.contains("extra")) line.at("extra").get_to(result.extra);
+    results_[key_of(line.at("run"), line.at("spec"), line.at("task"), line.at("seed"),
+                    line.at("sample"))] = std::move(result);
+  } catch (const std::exception& error) {
+    throw FormatError(place + ": not a line of sample results (" + error.what() +
+                      "); take the line or the file away");
   }
-  if (whole == text.size()) return;
-  std::error_code error;
-  std::filesystem::resize_file(path_, whole, error);
-  if (error) throw IoError("cannot shorten " + path_ + ": " + error.message());
 }
 
 const SampleResult* SampleLog::find(const std::string& run, const std::string& spec,
@@ -87,7 +60,7 @@ void SampleLog::add(const std::string& run, const std::string& spec, const EvalS
                     const SampleResult& result, const Tokenizer* tokenizer) {
   const std::string id = sample_id(sample);
   results_[key_of(run, spec, sample.task, sample.seed, id)] = result;
-  if (path_.empty()) return;
+  if (!file_.is_file()) return;
   Json line = {{"run", run},          {"task", sample.task}, {"spec", spec},
                {"seed", sample.seed}, {"sample", id},        {"length", sample.cell.length}};
   if (sample.cell.depth >= 0) line["depth"] = sample.cell.depth;
@@ -104,9 +77,7 @@ void SampleLog::add(const std::string& run, const std::string& spec, const EvalS
       line["questions"].push_back(tokenizer->decode(question.tokens, true));
     }
   }
-  errno = 0;
-  file_ << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush;
-  if (!file_) throw_write_error(path_);
+  file_.add(line);
 }
 
 }  // namespace kvquant

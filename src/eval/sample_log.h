@@ -6,11 +6,11 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <string>
 
 #include "eval/eval_sample.h"
+#include "eval/jsonl_log.h"
 #include "model/tokenizer.h"
 
 namespace kvquant {
@@ -32,15 +32,13 @@ class SampleLog {
   void add(const std::string& run, const std::string& spec, const EvalSample& sample,
            const SampleResult& result, const Tokenizer* tokenizer = nullptr);
 
-  int64_t num_read() const { return num_read_; }  // lines that were there at first
+  int64_t num_read() const { return file_.num_read(); }  // lines that were there at first
 
  private:
-  void read();
+  void read(const std::string& line, const std::string& place);
 
-  std::string path_;
-  std::ofstream file_;
   std::map<std::string, SampleResult> results_;
-  int64_t num_read_ = 0;
+  JsonlLog file_;
 };
 
 }  // namespace kvquant

@@ -7,10 +7,11 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <map>
 #include <string>
 #include <utility>
+
+#include "eval/jsonl_log.h"
 
 namespace kvquant {
 
@@ -39,15 +40,13 @@ class TuneLog {
   void add(const std::string& run, const std::string& spec, int64_t window,
            const WindowScore& score);
 
-  int64_t num_read() const { return num_read_; }  // lines that were there at first
+  int64_t num_read() const { return file_.num_read(); }  // lines that were there at first
 
  private:
-  void read();
+  void read(const std::string& line, const std::string& place);
 
-  std::string path_;
-  std::ofstream file_;
   std::map<std::pair<std::string, int64_t>, WindowScore> scores_;
-  int64_t num_read_ = 0;
+  JsonlLog file_;
 };
 
 }  // namespace kvquant

@@ -72,6 +72,7 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
   } catch (const FormatError& error) {  // of weights, which don't know where they come from
     throw FormatError(path + ": " + error.what());
   }
+  model.transformer_->set_value_decoders(options.value_decoders);
   return model;
 }
 

@@ -22,6 +22,7 @@ struct ModelOptions {
   // Tokens of the longest sequence. It matters to models of dynamic RoPE scaling only, when it is
   // above what they were trained for: they rotate by it, see Checkpoint::extend_context.
   int64_t context = 0;
+  ValueDecoders value_decoders = ValueDecoders::kExpanded;
 };
 
 class Model {

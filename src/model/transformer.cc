@@ -162,15 +162,25 @@ void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk
   linear(weights.qkv, as_const(normed), row_major(qkv_.data(), {n, width}), Epilogue::kStore,
          linear_context());
   finish_qkv(weights, n);
+  const PackedMatrix* absorbed =
+      value_decoders_ == ValueDecoders::kExpanded
+          ? nullptr
+          : absorbed_.find_or_make({layer.model, layer.cache, weights.output, precision_}, cache,
+                                   pool_);
+  const int64_t num_latents = absorbed == nullptr ? 0 : absorbed->num_in();
+  latents_.reserve_discarding(n * num_latents);
   int64_t row = 0;
   for (const auto& chunk : chunks) {
-    attend_chunk(layer, chunk, row, cache);
+    attend_chunk(layer, chunk, row, cache, num_latents / config_.num_q_heads);
     row += static_cast<int64_t>(chunk.tokens.size());
   }
   const TensorView<const float, 2> attended{.data = attention_.data(),
                                             .shape = {n, config_.num_q_heads * config_.head_dim},
                                             .stride = {width, 1}};
   linear(weights.output, attended, residual, Epilogue::kAdd, linear_context());
+  if (absorbed == nullptr) return;
+  linear(*absorbed, row_major<const float, 2>(latents_.data(), {n, num_latents}), residual,
+         Epilogue::kAdd, linear_context());
 }
 
 // Biases, and the norms of queries and keys, of all rows of qkv_.
@@ -196,7 +206,7 @@ void Transformer::finish_qkv(const LayerWeights& weights, int64_t num_rows) {
 
 // One chunk, whose first token is row `row` of qkv_: append, rotate, attend.
 void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row,
-                               KvCache& cache) {
+                               KvCache& cache, int64_t latent_width) {
   const int64_t width = qkv_width(config_);
   const auto num_new = static_cast<int64_t>(chunk.tokens.size());
   const int64_t first = cache.length(chunk.sequence);  // moves on with the last layer
@@ -221,6 +231,7 @@ void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int6
   }
   cache.prepare_view(layer.cache, chunk.sequence);
   std::vector<AttendJob> jobs;
+  const int64_t latents_of_token = config_.num_q_heads * latent_width;
   for (int64_t head = 0; head < config_.num_kv_heads; ++head) {
     const int64_t offset = row * width + head * config_.group() * config_.head_dim;
     jobs.push_back({.query = qkv_.data() + offset,
@@ -228,7 +239,11 @@ void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int6
                     .query_stride = width,
                     .num_queries = num_new,
                     .first_position = first,
-                    .runs = cache.view(layer.cache, chunk.sequence, head)});
+                    .runs = cache.view(layer.cache, chunk.sequence, head),
+                    .latent_sums = {.data = latents_.data() + row * latents_of_token +
+                                            head * config_.group() * latent_width,
+                                    .stride = latents_of_token,
+                                    .width = latent_width}});
   }
   const AttendShape shape{config_.head_dim, config_.group(), score_scale(config_)};
   // Before the next sequence's view replaces this one.
@@ -254,7 +269,8 @@ void Transformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2>
 int64_t Transformer::scratch_bytes() const {
   int64_t total = linear_scratch_.input.num_bytes();
   for (const auto& buffer : linear_scratch_.per_worker) total += buffer.num_bytes();
-  for (const auto* buffer : {&residual_, &normed_, &qkv_, &attention_, &mlp_, &observed_}) {
+  for (const auto* buffer :
+       {&residual_, &normed_, &qkv_, &attention_, &latents_, &mlp_, &observed_}) {
     total += buffer->num_bytes();
   }
   return total;

@@ -12,6 +12,7 @@
 #include "base/threads.h"
 #include "cache/kv_cache.h"
 #include "formats/precision.h"
+#include "model/absorbed_outputs.h"
 #include "model/checkpoint.h"
 #include "model/weights.h"
 #include "ops/attend.h"
@@ -60,6 +61,9 @@ class Transformer {
   const RopeTable& rope_table() const { return rope_; }
   KvShape kv_shape() const;
   int64_t weight_bytes() const { return weights_.num_bytes(); }
+  // Of output projections that take latents, beside the weights. They are made when a cache first
+  // needs them.
+  int64_t absorbed_bytes() const { return absorbed_.num_bytes(); }
   Precision precision() const { return precision_; }
   ThreadPool& pool() const { return pool_; }
 
@@ -87,6 +91,9 @@ class Transformer {
   void set_observer(LayerObserver observer) { observer_ = std::move(observer); }
   bool is_observed() const { return static_cast<bool>(observer_); }
 
+  // From now on. Results differ by rounding only.
+  void set_value_decoders(ValueDecoders decoders) { value_decoders_ = decoders; }
+
   // Instead of attend() until it is set again; empty: attend(). For comparisons.
   void set_attention(LayerAttention attention) { attention_function_ = std::move(attention); }
 
@@ -104,7 +111,9 @@ class Transformer {
   void attention_block(LayerIndex layer, std::span<const ForwardChunk> chunks, KvCache& cache,
                        TensorView<float, 2> residual);
   void finish_qkv(const LayerWeights& weights, int64_t num_rows);
-  void attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row, KvCache& cache);
+  // latent_width: of a query head's sums of latents that attention hands out; 0: none.
+  void attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row, KvCache& cache,
+                    int64_t latent_width);
   void mlp_block(int64_t layer, TensorView<float, 2> residual);
   void reserve(int64_t num_tokens);
   LinearContext linear_context() { return {precision_, linear_scratch_, pool_}; }
@@ -115,12 +124,15 @@ class Transformer {
   ThreadPool& pool_;
   RopeTable rope_;
   ModelWeights weights_;
+  ValueDecoders value_decoders_ = ValueDecoders::kExpanded;
+  AbsorbedOutputs absorbed_;
 
   // Scratch of one call, [tokens of the batch, ...].
   Buffer<float> residual_;   // [n, hidden]
   Buffer<float> normed_;     // [n, hidden]
   Buffer<float> qkv_;        // [n, (num_q_heads + 2 num_kv_heads) * head_dim]
   Buffer<float> attention_;  // the same strides as qkv_, only the query part is used
+  Buffer<float> latents_;    // [n, num_q_heads * width], absorbed layers only
   Buffer<float> mlp_;        // [n, ffn]
   Buffer<float> observed_;   // [n, num_q_heads * head_dim], queries before RoPE of a chunk
   LinearScratch linear_scratch_;

@@ -113,6 +113,12 @@ void check_job(const AttendShape& shape, const AttendJob& job) {
             "attend: query_stride must be at least group * head_dim");
   check_arg(job.first_position >= 0 && job.first_position <= kMaxPosition - job.num_queries,
             "attend: positions of queries must be in [0, 2^60]");
+  const LatentSums& sums = job.latent_sums;
+  check_arg(sums.width == 0 || (0 < sums.width && sums.width <= kMaxNuqHeadDim &&
+                                (job.num_queries == 0 || sums.data != nullptr) &&
+                                (job.num_queries <= 1 || sums.stride >= shape.group * sums.width)),
+            "attend: sums of latents must have a width of at most 256, an array and a stride of at "
+            "least group * width");
   const AttendRun* first = nullptr;  // with latents
   for (const AttendRun& run : job.runs) {
     check_run(run, shape);
@@ -120,6 +126,8 @@ void check_job(const AttendShape& shape, const AttendJob& job) {
     if (first == nullptr) first = &run;
     check_arg(run.latents() == first->latents() && run.key_latents() == first->key_latents(),
               "attend: all latents of a job must be of the same sides and have the same map");
+    check_arg(sums.width == 0 || run.latents() == nullptr || sums.width == run.latents()->width,
+              "attend: sums of latents must have the width of their map");
   }
 }
 
@@ -215,6 +223,14 @@ float* out_row(const AttendShape& shape, const AttendJob& job, int64_t first_que
          row % shape.group * shape.head_dim;
 }
 
+// Of job.latent_sums; nothing may be written there when they have no width.
+float* latent_row(const AttendShape& shape, const AttendJob& job, int64_t first_query,
+                  int64_t row) {
+  const LatentSums& sums = job.latent_sums;
+  return sums.data + (first_query + row / shape.group) * sums.stride +
+         row % shape.group * sums.width;
+}
+
 const LatentMap* latents_of(const AttendJob& job) {
   const LatentMap* latents = nullptr;
   for (const AttendRun& run : job.runs)
@@ -269,6 +285,7 @@ void run_task(const Call& call, const AttendTask& task, const AttendTask* next, 
   for (int64_t row = 0; final && row < block.num_rows; ++row) {
     write_row(block.acc + row * block.padded_dim, block.states[row], shape.head_dim,
               out_row(shape, job, task.first_query, row));
+    std::fill_n(latent_row(shape, job, task.first_query, row), job.latent_sums.width, 0.0f);
   }
 }
 
@@ -291,21 +308,30 @@ void run_merge(const Call& call, const AttendMerge& merged) {
   const AttendShape& shape = call.shape;
   const AttendJob& job = call.job(merged.job);
   const LatentMap* map = merged.num_latent_parts == 0 ? nullptr : latents_of(job);
+  const int64_t kept = job.latent_sums.width;  // latents that are not expanded
   const auto end = static_cast<int32_t>(merged.num_parts);
   const auto num_plain =  // parts that sum values as they are
       map == nullptr ? end : static_cast<int32_t>(merged.num_parts - merged.num_latent_parts);
   for (int64_t row = 0; row < merged.num_queries * shape.group; ++row) {
     float* out = out_row(shape, job, merged.first_query, row);
     SoftmaxState state = merge_parts(call, merged, row, {0, num_plain}, shape.head_dim, out);
+    float latents[kMaxNuqHeadDim];
     if (map != nullptr) {
-      float latents[kMaxNuqHeadDim];
       const SoftmaxState other =
           merge_parts(call, merged, row, {num_plain, end}, map->width, latents);
       const auto [keep, add] = merge(state, other);
       for (int64_t c = 0; c < shape.head_dim; ++c) out[c] *= keep;
-      if (add > 0) expand_latents(*map, latents, other.sum, add, out);
+      if (kept > 0) {
+        for (int64_t c = 0; c < shape.head_dim; ++c) out[c] += add * other.sum * map->mean[c];
+        for (int64_t r = 0; r < kept; ++r) latents[r] *= add;
+      } else if (add > 0) {
+        expand_latents(*map, latents, other.sum, add, out);
+      }
+    } else {
+      std::fill_n(latents, kept, 0.0f);
     }
     write_row(out, state, shape.head_dim, out);
+    write_row(latents, state, kept, latent_row(shape, job, merged.first_query, row));
   }
 }
 

@@ -10,9 +10,10 @@
 //   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
 //
 // Values may be latents (latent.h). Their weighted sums stay latents, apart from those of other
-// values, until all of a query's parts are merged; then they are expanded, once per query head.
-// Keys after RoPE may be latents, too: k' = mean + sum_r z_r D_r is never made, as
-// <q, k'> = <q, mean> + sum_r <q, D_r> z_r, where <q, mean> and <q, D_r> are found once per query.
+// values, until all of a query's parts are merged; then they are expanded, once per query head, or
+// handed out as they are. Keys after RoPE may be latents, too: k' = mean + sum_r z_r D_r is never
+// made, as <q, k'> = <q, mean> + sum_r <q, D_r> z_r, where <q, mean> and <q, D_r> are found once
+// per query.
 #pragma once
 
 #include <cstdint>
@@ -101,6 +102,13 @@ struct AttendRun {
   bool is_low_rank() const { return latents() != nullptr || key_latents() != nullptr; }
 };
 
+// Where weighted sums of latents go that are not to be expanded. width 0: they are.
+struct LatentSums {
+  float* data = nullptr;  // [num_queries, group, width]
+  int64_t stride = 0;     // floats between tokens
+  int64_t width = 0;      // of the job's LatentMap, if it has one
+};
+
 // The new queries of one sequence that read one KV head: `group` query heads.
 struct AttendJob {
   const float* query = nullptr;  // [num_queries, group, head_dim], rotated, not scaled
@@ -109,6 +117,8 @@ struct AttendJob {
   int64_t num_queries = 0;
   int64_t first_position = 0;  // of query 0; query i is at first_position + i
   std::span<const AttendRun> runs;
+  // Of queries that see no latents: zeros. `out` then has the other values' part and the mean's.
+  LatentSums latent_sums{};
 };
 
 struct AttendShape {
@@ -117,11 +127,11 @@ struct AttendShape {
   float scale = 0;       // of the scores, 1 / sqrt(head_dim) as a rule
 };
 
-// out = softmax(scale * q k^T) v per query head. A query that sees no key gets zeros. Results are
-// the same at any number of threads. With kBF16 the factors of products are rounded to bf16 where
-// the CPU has bf16 dot products and that is faster, else they are f32.
-// All runs of a job with latents of keys, of values or of both have them of the same sides and
-// maps.
+// out = softmax(scale * q k^T) v per query head; with latent_sums it is out + D latent_sums. A
+// query that sees no key gets zeros. Results are the same at any number of threads. With kBF16 the
+// factors of products are rounded to bf16 where the CPU has bf16 dot products and that is faster,
+// else they are f32. All runs of a job with latents of keys, of values or of both have them of the
+// same sides and maps.
 // Requires: tiles and blocks are 64-byte aligned; RoPE tables cover the positions of their runs;
 // scale > 0; positions are in [0, 2^60]; queries are finite. Scratch is kept by the calling thread
 // from call to call and grows to the largest need. Throws std::invalid_argument on bad shapes.

@@ -271,6 +271,137 @@ TEST(AttendLatents, WindowsAndRunsNobodySeesGiveTheirPart) {
   }
 }
 
+struct Sums {
+  std::vector<float> out, latents;  // rows as in a TestJob, tokens of latents kGap apart
+};
+
+Sums handed_out(const AttendShape& shape, const TestJob& test, const Variant& variant,
+                int64_t width, int num_threads = 1) {
+  ThreadPool pool(num_threads, ThreadPool::Pin::kNo);
+  Sums sums;
+  AttendJob job = test.job(sums.out);
+  const int64_t stride = shape.group * width + testing::kGap;
+  sums.latents.assign(static_cast<size_t>(test.queries * stride), testing::kGuard);
+  job.latent_sums = {sums.latents.data(), stride, width};
+  attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
+  return sums;
+}
+
+// out + D latents, in double.
+std::vector<float> expanded(const AttendShape& shape, const LatentMap& map, Sums sums) {
+  const int64_t row = shape.group * shape.head_dim + testing::kGap;
+  const int64_t latent_row = shape.group * map.width + testing::kGap;
+  for (int64_t t = 0; t < std::ssize(sums.out) / row; ++t) {
+    for (int64_t head = 0; head < shape.group; ++head) {
+      const float* latents = sums.latents.data() + t * latent_row + head * map.width;
+      for (int64_t c = 0; c < shape.head_dim; ++c) {
+        double sum = 0;
+        for (int64_t r = 0; r < map.rank; ++r) {
+          sum += double{latents[r]} * map.decode[r * shape.head_dim + c];
+        }
+        sums.out[static_cast<size_t>(t * row + head * shape.head_dim + c)] +=
+            static_cast<float>(sum);
+      }
+    }
+  }
+  return std::move(sums.out);
+}
+
+constexpr Variant kReference{Backend::kReference, Precision::kF32};
+
+TEST(AttendLatentSums, OutAndWhatDMakesOfThemIsAttention) {
+  TestRandom random(31);
+  const RopeTable rope(64, 300, 10000);
+  for (const int64_t rank : {1, 40, 64}) {
+    const TestMap map(rank, 64, random);
+    for (const Keys& keys : kKeys) {
+      TestLatentRun run(map, {8}, 130, 4, random);
+      set_keys(keys, rope, run, random);
+      TestTiles sinks(DenseType::kF32, 4, 64), tail(DenseType::kF32, 100, 64);
+      sinks.fill(random);
+      tail.fill(random);
+      MixedJob job;
+      job.add(sinks.run());
+      job.add(run);
+      job.add(tail.run(134));
+      for (const int64_t group : {1, 3}) {
+        const AttendShape shape = shape_of(64, group);
+        // 0: some queries see no latents, the first one no key but its own.
+        for (const int64_t position : {0, 150}) {
+          const int64_t queries = group == 3 ? 80 : 2;
+          const TestJob test = job.test(shape, queries, position, random);
+          const auto exact = run_job(shape, test, kReference);
+          const double floor = 0x1p-20 * max_abs(exact);
+          const auto by_hand = handed_out(shape, test, kReference, map.map.width);
+          EXPECT_LE(max_difference(expanded(shape, map.map, by_hand), exact), floor);
+          for (const Variant& variant : fast_variants()) {
+            const double late = max_difference(run_job(shape, test, variant), exact);
+            const auto sums = handed_out(shape, test, variant, map.map.width);
+            EXPECT_LE(max_difference(expanded(shape, map.map, sums), exact), 2 * late + floor)
+                << variant.name() << " rank " << rank << " group " << group << " at " << position;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(AttendLatentSums, AreZerosWithoutLatentsAndWriteNothingElse) {
+  TestRandom random(37);
+  const AttendShape shape = shape_of(64, 2);
+  const TestMap map(20, 64, random);
+  TestLatentRun run(map, {4, 1}, 90, 40, random);
+  run.use_dense_keys(DenseType::kF16, 40, random);
+  TestTiles exact(DenseType::kF32, 40, 64);
+  exact.fill(random);
+  MixedJob none, both;
+  none.add(exact.run());
+  both.add(exact.run());
+  both.add(run);
+  std::vector<Variant> variants = fast_variants();
+  variants.push_back(kReference);
+  for (const Variant& variant : variants) {
+    for (const int64_t queries : {1, 70}) {
+      const TestJob plain = none.test(shape, queries, 0, random);
+      const Sums without = handed_out(shape, plain, variant, 24);
+      EXPECT_EQ(without.out, run_job(shape, plain, variant)) << variant.name();
+      const TestJob test = both.test(shape, queries, 0, random);
+      const Sums one = handed_out(shape, test, variant, 24, 1);
+      const Sums three = handed_out(shape, test, variant, 24, 3);
+      EXPECT_EQ(one.out, three.out) << variant.name();
+      EXPECT_EQ(one.latents, three.latents) << variant.name();
+      for (size_t i = 0; i < one.latents.size(); ++i) {
+        const bool is_gap = i % 53 >= 48;  // 2 heads of 24, kGap
+        ASSERT_EQ(without.latents[i], is_gap ? testing::kGuard : 0.0f) << variant.name();
+        if (is_gap || i / 53 < 40) {
+          ASSERT_EQ(one.latents[i], is_gap ? testing::kGuard : 0.0f) << variant.name();
+        }
+      }
+    }
+  }
+}
+
+TEST(AttendLatentSums, RefuseAnArrayThatDoesntFit) {
+  TestRandom random(41);
+  const AttendShape shape = shape_of(16, 2);
+  const TestMap map(12, 16, random);
+  TestLatentRun run(map, {8}, 70, 0, random);
+  run.use_dense_keys(DenseType::kF16, 0, random);
+  const TestJob test(shape, 2, 70, {run.run()}, random);
+  ThreadPool pool(1);
+  std::vector<float> out, latents(2 * 2 * 16);
+  AttendJob job = test.job(out);
+  const auto attempt = [&](LatentSums sums) {
+    job.latent_sums = sums;
+    attend(shape, {&job, 1}, Precision::kF32, pool);
+  };
+  EXPECT_NO_THROW(attempt({latents.data(), 32, 16}));
+  EXPECT_THROW(attempt({latents.data(), 32, 8}), std::invalid_argument);   // not the map's
+  EXPECT_THROW(attempt({latents.data(), 31, 16}), std::invalid_argument);  // rows overlap
+  EXPECT_THROW(attempt({latents.data(), 32, -16}), std::invalid_argument);
+  EXPECT_THROW(attempt({nullptr, 32, 16}), std::invalid_argument);
+}
+
 TEST(AttendLatents, RefuseMapsAndOffsetsThatDontFit) {
   TestRandom random(1);
   const TestMap map(12, 16, random), other(12, 16, random);

@@ -183,10 +183,11 @@ void add_latents(const SeenKey& key, double p, Mix& mix) {
   }
 }
 
-void expand(Mix& mix) {
+// The mean's part, and that of the first num_expanded latents.
+void expand(Mix& mix, size_t num_expanded) {
   for (size_t c = 0; c < mix.values.size() && mix.map != nullptr; ++c) {
     double sum = mix.latent_weight * mix.map->mean[c];
-    for (size_t r = 0; r < mix.latents.size(); ++r) {
+    for (size_t r = 0; r < num_expanded; ++r) {
       sum += mix.latents[r] * mix.map->decode[r * mix.values.size() + c];
     }
     mix.values[c] += sum;
@@ -219,8 +220,9 @@ double score_of(const AttendShape& shape, const SeenKey& key, const float* q,
   return shape.scale * dense_score(run, key.token, {q, static_cast<size_t>(shape.head_dim)});
 }
 
+// latent_sums: empty when latents are expanded.
 void attend_row(const AttendShape& shape, const AttendJob& job, const float* q,
-                std::vector<SeenKey>& seen, float* out) {
+                std::vector<SeenKey>& seen, float* out, std::span<float> latent_sums) {
   const auto head_dim = static_cast<size_t>(shape.head_dim);
   const LatentQuery latents = latent_query(job, q);
   double max = -std::numeric_limits<double>::infinity();
@@ -239,7 +241,11 @@ void attend_row(const AttendShape& shape, const AttendJob& job, const float* q,
     const double p = key.score / sum;
     key.run->latents() == nullptr ? add_value(key, p, mix.values) : add_latents(key, p, mix);
   }
-  expand(mix);
+  expand(mix, latent_sums.empty() ? mix.latents.size() : 0);
+  mix.latents.resize(latent_sums.size());
+  for (size_t r = 0; r < latent_sums.size(); ++r) {
+    latent_sums[r] = static_cast<float>(mix.latents[r]);
+  }
   for (size_t c = 0; c < head_dim; ++c) out[c] = static_cast<float>(mix.values[c]);
 }
 
@@ -252,7 +258,10 @@ void attend_queries(const AttendShape& shape, const AttendJob& job, int64_t firs
     find_seen_keys(job, query, seen);
     for (int64_t head = 0; head < shape.group; ++head) {
       const int64_t offset = query * job.query_stride + head * shape.head_dim;
-      attend_row(shape, job, job.query + offset, seen, job.out + offset);
+      const LatentSums& sums = job.latent_sums;
+      float* latents = sums.data + query * sums.stride + head * sums.width;
+      attend_row(shape, job, job.query + offset, seen, job.out + offset,
+                 {latents, static_cast<size_t>(sums.width)});
     }
   }
 }

@@ -129,6 +129,69 @@ TEST_F(LowRank, TextGoesOnFromASavedCacheAsIfItHadNot) {
   }
 }
 
+TEST_F(LowRank, AbsorbedDecodersChangeRoundingOnlyAndAreCounted) {
+  calibrate();
+  const std::string command =
+      "perplexity -m embedded --precision f32 --json - -c 512 --windows 1 "
+      "--calib " +
+      path("c") + " --kv v=pca48+int8 --kv int8 ";
+  const Outcome late = run(command), absorbed = run(command + "--absorb");
+  ASSERT_EQ(late.code, 0) << late.err;
+  ASSERT_EQ(absorbed.code, 0) << absorbed.err;
+  EXPECT_EQ(late.err.find("decoders"), std::string::npos) << late.err;
+  EXPECT_NE(absorbed.err.find("projections with value decoders take"), std::string::npos)
+      << absorbed.err;
+  EXPECT_NE(absorbed.err.find("int8: no values are low-rank, --absorb changes nothing"),
+            std::string::npos)
+      << absorbed.err;
+  const auto before = nlohmann::json::parse(late.out), after = nlohmann::json::parse(absorbed.out);
+  EXPECT_FALSE(before.at("config").at("absorb").get<bool>());
+  EXPECT_TRUE(after.at("config").at("absorb").get<bool>());
+  const auto number = [](const nlohmann::json& document, size_t row, const char* key) {
+    return document.at("results").at(row).at(key).get<double>();
+  };
+  EXPECT_NEAR(number(after, 0, "perplexity"), number(before, 0, "perplexity"), 0.05);
+  EXPECT_NEAR(number(after, 0, "kl_mean"), number(before, 0, "kl_mean"), 2e-4);  // a code may flip
+  EXPECT_EQ(number(after, 0, "cache_bytes"), number(before, 0, "cache_bytes"));
+  EXPECT_EQ(after.at("results").at(1), before.at("results").at(1));
+}
+
+TEST_F(LowRank, AbsorbIsForCommandsThatRunTheModelOnly) {
+  calibrate();
+  const std::string with = " -m embedded --absorb --kv v=pca48+int8 --calib " + path("c");
+  const Outcome text = run("generate -p Hello -n 4 --temp 0" + with);
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_NE(text.err.find("value decoders take"), std::string::npos) << text.err;
+  const Outcome speed = run("bench -p 16 -n 2 -r 1 -o jsonl" + with);
+  EXPECT_EQ(speed.code, 0) << speed.err;
+  EXPECT_NE(speed.err.find("value decoders take"), std::string::npos) << speed.err;
+  EXPECT_EQ(run("generate -q -p Hello -n 1 --absorb -m embedded").err, "");
+  for (const char* command : {"eval", "info", "bench kernels"}) {
+    const Outcome refused = run(command + std::string(" --absorb"));
+    EXPECT_EQ(refused.code, 2) << command;
+    EXPECT_NE(refused.err.find("--absorb"), std::string::npos) << refused.err;
+  }
+}
+
+TEST_F(LowRank, TheDemoHasARowWhereThereAreBases) {
+  const std::string command = "demo -m embedded -q --json - -c 300";
+  const auto specs_of = [&](const std::string& more) {
+    const Outcome outcome = run(command + more);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    std::vector<std::string> specs;
+    const auto document = nlohmann::json::parse(outcome.out);
+    for (const auto& row : document.at("results")) {
+      specs.push_back(row.at("spec"));
+    }
+    return specs;
+  };
+  const auto rows = specs_of("");
+  ASSERT_EQ(rows.size(), 6u);
+  EXPECT_EQ(rows.back(), "v=pca48+int8,sink=1");
+  calibrate("--rank 20");
+  EXPECT_EQ(specs_of(" --calib " + path("c")).size(), 5u);
+}
+
 TEST_F(LowRank, InfoForecastsWithoutACalibration) {
   const Outcome outcome =
       run("info -m embedded -q --json - -c 2048 --memory 1GiB --kv fp16 "

@@ -50,6 +50,23 @@ TEST_F(Policy, BenchTakesOneToo) {
   EXPECT_NE(outcome.out.find("had+nuq4"), std::string::npos) << outcome.out;
 }
 
+TEST_F(Policy, EvalTakesOneForItsLongestContext) {
+  const std::string command =
+      "eval -m embedded --tasks passkey --context-lengths 200,250 --limit 1 --batch-size 2 --json "
+      "- ";
+  const Outcome named = run(command + "--policy memory_emergency");
+  EXPECT_EQ(named.code, 0) << named.err;
+  EXPECT_NE(named.err.find("policy memory_emergency"), std::string::npos) << named.err;
+  const auto results = nlohmann::json::parse(named.out).at("results");
+  ASSERT_EQ(results.size(), 2u);  // fp16 is always there
+  EXPECT_EQ(results.at(1).at("spec"), "k=nuq2-1%,v=lnns+nuq3,sink=4,recent=16");
+  const Outcome fitted = run(command + "--policy auto --memory 1GiB");
+  EXPECT_EQ(fitted.code, 0) << fitted.err;
+  EXPECT_NE(fitted.err.find("2 x 250 tokens take"), std::string::npos) << fitted.err;
+  expect_refused("eval -m embedded -q --policy default --kv nuq4", "excludes --kv");
+  expect_refused("eval -m embedded -q --policy auto", "--memory");
+}
+
 TEST_F(Policy, WhatDoesNotFitTogetherIsRefused) {
   const std::string generate = "generate -m embedded -p Hello -q ";
   expect_refused(generate + "--policy gentle", "memory_emergency, auto");
