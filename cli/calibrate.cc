@@ -232,7 +232,8 @@ void add_ablation_options(CLI::App& command, Options& options) {
       ->capture_default_str();
   add("--bases", options.bases,
       "what bases of values are fitted to: what attention makes of them, the values themselves, or "
-      "the former of all heads of a layer together",
+      "the former of all heads of a layer together; with values, bases of keys to the keys, not to "
+      "scores",
       {"outputs", "values", "pooled"})
       ->capture_default_str();
   command

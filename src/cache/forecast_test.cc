@@ -82,6 +82,7 @@ TEST(Forecast, OfLowRankCodecsNeedsNoCalibration) {
   const double keys = 3 * 2 * 64 * 2;
   EXPECT_NEAR(per_token("v=pca48"), keys + 3 * 2 * 48 * 2, 1);
   EXPECT_NEAR(per_token("v=pcaw48+int8"), keys + 3 * 2 * (48 + 4), 1);
+  EXPECT_NEAR(per_token("k=pca48,v=pca32+int8"), 3 * 2 * (48 * 2 + 32 + 4), 1);
   EXPECT_NEAR(per_token("k=int8,v=pca32+had+int4,layers=0-1:v=pca48+int4"),
               keys / 2 + 2 * 2 * (24 + 4) + 2 * (16 + 4), 1);
 }

@@ -330,17 +330,21 @@ void attend_mixed_tile(const AttendBlock& block, const TileWork& work, const Til
 }
 
 // Keys that are latents, any values. Few rows read fp16 tiles in place.
-void attend_latent_keys_tile(const AttendBlock& block, const TileWork& work) {
+void attend_latent_keys_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
   constexpr DenseType kF16 = DenseType::kF16, kBF16 = DenseType::kBF16;
   const LatentTile read = read_latent_tile(block, work, block.num_rows <= kConvertInRegistersRows);
   const PairTile tile{static_cast<const uint16_t*>(block.workspace.query), read.keys, read.values};
-  Prefetcher none;
-  if (read.has_half_keys) {
-    return read.has_half_values ? attend_all_rows<kF16>(block, work, tile, none)
-                                : attend_all_rows<kF16, kBF16>(block, work, tile, none);
+  Prefetcher ahead;
+  if (next != nullptr) {
+    const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim / 4;
+    ahead = ask_for_latent_tile(block, *next, num_steps);
   }
-  if (read.has_half_values) return attend_all_rows<kBF16, kF16>(block, work, tile, none);
-  attend_all_rows<kBF16>(block, work, tile, none);
+  if (read.has_half_keys) {
+    return read.has_half_values ? attend_all_rows<kF16>(block, work, tile, ahead)
+                                : attend_all_rows<kF16, kBF16>(block, work, tile, ahead);
+  }
+  if (read.has_half_values) return attend_all_rows<kBF16, kF16>(block, work, tile, ahead);
+  attend_all_rows<kBF16>(block, work, tile, ahead);
 }
 
 void attend_row_tile(const AttendBlock& block, const TileWork& work) {
@@ -426,7 +430,8 @@ void attend_latent_keys(const AttendBlock& block) {
     const TileWork& tile = block.tiles[i];
     if (tile.coded.hadamard != is_rotated) rotate_sums(block);
     is_rotated = tile.coded.hadamard;
-    attend_latent_keys_tile(block, tile);
+    const bool has_next = block.num_rows <= kPrefetchRows && i + 1 < block.num_tiles;
+    attend_latent_keys_tile(block, tile, has_next ? &tile + 1 : nullptr);
   }
   if (is_rotated) rotate_sums(block);
 }

@@ -99,6 +99,22 @@ void halves_to_bf16(const void* halves, int64_t size, uint16_t* to) {
 
 }  // namespace
 
+Prefetcher ask_for_latent_tile(const AttendBlock& block, const TileWork& next, int64_t num_steps) {
+  const auto bytes_of = [](const void* tile, const CodedPart& part, DenseType type, int64_t dim) {
+    if (tile == nullptr) return part.num_bytes;
+    return kTileTokens * dim * (type == DenseType::kF32 ? 4 : 2);
+  };
+  const bool has_values = next.values != nullptr, has_keys = next.keys != nullptr;
+  Prefetcher ahead;
+  const int64_t num_bytes = bytes_of(next.values, next.coded.values, next.type, block.value_dim);
+  ahead.bytes = bytes_of(next.keys, next.coded.keys, DenseType::kF16, block.head_dim);
+  ahead.line = static_cast<const char*>(has_values ? next.values : next.coded.values.codes);
+  ahead.end = ahead.line + num_bytes;
+  ahead.then = static_cast<const char*>(has_keys ? next.keys : next.coded.keys.codes);
+  ahead.step_bytes = ((num_bytes + ahead.bytes) / num_steps + 63) / 64 * 64;
+  return ahead;
+}
+
 LatentTile read_latent_tile(const AttendBlock& block, const TileWork& tile, bool in_place) {
   auto* keys = static_cast<uint16_t*>(block.workspace.keys);
   auto* values = static_cast<uint16_t*>(block.workspace.values);

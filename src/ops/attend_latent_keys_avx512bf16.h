@@ -11,6 +11,9 @@ struct LatentTile {
   const uint16_t *keys, *values;
   bool has_half_keys, has_half_values;
 };
+// Asks for what the block reads of a tile, from its values on, in num_steps steps.
+Prefetcher ask_for_latent_tile(const AttendBlock& block, const TileWork& next, int64_t num_steps);
+
 // in_place: whether fp16 tiles may be read where they are.
 LatentTile read_latent_tile(const AttendBlock& block, const TileWork& tile, bool in_place);
 

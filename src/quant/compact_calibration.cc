@@ -34,7 +34,8 @@ FieldForm key_form(const Codec& codec, std::string_view field) {
   }
   if (has_latents(codec)) {
     const bool is_read = is_one_of(field, {"key.rotated_mean", "key.basis", "key.spectrum"}) ||
-                         (field == "key.gram" && codec.quantizer == Quantizer::kWaterfill);
+                         (codec.quantizer == Quantizer::kWaterfill &&
+                          is_one_of(field, {"key.gram", "query.rotated_second_moment"}));
     return is_read && needs_calibration(codec) ? FieldForm::kWhole : FieldForm::kAbsent;
   }
   if (!is_compressed(codec) || field.starts_with("query.")) return FieldForm::kAbsent;

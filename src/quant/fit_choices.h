@@ -22,7 +22,8 @@ std::string_view to_string(KeyOutliers outliers);
 // Throws std::invalid_argument for other names.
 KeyOutliers parse_key_outliers(std::string_view name);
 
-// What bases of values are fitted to (docs/decisions/015_output_bases.md).
+// What bases of values are fitted to (docs/decisions/015_output_bases.md); those of keys are fitted
+// to scores, with kValues to the keys (docs/decisions/017_score_bases.md).
 enum class ValueBases {
   kOutputs,  // what attention makes of them, LayerActivations::outputs, where there are any
   kValues,   // the values themselves

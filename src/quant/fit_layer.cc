@@ -87,7 +87,10 @@ struct Fit {
     CovarianceSum sum(d);
     add_head(a.rotated_keys, head, rows, sum);
     const Covariance covariance = sum.result();
-    const PcaBasis basis = fit_pca(covariance.matrix, d);
+    const PcaBasis basis =
+        bases == ValueBases::kValues
+            ? fit_pca(covariance.matrix, d)
+            : fit_score_pca(covariance.matrix, group_moments(a.rotated_queries, head), d);
     store<double>(covariance.mean, head, key.rotated_mean);
     store<double>(covariance.matrix, head, key.gram);
     store(leading(basis.encode, rank, d), head, key.basis);

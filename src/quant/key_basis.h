@@ -3,7 +3,7 @@
 //   pcaR    the first R principal components of rotated keys, and their mean
 //   lnns    all directions but (1, ..., 1) / sqrt(d), mean 0, no calibration
 //   +had    rotated by the Hadamard transform of the components
-//   +wfB    bits by the variance of components
+//   +wfB    bits by the variance of components times that of queries along them
 #pragma once
 
 #include "quant/value_basis.h"

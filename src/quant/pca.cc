@@ -67,6 +67,32 @@ std::vector<float> spectrum_of(const Eigen::VectorXd& values) {
   return out;
 }
 
+// Gram and Schmidt, in the order of the rows.
+Matrix orthonormal_rows(const std::vector<float>& rows, int64_t dim) {
+  Matrix out(dim, dim);
+  std::copy(rows.begin(), rows.end(), out.data());
+  for (int64_t r = 0; r < dim; ++r) {
+    for (int pass = 0; pass < 2 && r > 0; ++pass) {  // twice for what rounding leaves
+      out.row(r) -= (out.row(r) * out.topRows(r).transpose()).eval() * out.topRows(r);
+    }
+    out.row(r).normalize();
+  }
+  return out;
+}
+
+// Sum over all ranks of the logarithm of what scores lose, see fit_score_pca.
+double log_score_errors(const Matrix& basis, const Matrix& keys, const Matrix& queries) {
+  const Matrix c = basis * keys * basis.transpose(), m = basis * queries * basis.transpose();
+  const Matrix products = c.cwiseProduct(m);
+  const double least = 1e-12 * std::abs(products.sum()) + 1e-300;
+  double tail = 0, sum = 0;
+  for (Eigen::Index r = basis.rows() - 1; r > 0; --r) {
+    tail += products(r, r) + 2 * products.row(r).tail(basis.rows() - 1 - r).sum();
+    sum += std::log(std::max(tail, least));
+  }
+  return sum;
+}
+
 }  // namespace
 
 CovarianceSum::CovarianceSum(int64_t dim)
@@ -151,6 +177,26 @@ PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const do
           .encode = to_floats(pairs.vectors * root),
           .decode = to_floats(pairs.vectors * inverse),
           .spectrum = spectrum_of(pairs.values)};
+}
+
+PcaBasis fit_score_pca(std::span<const double> covariance, std::span<const double> query_moments,
+                       int64_t dim) {
+  const PcaBasis weighted = fit_weighted_pca(covariance, query_moments, dim);
+  const ConstMap keys(covariance.data(), dim, dim), queries(query_moments.data(), dim, dim);
+  Matrix best = eigenpairs_of(keys).vectors;
+  double least = log_score_errors(best, keys, queries);
+  for (const auto* rows : {&weighted.encode, &weighted.decode}) {
+    const Matrix basis = orthonormal_rows(*rows, dim);
+    const double here = log_score_errors(basis, keys, queries);
+    if (here >= least) continue;
+    best = basis;
+    least = here;
+  }
+  const std::vector<float> vectors = to_floats(best);
+  return {.dim = dim,
+          .encode = vectors,
+          .decode = vectors,
+          .spectrum = spectrum_of((best * keys).cwiseProduct(best).rowwise().sum())};
 }
 
 double energy_share(std::span<const float> spectrum, int64_t rank) {

@@ -58,6 +58,14 @@ inline constexpr double kPcaRidge = 1e-4;
 PcaBasis fit_weighted_pca(std::span<const double> covariance, std::span<const double> weights,
                           int64_t dim);
 
+// Keeps inner products x . q with vectors q of second moments M = E[q q^T]: an orthonormal basis
+// for which tr(M N C N) is small, N = 1 - P_R being what the first R rows leave out: of fit_pca and
+// of what the rows of encode or of decode of fit_weighted_pca span (which are best, but not
+// orthogonal), the one that is best over all ranks, by the geometric mean. The spectrum is the
+// variance along each component, in no order.
+PcaBasis fit_score_pca(std::span<const double> covariance, std::span<const double> query_moments,
+                       int64_t dim);
+
 // Of a spectrum: what its first `rank` components have of it; 1 when it is all zeros.
 double energy_share(std::span<const float> spectrum, int64_t rank);
 

@@ -262,5 +262,68 @@ TEST(Pca, EnergySharesAreOfTheLeadingComponents) {
   EXPECT_DOUBLE_EQ(energy_share(nothing, 1), 1);
 }
 
+// E[(q . (x - x'))^2] for queries of second moments M that know nothing of x: tr(M N C N), N = 1 -
+// P being what an orthonormal basis of this rank leaves out.
+double score_error(const PcaBasis& basis, int64_t rank, std::span<const double> covariance,
+                   std::span<const double> moments) {
+  const int64_t d = basis.dim;
+  const auto product = [&](const std::vector<double>& a, std::span<const double> b) {
+    std::vector<double> out(static_cast<size_t>(d * d));
+    for (int64_t i = 0; i < d * d * d; ++i) {
+      const int64_t row = i / (d * d), column = i / d % d, k = i % d;
+      out[row * d + column] += a[row * d + k] * b[k * d + column];
+    }
+    return out;
+  };
+  std::vector<double> rest(static_cast<size_t>(d * d));
+  for (int64_t i = 0; i < d * d; ++i) {
+    rest[i] = i / d == i % d ? 1 : 0;
+    for (int64_t r = 0; r < rank; ++r) {
+      rest[i] -= double{basis.encode[r * d + i / d]} * basis.encode[r * d + i % d];
+    }
+  }
+  const auto left = product(rest, covariance), lost = product(left, rest);
+  double trace = 0;
+  for (int64_t i = 0; i < d * d; ++i) trace += lost[i] * moments[i % d * d + i / d];
+  return trace;
+}
+
+TEST(ScorePca, IsOrthonormalAndLosesLessOfScoresThanPlainPca) {
+  const int64_t dim = 16;
+  for (const double slope : {0.0, 1.0, 20.0}) {
+    const auto keys = covariance_of(correlated(400, dim, 8), dim).matrix;
+    auto queries = identity(dim);  // more and more of the channels that keys have little of
+    for (int64_t i = 0; i < dim; ++i) queries[i * dim + i] += slope / keys[i * dim + i];
+    const PcaBasis plain = fit_pca(keys, dim), basis = fit_score_pca(keys, queries, dim);
+    const PcaBasis best = fit_weighted_pca(keys, queries, dim);
+    EXPECT_LT(distance_from_orthonormal(basis), 1e-5);
+    EXPECT_EQ(basis.encode, basis.decode);
+    double tail = 0, gain = 0, variance = 0, all = 0;
+    for (const float v : best.spectrum) tail += v;
+    for (int64_t rank = 1; rank < dim; ++rank) {
+      tail -= best.spectrum[rank - 1];
+      const double error = score_error(basis, rank, keys, queries);
+      EXPECT_GT(error, 0.98 * tail) << rank;
+      gain += std::log(score_error(plain, rank, keys, queries) / error);
+    }
+    EXPECT_GE(gain, slope > 0 ? 0.1 : -1e-3);
+    for (int64_t i = 0; i < dim; ++i) {
+      variance += basis.spectrum[i];
+      all += keys[i * dim + i];
+    }
+    EXPECT_NEAR(variance, all, 1e-5 * all);
+  }
+}
+
+TEST(ScorePca, OfQueriesWithoutADirectionIsPlainPca) {
+  const int64_t dim = 8;
+  const auto keys = covariance_of(correlated(300, dim, 3), dim).matrix;
+  const PcaBasis plain = fit_pca(keys, dim), basis = fit_score_pca(keys, identity(dim), dim);
+  for (size_t i = 0; i < plain.encode.size(); ++i) {
+    EXPECT_NEAR(basis.encode[i], plain.encode[i], 1e-5);
+  }
+  for (size_t i = 0; i < 8; ++i) EXPECT_NEAR(basis.spectrum[i], plain.spectrum[i], 1e-5);
+}
+
 }  // namespace
 }  // namespace kvquant

@@ -174,11 +174,11 @@ void equalise(const CodeBands& bands, std::span<const double> variances, int64_t
 }
 
 // Chooses how many bits components get, leaves those out that get none, and makes the others ready
-// to be coded with one scale. Errors of rounding are those of single tokens, of which a sum over
-// many keeps a part; the component of which attention outputs keep the smallest part tells how
-// much.
+// to be coded with one scale. Errors of values from rounding are those of single tokens, of which a
+// sum over many keeps a part; the component of which attention outputs keep the smallest part tells
+// how much. Of keys (weights [H, D]) an error counts as its component's weight says.
 void waterfill(const Codec& codec, const BasisShape& shape, const ValueCalibration& value,
-               ValueBasis& basis) {
+               std::span<const float> weights, ValueBasis& basis) {
   const bool is_weighted = codec.transforms[0].kind == Transform::kPcaWeighted;
   const auto& spectrum = is_weighted ? value.weighted_spectrum : value.spectrum;
   const int64_t dim = shape.head_dim, num_heads = shape.num_kv_heads;
@@ -193,9 +193,11 @@ void waterfill(const Codec& codec, const BasisShape& shape, const ValueCalibrati
     const float* of_head = spectrum.data() + head * dim;
     energies.push_back(head_energies(rows_of(basis.encode, head),
                                      value.gram.data() + head * dim * dim, of_head, dim));
+    const auto& [variances, kept] = energies.back();
     for (size_t r = 0; r < dropped.size(); ++r) {
-      dropped[r] += of_head[r];
-      noise[r] += energies.back().kept * energies.back().variances[r];
+      const double weight = weights.empty() ? 1 : weights[static_cast<size_t>(head * dim) + r];
+      dropped[r] += weight * of_head[r];
+      noise[r] += (weights.empty() ? kept : weight) * variances[r];
     }
   }
   basis.bands = choose_bands({dropped, noise}, codec.waterfill_bits);
@@ -229,7 +231,8 @@ float largest_value(const ValueBasis& basis, const BasisShape& shape) {
 }  // namespace
 
 ValueBasis make_value_basis(const Codec& codec, const BasisShape& shape,
-                            const LayerCalibration* calibration) {
+                            const LayerCalibration* calibration,
+                            std::span<const float> key_weights) {
   const bool is_fitted = needs_calibration(codec);
   check_arg(!is_fitted || calibration != nullptr,
             fmt::format("codec '{}' needs a calibration: make one of this model with kvquant "
@@ -238,7 +241,7 @@ ValueBasis make_value_basis(const Codec& codec, const BasisShape& shape,
   ValueBasis out =
       is_fitted ? calibrated_basis(codec, shape, calibration->value) : nullspace_basis(shape);
   if (codec.quantizer == Quantizer::kWaterfill) {
-    waterfill(codec, shape, calibration->value, out);
+    waterfill(codec, shape, calibration->value, key_weights, out);
   } else if (codec.transforms.back().kind == Transform::kHadamard) {
     rotate_components(out.encode, out.rank, shape.head_dim);
     rotate_components(out.decode, out.rank, shape.head_dim);

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "formats/code_bands.h"
@@ -43,8 +44,10 @@ struct BasisShape {
 // Of a codec whose values are latents (codec_table.h). Throws std::invalid_argument when it needs a
 // calibration and there is none (null), when that has bases of a lower rank, or no fp16 numbers
 // come of it.
+// key_weights: see make_key_basis, empty of values.
 ValueBasis make_value_basis(const Codec& codec, const BasisShape& shape,
-                            const LayerCalibration* calibration);
+                            const LayerCalibration* calibration,
+                            std::span<const float> key_weights = {});
 
 // Components that are channels: for a cache where only sizes matter. There are no codebooks and
 // ranges, those are as without a calibration.

@@ -29,8 +29,10 @@ KvCache* cache_for(const CacheFile& file) {
   static const RopeTable rope(kShape.head_dim, kMaxTokens, 10000);
   static std::vector<KvCache> caches = [] {
     std::vector<KvCache> out;
-    for (const char* spec : {"fp16,block=64", "nuq3-5%,block=128", "k=int8,v=had+nuq4,block=64",
-                             "k=nuq2-2%,v=bf16,sink=3,recent=9,block=64"}) {
+    for (const char* spec :
+         {"fp16,block=64", "nuq3-5%,block=128", "k=int8,v=had+nuq4,block=64",
+          "k=nuq2-2%,v=bf16,sink=3,recent=9,block=64", "k=lnns+nuq3-5%,v=bf16,sink=3,block=64",
+          "k=lnns,v=lnns+int8,block=64"}) {
       for (const CacheMode mode : {CacheMode::kStrict, CacheMode::kAsServed}) {
         out.emplace_back(kShape, parse_spec(spec), mode, rope, pool());
       }

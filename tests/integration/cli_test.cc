@@ -35,7 +35,6 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("generate -m embedded -p Hello --kv nuq9", "nuq9");
   expect_refused("generate -m embedded -p Hello --kv k=pcaw8", "not built yet");
   expect_refused("generate -m embedded -p Hello --kv v=pca8", "needs a calibration");
-  expect_refused("generate -m embedded -p Hello --kv k=pca8", "needs a calibration");
   expect_refused("perplexity -m embedded --kv v=pca65", "rank 65");
   expect_refused("perplexity -m embedded --kv v=pca0", "rank");
   expect_refused("generate -m embedded -p Hello --device cuda:0", "not built yet");

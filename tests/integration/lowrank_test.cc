@@ -72,11 +72,17 @@ TEST_F(LowRank, KeysWarnAndAreRefusedInTheWaysOfValues) {
   const Outcome outcome = run("generate -m embedded -q -p Hello" + with + "k=pca20+int8,v=int8");
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_NE(outcome.err.find("a transform of keys usually costs far more"), std::string::npos);
-  expect_refused("perplexity -m embedded -q --kv k=pca48", "needs a calibration");
-  expect_refused("generate -m embedded -q -p Hello" + with + "k=pca21", "--rank of at least 21");
-  expect_refused("generate -m embedded -q -p Hello" + with + "k=pca65", "rank 65");
-  expect_refused("generate -m embedded -q -p Hello" + with + "k=pca0", "rank");
-  expect_refused("generate -m embedded -q -p Hello" + with + "k=pcaw8", "not built yet for keys");
+  const auto expect_refused_too = [&](const std::string& arguments, const char* why) {
+    const Outcome refused = run(arguments);  // behind the warning
+    EXPECT_EQ(refused.code, 2) << arguments;
+    EXPECT_NE(refused.err.find(why), std::string::npos) << refused.err;
+  };
+  const std::string generate = "generate -m embedded -q -p Hello" + with;
+  expect_refused_too("perplexity -m embedded -q --kv k=pca48", "needs a calibration");
+  expect_refused_too(generate + "k=pca21", "--rank of at least 21");
+  expect_refused_too(generate + "k=pca65", "rank 65");
+  expect_refused_too(generate + "k=pca0", "rank");
+  expect_refused_too(generate + "k=pcaw8", "not built yet for keys");
 }
 
 TEST_F(LowRank, DivergenceFallsWithBitsAndBytesDoToo) {
