@@ -15,6 +15,7 @@
 namespace kvquant {
 namespace {
 
+using test::expect_restored_goes_on;
 using test::expect_same_bytes;
 using test::Fed;
 using test::fitted;
@@ -133,14 +134,7 @@ TEST(LatentCache, WhatIsRestoredGoesOnWithTheSameBits) {
   for (const CacheMode mode : kModes) {
     for (const char* spec : {"k=fp16,v=pca13", "k=nuq3-1%,v=pcaw12+nuq3-2%,sink=5",
                              "k=bf16,v=pca8+had+int4,recent=30", "k=int4,v=pca14+wf4"}) {
-      Fed from(spec, mode), to(spec, mode, 2);
-      from.append(250);
-      to.id = to.cache.restore(from.cache.store(from.id));
-      for (const int64_t num_new : {1, 70}) {
-        from.append(num_new);
-        to.append(num_new);
-        ASSERT_EQ(from.attended(), to.attended()) << spec;
-      }
+      expect_restored_goes_on(spec, mode);
     }
   }
 }

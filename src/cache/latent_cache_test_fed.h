@@ -153,4 +153,16 @@ inline void expect_same_bytes(Fed& one, Fed& other) {
   }
 }
 
+// A sequence that was stored and restored goes on with the same bits.
+inline void expect_restored_goes_on(const std::string& spec, CacheMode mode) {
+  Fed from(spec, mode), to(spec, mode, 2);
+  from.append(250);
+  to.id = to.cache.restore(from.cache.store(from.id));
+  for (const int64_t num_new : {1, 70}) {
+    from.append(num_new);
+    to.append(num_new);
+    ASSERT_EQ(from.attended(), to.attended()) << spec;
+  }
+}
+
 }  // namespace kvquant::test

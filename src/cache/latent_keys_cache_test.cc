@@ -14,6 +14,7 @@ namespace kvquant {
 namespace {
 
 using test::data;
+using test::expect_restored_goes_on;
 using test::expect_same_bytes;
 using test::Fed;
 using test::fitted;
@@ -137,14 +138,7 @@ TEST(LatentKeysCache, WhatIsRestoredGoesOnWithTheSameBits) {
   for (const CacheMode mode : kModes) {
     for (const char* spec : {"k=pca13,v=bf16", "k=pca12+nuq3-2%,v=nuq3-1%,sink=5",
                              "k=pca8+had+int4,v=pca12+int8,recent=30", "k=pca15+wf2"}) {
-      Fed from(spec, mode), to(spec, mode, 2);
-      from.append(250);
-      to.id = to.cache.restore(from.cache.store(from.id));
-      for (const int64_t num_new : {1, 70}) {
-        from.append(num_new);
-        to.append(num_new);
-        ASSERT_EQ(from.attended(), to.attended()) << spec;
-      }
+      expect_restored_goes_on(spec, mode);
     }
   }
 }

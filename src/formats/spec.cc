@@ -254,9 +254,17 @@ void for_each_codec(const CacheSpec& spec, Fn&& fn) {
   }
 }
 
+void check_waterfill(const Codec& codec) {
+  const bool has_pca = std::any_of(codec.transforms.begin(), codec.transforms.end(),
+                                   [](const TransformStep& step) { return step.rank > 0; });
+  check_arg(codec.quantizer != Quantizer::kWaterfill || has_pca,
+            fmt::format("codec '{}': wf quantizes latents, put pcaR+ or pcawR+ before it",
+                        to_string(codec)));
+}
+
 void check_codec_fits(const Codec& codec, int head_dim) {
+  check_waterfill(codec);
   int width = head_dim;  // of the vector after the transforms so far
-  bool has_pca = false;
   for (const TransformStep& step : codec.transforms) {
     const std::string name = to_string(step);
     switch (step.kind) {
@@ -267,7 +275,6 @@ void check_codec_fits(const Codec& codec, int head_dim) {
                               "(head_dim {})",
                               to_string(codec), step.rank, name, width, head_dim));
         width = step.rank;
-        has_pca = true;
         break;
       case Transform::kLnNullspace:
         check_arg(width >= 2, fmt::format("codec '{}': lnns needs at least 2 values, found {}",
@@ -281,9 +288,6 @@ void check_codec_fits(const Codec& codec, int head_dim) {
         break;
     }
   }
-  check_arg(codec.quantizer != Quantizer::kWaterfill || has_pca,
-            fmt::format("codec '{}': wf quantizes latents, put pcaR+ or pcawR+ before it",
-                        to_string(codec)));
 }
 
 bool is_float(Quantizer q) {
@@ -395,6 +399,7 @@ std::vector<std::string> spec_warnings(const CacheSpec& spec) {
 
 void check_spec_built(const CacheSpec& spec) {
   for_each_codec(spec, [](const char* side, const Codec& codec) {
+    check_waterfill(codec);
     check_arg(
         is_built(side, codec),
         fmt::format("codec '{}' is not built yet for {}; built: fp32, fp16, bf16, int8, int4, "

@@ -21,9 +21,11 @@ using testing::ErrorCheck;
 using testing::expect_every_instruction_set_matches;
 using testing::expect_same_bits_at_any_threads;
 using testing::fast_variants;
+using testing::LatentCodec;
 using testing::max_abs;
 using testing::max_difference;
 using testing::MixedJob;
+using testing::reference;
 using testing::run_job;
 using testing::shape_of;
 using testing::TestCodec;
@@ -32,12 +34,6 @@ using testing::TestJob;
 using testing::TestMap;
 using testing::TestRandom;
 using testing::TestTiles;
-
-struct LatentCodec {
-  int bits;
-  int outliers = 0;  // percent
-  bool banded = false;
-};
 
 constexpr LatentCodec kCodecs[] = {{16}, {8}, {4, 2}, {3}, {2, 5}, {8, 0, true}};
 
@@ -168,14 +164,6 @@ class TestLatentKeys {
 
 bool fits(const Values& values, int64_t head_dim) {
   return values.kind != Values::Kind::kRotatedCodes || (head_dim & (head_dim - 1)) == 0;
-}
-
-std::vector<float> reference(const AttendShape& shape, const TestJob& test, bool dense) {
-  ThreadPool pool(1);
-  std::vector<float> out;
-  const AttendJob job = dense ? test.dense_job(out) : test.job(out);
-  attend(shape, {&job, 1}, Precision::kF32, pool, Backend::kReference);
-  return out;
 }
 
 TEST(AttendLatentKeysReference, ProjectingTheQueryEqualsReconstructingEveryKey) {

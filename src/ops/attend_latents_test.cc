@@ -19,9 +19,11 @@ using testing::ErrorCheck;
 using testing::expect_every_instruction_set_matches;
 using testing::expect_same_bits_at_any_threads;
 using testing::fast_variants;
+using testing::LatentCodec;
 using testing::max_abs;
 using testing::max_difference;
 using testing::MixedJob;
+using testing::reference;
 using testing::run_job;
 using testing::shape_of;
 using testing::TestCodec;
@@ -32,12 +34,6 @@ using testing::TestMap;
 using testing::TestRandom;
 using testing::TestTiles;
 using testing::Variant;
-
-struct LatentCodec {
-  int bits;
-  int outliers = 0;  // percent
-  bool banded = false;
-};
 
 // Tokens with values as latents, and the same with every value expanded, as dense f32 tiles. Keys
 // are coded, or dense behind key_offset tokens that nobody may see.
@@ -110,14 +106,6 @@ class TestLatentRun {
   int64_t num_tokens_, first_position_;
   TestTiles expanded_;
 };
-
-std::vector<float> reference(const AttendShape& shape, const TestJob& test, bool dense) {
-  ThreadPool pool(1);
-  std::vector<float> out;
-  const AttendJob job = dense ? test.dense_job(out) : test.job(out);
-  attend(shape, {&job, 1}, Precision::kF32, pool, Backend::kReference);
-  return out;
-}
 
 TEST(AttendLatentsReference, LateExpansionEqualsExpandingEveryValue) {
   TestRandom random(5);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops/attend_coded_test_side.h"
+#include "ops/attend_test_check.h"
 #include "ops/latent.h"
 
 namespace kvquant::testing {
@@ -50,6 +51,21 @@ inline CodeBands test_bands(int64_t width, TestRandom& random) {
   bands.channels[1] = static_cast<int32_t>(four);
   bands.channels[2] = static_cast<int32_t>(width - eight - four);
   return bands;
+}
+
+struct LatentCodec {
+  int bits;
+  int outliers = 0;     // percent
+  bool banded = false;  // then bits is 8
+};
+
+// What the reference makes of a job, or of the same with everything expanded.
+inline std::vector<float> reference(const AttendShape& shape, const TestJob& test, bool dense) {
+  ThreadPool pool(1);
+  std::vector<float> out;
+  const AttendJob job = dense ? test.dense_job(out) : test.job(out);
+  attend(shape, {&job, 1}, Precision::kF32, pool, Backend::kReference);
+  return out;
 }
 
 }  // namespace kvquant::testing

@@ -50,6 +50,24 @@ TEST(KeyBasis, OfLnnsIsThatOfValuesAndNeedsNoCalibration) {
   EXPECT_EQ(basis.rank, 7);
 }
 
+TEST(KeyBasis, WaterfillingCountsWhatQueriesSeeOfAComponent) {
+  constexpr BasisShape kWide{1, 32};
+  LayerCalibration layer;  // components are channels, all as large as each other
+  layer.key.rotated_mean.resize(32);
+  layer.key.spectrum.assign(32, 1.0f);
+  layer.key.basis.resize(32 * 32);
+  for (size_t i = 0; i < 32; ++i) layer.key.basis[i * 33] = 1;
+  layer.key.gram = layer.key.basis;
+  const auto bands = [&] { return make_key_basis(codec("pca32+wf4"), kWide, &layer).bands; };
+  EXPECT_EQ(bands(), (CodeBands{{0, 32, 0}}));
+  layer.query.rotated_second_moment.assign(2 * 32, 1.0f);  // of two query heads
+  EXPECT_EQ(bands(), (CodeBands{{0, 32, 0}}));
+  for (size_t i = 0; i < 2 * 32; ++i) {
+    layer.query.rotated_second_moment[i] = i % 32 < 16 ? 1.0f : 1e-6f;
+  }
+  EXPECT_EQ(bands(), (CodeBands{{16, 0, 0}}));
+}
+
 TEST(KeyBasis, IsRefusedWithoutWhatItNeeds) {
   const Calibration calibration = test_calibration();
   const auto refuses = [&](const char* text, const LayerCalibration* layer) {

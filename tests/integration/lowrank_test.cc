@@ -237,6 +237,7 @@ TEST_F(LowRank, WhatIsMissingIsSaidInOneLine) {
   expect_refused("perplexity -m embedded -q --kv v=pca48", "needs a calibration");
   expect_refused("generate -m embedded -q -p Hello --kv v=pca48+int8 --calib " + path("none"),
                  "Calibration file not found");
+  expect_refused("perplexity -m embedded -q --kv v=wf4", "put pcaR+ or pcawR+ before it");
   calibrate("--rank 20");
   const std::string with = " --calib " + path("c") + " --kv ";
   expect_refused("generate -m embedded -q -p Hello" + with + "v=pca21", "--rank of at least 21");
