@@ -18,7 +18,7 @@ double perplexity_of(WeightStorage weights, int64_t& weight_bytes) {
   const auto tokens =
       model.tokenizer().encode(read_text(find_asset("sample.txt")), Tokenizer::Special::kAsText);
   const std::vector<CacheSpec> specs = {parse_spec("fp16")};
-  return evaluate_perplexity(model, tokens, specs, {.window = 1024, .max_windows = 2})[0]
+  return evaluate_perplexity(model, tokens, specs, {.window = 1024})[0]
       .perplexity;
 }
 
@@ -28,8 +28,8 @@ TEST(WeightStorage, CodesOf8BitsCostLittleAndTakeHalfTheMemory) {
   const double codes = perplexity_of(WeightStorage::kInt8, code_bytes);
   fmt::print("perplexity with bf16 weights {:.4f} ({} bytes), with 8-bit codes {:.4f} ({} bytes)\n",
              floats, float_bytes, codes, code_bytes);
-  EXPECT_NE(floats, codes);
-  EXPECT_NEAR(codes / floats, 1, 0.002);
+  // 0.20% on AVX-512 and AMX alike; which bf16 sums are rounded how moves it by some hundredths.
+  EXPECT_NEAR(codes / floats, 1.002, 0.001);
   EXPECT_NEAR(static_cast<double>(code_bytes) / static_cast<double>(float_bytes), 9.0 / 16, 0.01);
 }
 
