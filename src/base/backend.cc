@@ -4,6 +4,12 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace kvquant {
 namespace {
 
@@ -12,6 +18,20 @@ bool has_avx512_bf16() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+// The matrix registers must be asked for: a process that doesn't is stopped when it uses them.
+bool has_amx_bf16() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of EDX of leaf 7
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -37,13 +57,17 @@ const char* backend_name(Backend backend) {
     case Backend::kReference: return "reference";
     case Backend::kSimd: return "simd";
     case Backend::kAvx512Bf16: return "avx512bf16";
+    case Backend::kAmxBf16: return "amxbf16";
   }
   return "unknown";
 }
 
 std::vector<Backend> available_backends() {
   std::vector<Backend> backends{Backend::kReference, Backend::kSimd};
-  if (has_avx512_bf16()) backends.push_back(Backend::kAvx512Bf16);
+  if (has_avx512_bf16()) {
+    backends.push_back(Backend::kAvx512Bf16);
+    if (has_amx_bf16()) backends.push_back(Backend::kAmxBf16);
+  }
   return backends;
 }
 

@@ -197,7 +197,7 @@ MachinePeaks measure_peaks(ThreadPool& pool) {
   MachinePeaks peaks{.num_threads = pool.num_threads()};
   measure_bandwidth(pool, peaks);
   peaks.f32_gemm_gflop_per_s = gemm_peak(PanelGemm::Type::kF32, pool);
-  if (available_backends().back() == Backend::kAvx512Bf16) {
+  if (has_bf16_dots(available_backends().back())) {
     peaks.bf16_gemm_gflop_per_s = gemm_peak(PanelGemm::Type::kBF16, pool);
   }
   return peaks;

@@ -14,7 +14,7 @@ TEST(Roofline, MeasuresPeaksAndTimesLinearLayersAgainstThem) {
   EXPECT_LE(peaks.read_median_gb_per_s, peaks.read_gb_per_s);
   EXPECT_GT(peaks.copy_gb_per_s, 0);
   EXPECT_GT(peaks.f32_gemm_gflop_per_s, 0);
-  const bool has_bf16 = available_backends().back() == Backend::kAvx512Bf16;
+  const bool has_bf16 = has_bf16_dots(available_backends().back());
   EXPECT_EQ(peaks.bf16_gemm_gflop_per_s > 0, has_bf16);
 
   const std::vector<LinearShape> shapes{{"mlp", 704, 256, WeightType::kInt8}};

@@ -6,6 +6,7 @@
 
 #include "base/buffer.h"
 #include "base/check.h"
+#include "ops/attend_amxbf16.h"
 #include "ops/attend_kernels.h"
 #include "ops/attend_plan.h"
 #include "ops/latent_queries.h"
@@ -170,7 +171,7 @@ class Slicer {
 AttendWorkspace slice_workspace(Slicer& slicer, const AttendPlan& plan, int64_t dim) {
   AttendWorkspace workspace;
   workspace.tiles = slicer.take<TileWork>(plan.max_tiles + kAheadTiles);
-  workspace.query = slicer.take<float>(plan.max_rows * dim);
+  workspace.query = slicer.take<float>((plan.max_rows + amxbf16::kHalfRows) * dim);
   workspace.keys = slicer.take<float>(kTileTokens * dim);
   workspace.values = slicer.take<float>(kTileTokens * dim);
   workspace.planar = slicer.take<float>(3 * kTileTokens * dim);
@@ -186,6 +187,7 @@ struct Call {
   const AttendShape& shape;
   std::span<const AttendJob> jobs;
   bool has_bf16_dots;
+  bool has_amx;
   AttendScratch& scratch;
   int64_t workspace_bytes;
 
@@ -210,7 +212,8 @@ AttendKernel choose_kernel(const Call& call, const AttendJob& job, const AttendB
   const bool all_bf16 = std::all_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
     return run.type == DenseType::kBF16;
   });
-  return block.num_rows > 1 || has_raw || all_bf16 ? avx512bf16::attend_block : simd::attend_block;
+  return !has_few_rows(block, 1) || has_raw || all_bf16 ? avx512bf16::attend_block
+                                                        : simd::attend_block;
 }
 
 void write_row(const float* acc, const SoftmaxState& state, int64_t head_dim, float* out) {
@@ -265,6 +268,7 @@ void run_task(const Call& call, const AttendTask& task, const AttendTask* next, 
   AttendBlock block;
   describe_rows(call, task, block);
   block.padded_dim = padded_dim(shape);
+  block.has_amx = call.has_amx && amxbf16::can_attend(block, job.num_queries * shape.group);
   block.group = shape.group;
   block.log2_scale = shape.scale * kLog2E;
   block.workspace = slice_workspace(slicer, scratch.plan, block.padded_dim);
@@ -351,6 +355,15 @@ void run_merges(const Call& call, ThreadPool& pool) {
   for (int64_t i = 0; i < count; ++i) run(i, 0);
 }
 
+// Whether there are two blocks of kAmxBlockRows for each thread.
+bool has_blocks_for_all(int64_t group, std::span<const AttendJob> jobs, const ThreadPool& pool) {
+  int64_t num_blocks = 0;
+  for (const AttendJob& job : jobs) {
+    num_blocks += (job.num_queries * group + kAmxBlockRows - 1) / kAmxBlockRows;
+  }
+  return num_blocks >= 2 * pool.num_threads();
+}
+
 void attend_reference(const AttendShape& shape, std::span<const AttendJob> jobs, ThreadPool& pool) {
   for (const AttendJob& job : jobs) {
     pool.parallel_for(job.num_queries, [&](int64_t query, int) {
@@ -368,11 +381,14 @@ void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision
   if (backend == Backend::kReference) return attend_reference(shape, jobs, pool);
 
   static thread_local AttendScratch scratch;
-  plan_attend(shape.group, jobs, scratch.plan);
+  const bool is_bf16 = precision == Precision::kBF16;
+  const bool has_amx = is_bf16 && backend == Backend::kAmxBf16;
+  const int64_t block_rows =
+      has_amx && has_blocks_for_all(shape.group, jobs, pool) ? kAmxBlockRows : kBlockRows;
+  plan_attend(shape.group, block_rows, jobs, scratch.plan);
   Slicer counter(nullptr);
   slice_workspace(counter, scratch.plan, padded_dim(shape));
-  const Call call{shape, jobs, precision == Precision::kBF16 && backend == Backend::kAvx512Bf16,
-                  scratch, counter.used()};
+  const Call call{shape, jobs, is_bf16 && has_bf16_dots(backend), has_amx, scratch, counter.used()};
   scratch.workspaces.reserve_discarding(call.workspace_bytes * pool.num_threads());
   scratch.partial_acc.reserve_discarding(scratch.plan.num_partial_rows * padded_dim(shape));
   scratch.partial_states.reserve_discarding(scratch.plan.num_partial_rows);

@@ -8,6 +8,7 @@
 //   attend_ref.cc           plain loops, sums in double: the definition of correct
 //   attend_simd.cc          Highway, f32 arithmetic; decodes a coded tile to scratch
 //   attend_avx512bf16.cc    bf16 dot products; the only one that rounds q, k, p, v to bf16
+//   attend_amxbf16.cc       its products of many rows, in matrix registers
 //
 // Values may be latents (latent.h). Their weighted sums stay latents, apart from those of other
 // values, until all of a query's parts are merged; then they are expanded, once per query head, or

@@ -1,6 +1,7 @@
 // Attention with bf16 dot products (AVX-512 BF16): q, k, p and v are rounded to bf16, sums are in
 // f32. Rows are taken six at a time, so that 24 accumulators, four tile registers and a broadcast
 // fill the register file; the tile, converted once per block, stays in L2 and mostly in L1.
+#include "ops/attend_amxbf16.h"
 #include "ops/attend_avx512bf16_inl.h"
 #include "ops/attend_coded_avx512bf16.h"
 #include "ops/attend_half_coded_avx512bf16.h"
@@ -58,12 +59,6 @@ void pack_queries(const AttendBlock& block, uint16_t* to) {
     }
   }
 }
-
-struct PairTile {
-  const uint16_t* queries;  // [rows][padded_dim], in the order of the keys' channels
-  const uint16_t* keys;     // [head_dim / 2][64][2]
-  const uint16_t* values;   // [32][value_dim rounded up to 16][2]
-};
 
 // The tile itself where it can be read in place, else a converted copy.
 const uint16_t* bfloat_keys(const AttendBlock& block, const TileWork& tile, Prefetcher& ahead) {
@@ -153,36 +148,6 @@ void add_all_values(const WeightedValues& in, int64_t first, Prefetcher& ahead, 
   if constexpr (V > 1) add_all_values<kType, R, V / 2>(in, first, ahead, acc);
 }
 
-// Turns the scores of one row into weights relative to its running max, as bf16.
-void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float bias,
-                const float* scores, uint16_t* p) {
-  if (seen.begin >= seen.end) {
-    _mm512_storeu_si512(p, _mm512_setzero_si512());
-    _mm512_storeu_si512(p + 32, _mm512_setzero_si512());
-    return;
-  }
-  __m512 s[kTileVectors];
-  const __m512 scale = _mm512_set1_ps(block.log2_scale);
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = _mm512_fmadd_ps(_mm512_loadu_ps(scores + 16 * v), scale, _mm512_set1_ps(bias));
-  }
-  if (seen.begin > 0 || seen.end < kTileTokens) {
-    const __m512 none = _mm512_set1_ps(-__builtin_inff());
-    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      s[v] = _mm512_mask_mov_ps(none, token_mask(seen, v), s[v]);
-    }
-  }
-  raise_max(block, row, _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3])));
-  const __m512 max = _mm512_set1_ps(block.states[row].max);
-  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-    s[v] = exp2_nonpositive(_mm512_sub_ps(s[v], max));
-  }
-  const __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
-  float* sums = block.workspace.sums + row * 16;
-  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), sum));
-  store_weights(s, p);
-}
-
 // R rows against one tile.
 template <DenseType kKeys, DenseType kValues, int R>
 void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile& tile, int64_t row,
@@ -213,6 +178,9 @@ void attend_rows(const AttendBlock& block, const TileWork& work, const PairTile&
 template <DenseType kKeys, DenseType kValues = kKeys>
 void attend_all_rows(const AttendBlock& block, const TileWork& work, const PairTile& tile,
                      Prefetcher& ahead) {
+  if constexpr (kKeys == DenseType::kBF16 && kValues == DenseType::kBF16) {
+    if (block.has_amx) return amxbf16::attend_tile(block, work, tile);
+  }
   const int64_t num_blocks = (block.num_rows + kRows - 1) / kRows;
   for (int64_t i = 0; i < num_blocks; ++i) {  // of even size: 8 rows are 4 + 4, not 6 + 2
     const int64_t row = i * block.num_rows / num_blocks;
@@ -230,7 +198,7 @@ void attend_all_rows(const AttendBlock& block, const TileWork& work, const PairT
 void attend_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
   const int64_t num_steps = (block.num_rows + kRows - 1) / kRows * block.head_dim;
   const bool converts_in_registers = work.type == DenseType::kF16 &&
-                                     block.num_rows <= kConvertInRegistersRows &&
+                                     has_few_rows(block, kConvertInRegistersRows) &&
                                      block.padded_dim == block.head_dim;
   const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
   Prefetcher ahead;
@@ -303,7 +271,7 @@ const uint16_t* mixed_values(const AttendBlock& block, const TileWork& work) {
 // Dense keys, values that are codes or fp16 latents.
 void attend_mixed_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
   const auto* queries = static_cast<const uint16_t*>(block.workspace.query);
-  const bool converts_in_registers = block.num_rows <= kConvertInRegistersRows;
+  const bool converts_in_registers = has_few_rows(block, kConvertInRegistersRows);
   const bool reads_halves =
       converts_in_registers && work.values != nullptr && block.value_dim % 16 == 0;
   const uint16_t* values =
@@ -332,7 +300,8 @@ void attend_mixed_tile(const AttendBlock& block, const TileWork& work, const Til
 // Keys that are latents, any values. Few rows read fp16 tiles in place.
 void attend_latent_keys_tile(const AttendBlock& block, const TileWork& work, const TileWork* next) {
   constexpr DenseType kF16 = DenseType::kF16, kBF16 = DenseType::kBF16;
-  const LatentTile read = read_latent_tile(block, work, block.num_rows <= kConvertInRegistersRows);
+  const LatentTile read =
+      read_latent_tile(block, work, has_few_rows(block, kConvertInRegistersRows));
   const PairTile tile{static_cast<const uint16_t*>(block.workspace.query), read.keys, read.values};
   Prefetcher ahead;
   if (next != nullptr) {
@@ -362,7 +331,7 @@ void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t n
                       int64_t num_ahead) {
   CodedState state;
   prepare_coded(block, tiles[0].coded, state);
-  if (block.num_rows <= kFusedRows) {
+  if (has_few_rows(block, kFusedRows)) {
     return attend_coded_tiles(block, state, tiles, num_tiles, num_ahead);
   }
   auto* keys = static_cast<uint16_t*>(block.workspace.keys);
@@ -376,7 +345,7 @@ void attend_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t n
 
 // Few rows read the codes themselves.
 void attend_half_coded_run(const AttendBlock& block, const TileWork* tiles, int64_t num_tiles) {
-  if (block.num_rows <= kFusedRows && tiles[0].type != DenseType::kF32) {
+  if (has_few_rows(block, kFusedRows) && tiles[0].type != DenseType::kF32) {
     return attend_half_coded(block, tiles, num_tiles);
   }
   for (int64_t i = 0; i < num_tiles; ++i) {

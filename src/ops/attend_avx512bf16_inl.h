@@ -76,5 +76,35 @@ inline void store_weights(const __m512 (&s)[kTileVectors], uint16_t* p) {
   _mm512_storeu_si512(p + 32, (__m512i)_mm512_cvtne2ps_pbh(s[3], s[2]));
 }
 
+// Turns the scores of one row into weights relative to its running max, as bf16.
+inline void soften_row(const AttendBlock& block, int64_t row, TokenRange seen, float bias,
+                       const float* scores, uint16_t* p) {
+  if (seen.begin >= seen.end) {
+    _mm512_storeu_si512(p, _mm512_setzero_si512());
+    _mm512_storeu_si512(p + 32, _mm512_setzero_si512());
+    return;
+  }
+  __m512 s[kTileVectors];
+  const __m512 scale = _mm512_set1_ps(block.log2_scale);
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    s[v] = _mm512_fmadd_ps(_mm512_loadu_ps(scores + 16 * v), scale, _mm512_set1_ps(bias));
+  }
+  if (seen.begin > 0 || seen.end < kTileTokens) {
+    const __m512 none = _mm512_set1_ps(-__builtin_inff());
+    KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+      s[v] = _mm512_mask_mov_ps(none, token_mask(seen, v), s[v]);
+    }
+  }
+  raise_max(block, row, _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3])));
+  const __m512 max = _mm512_set1_ps(block.states[row].max);
+  KVQUANT_UNROLL for (int v = 0; v < kTileVectors; ++v) {
+    s[v] = exp2_nonpositive(_mm512_sub_ps(s[v], max));
+  }
+  const __m512 sum = _mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3]));
+  float* sums = block.workspace.sums + row * 16;
+  _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_loadu_ps(sums), sum));
+  store_weights(s, p);
+}
+
 }  // namespace
 }  // namespace kvquant::avx512bf16

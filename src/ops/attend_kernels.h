@@ -165,6 +165,8 @@ struct AttendBlock {
   int64_t value_dim = 0;     // of values, likewise
   int64_t padded_dim = 0;    // at least both, a multiple of 16: the stride of acc
   bool has_latents = false;  // all tiles have, or none
+  // All rows go through matrix registers, however few are left for the last block of a job.
+  bool has_amx = false;
   // Of keys that are latents, or null: of each row what is added to its scores, in units of log2.
   const float* key_biases = nullptr;  // [num_rows]
   int64_t group = 0;
@@ -180,6 +182,10 @@ struct AttendBlock {
   float* acc = nullptr;            // [num_rows, padded_dim], 64-byte aligned
   AttendWorkspace workspace;
 };
+
+static inline bool has_few_rows(const AttendBlock& block, int64_t at_most) {
+  return block.num_rows <= at_most && !block.has_amx;
+}
 
 // What is added to a row's scores of a tile.
 static inline float bias_of(const AttendBlock& block, const TileWork& tile, int64_t row) {

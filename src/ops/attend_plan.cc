@@ -194,14 +194,15 @@ TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t nu
   return {begin_tile, none ? begin_tile : std::max(begin_tile, ceil_tile(end))};
 }
 
-void plan_attend(int64_t group, std::span<const AttendJob> jobs, AttendPlan& plan) {
+void plan_attend(int64_t group, int64_t block_rows, std::span<const AttendJob> jobs,
+                 AttendPlan& plan) {
   plan.tasks.clear();
   plan.merges.clear();
   plan.num_partial_rows = plan.max_rows = plan.max_tiles = 0;
   for (size_t i = 0; i < jobs.size(); ++i) {
     const AttendJob& job = jobs[i];
     const bool split = job.num_queries <= kSplitRows / group;
-    const int64_t step = std::max<int64_t>(1, (split ? kSplitRows : kBlockRows) / group);
+    const int64_t step = std::max<int64_t>(1, (split ? kSplitRows : block_rows) / group);
     for (int64_t query = 0; query < job.num_queries; query += step) {
       AttendTask block{};
       block.job = static_cast<int64_t>(i);

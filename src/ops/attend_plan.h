@@ -16,8 +16,11 @@
 namespace kvquant {
 
 // Rows (queries times group) of a block. A tile is converted once per block, so more rows amortise
-// more: converting f16 to bf16 costs as much as the products of four rows (Zen 4).
+// more: converting f16 to bf16 costs as much as the products of four rows (Zen 4), of 30 with the
+// matrix registers of AMX, which are therefore given blocks of kAmxBlockRows as long as there are
+// enough of these for all threads. Rows don't depend on those beside them.
 inline constexpr int64_t kBlockRows = 128;
+inline constexpr int64_t kAmxBlockRows = 512;
 // A job of at most this many rows is one block, cut into spans of tiles.
 inline constexpr int64_t kSplitRows = 64;
 inline constexpr int64_t kSpanTiles = 16;
@@ -59,7 +62,8 @@ struct AttendPlan {
 };
 
 // Fills `plan`, whose memory is reused.
-void plan_attend(int64_t group, std::span<const AttendJob> jobs, AttendPlan& plan);
+void plan_attend(int64_t group, int64_t block_rows, std::span<const AttendJob> jobs,
+                 AttendPlan& plan);
 
 // Tiles [begin, end) of a run that a query among [first_position, first_position + num_queries)
 // may see.

@@ -154,7 +154,7 @@ inline double max_abs(const std::vector<float>& a) {
 struct Variant {
   Backend backend;
   Precision precision;
-  bool rounds() const { return backend == Backend::kAvx512Bf16 && precision == Precision::kBF16; }
+  bool rounds() const { return has_bf16_dots(backend) && precision == Precision::kBF16; }
   std::string name() const {
     return std::string(backend_name(backend)) + (precision == Precision::kF32 ? " f32" : " bf16");
   }

@@ -70,7 +70,7 @@ void make_key_tables(const AttendBlock& block, const CodedPart& keys, CodedState
     _mm256_store_si256(reinterpret_cast<__m256i*>(state.key_tables + at), rounded);
     const int first = _mm_cvtsi128_si32(_mm256_castsi256_si128(rounded));
     state.key_bases[channel] = __builtin_bit_cast(float, first << 16);
-    if (block.num_rows > kFusedRows) _mm512_store_ps(state.float_tables + at, all);
+    if (!has_few_rows(block, kFusedRows)) _mm512_store_ps(state.float_tables + at, all);
   }
 }
 
@@ -261,7 +261,7 @@ void prepare_coded(const AttendBlock& block, const CodedTile& tile, CodedState& 
   make_biases(block, tile);
   state.num_turned = num_rows_above(tile, half, kBentAngle);
   state.num_bent = num_rows_above(tile, half, kStraightAngle) - state.num_turned;
-  if (block.num_rows <= kFusedRows) {
+  if (has_few_rows(block, kFusedRows)) {
     make_far_angles(*tile.rope, half, state);
     if (block.num_rows > 1) make_turns(tile, half, state);
     make_slopes(*tile.rope, half, state);

@@ -68,7 +68,7 @@ struct Job {
 
 Path choose_path(const Job& job, Precision precision, Backend backend) {
   if (backend == Backend::kReference) return Path::kReference;
-  const bool bf16 = backend == Backend::kAvx512Bf16 && precision == Precision::kBF16;
+  const bool bf16 = has_bf16_dots(backend) && precision == Precision::kBF16;
   if (job.num_rows() > kMostVectorRows) {
     return bf16 && !job.has(WeightType::kF32) ? Path::kMatrixBf16 : Path::kMatrix;
   }

@@ -185,7 +185,7 @@ class Linear : public testing::TestWithParam<std::tuple<Backend, WeightType>> {
 
   // Whether x is rounded to multiples of max|x| / 16256 of its 32-group.
   bool rounds_to_steps(int64_t rows, Precision precision) const {
-    return backend() == Backend::kAvx512Bf16 && has_groups(type()) && rows <= 12 &&
+    return has_bf16_dots(backend()) && has_groups(type()) && rows <= 12 &&
            precision == Precision::kBF16;
   }
 
@@ -204,8 +204,8 @@ TEST_P(Linear, IsAsCloseToTheExactProductAsPlainLoops) {
         linear(w, x.view(), out.view(), Epilogue::kStore, {precision, scratch_, pool_, backend()});
         EXPECT_TRUE(out.guards_are_intact()) << "rows=" << rows << " out=" << shape.num_out;
         if (rounds_to_steps(rows, precision)) continue;  // has tests of its own
-        const bool bf16 = backend() == Backend::kAvx512Bf16 && precision == Precision::kBF16 &&
-                          rows > 1 && type() != WeightType::kF32;
+        const bool bf16 = has_bf16_dots(backend()) && precision == Precision::kBF16 && rows > 1 &&
+                          type() != WeightType::kF32;
         const Errors errors = errors_of(w, x, out, bf16);
         EXPECT_LE(errors.kernel, 2 * errors.naive + 1e-6 * errors.largest)
             << "rows=" << rows << " out=" << shape.num_out << " in=" << shape.num_in

@@ -18,8 +18,7 @@ double perplexity_of(WeightStorage weights, int64_t& weight_bytes) {
   const auto tokens =
       model.tokenizer().encode(read_text(find_asset("sample.txt")), Tokenizer::Special::kAsText);
   const std::vector<CacheSpec> specs = {parse_spec("fp16")};
-  return evaluate_perplexity(model, tokens, specs, {.window = 1024})[0]
-      .perplexity;
+  return evaluate_perplexity(model, tokens, specs, {.window = 1024})[0].perplexity;
 }
 
 TEST(WeightStorage, CodesOf8BitsCostLittleAndTakeHalfTheMemory) {
