@@ -269,6 +269,8 @@ def get_sequence_lengths(attention_mask: ArrayT) -> ArrayT:
     """Real tokens of each row of a mask [batch, seq_len]: int64 [batch]."""
 
 class KVQuantizerOptions:
+    """How keys or values of a padded batch are quantized."""
+
     def __init__(self, codebook: str | Array = 'nuq3', scaling_factors: Array | None = None, outlier_fraction: float = 0.01, block_size: int = 256) -> None:
         """
         codebook: a name or levels [2^bits]; scaling_factors [num_heads, head_dim], None for
@@ -515,6 +517,13 @@ class KvCache:
         num_q_heads, head_dim] of these tokens to all that the layer holds, causally. Query
         before RoPE, or after it with is_rotated; scale of the scores, 1 / sqrt(head_dim) by
         default. Returns float32 of query's shape. Before the next layer is appended.
+        """
+
+    def read(self, layer: int, sequence: int) -> tuple[Any, ...]:
+        """
+        (keys after RoPE, values), float32 [num_tokens, num_kv_heads, head_dim] each, as the
+        last query reads them: decoded, in the framework of the last append. Costs what the
+        sequence takes in float32; not for low-rank codecs. Before the next layer is appended.
         """
 
     def memory_bytes(self, sequences: Sequence[int] | None = None) -> int:

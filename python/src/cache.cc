@@ -51,6 +51,10 @@ class Cache {
   KvCache& cache() { return cache_; }
   const KvCache& cache() const { return cache_; }
 
+  // Of the arrays that came in last.
+  Framework framework() const { return framework_; }
+  void set_framework(Framework framework) { framework_ = framework; }
+
   // What follows needs the guard.
   void append(int64_t layer, Id id, TensorView<const float, 3> keys,
               TensorView<const float, 3> values) {
@@ -59,38 +63,55 @@ class Cache {
     chunks_[id] = {first, keys.shape[0]};
   }
 
-  enum class Query { kBeforeRope, kRotated };
+  struct Query {
+    bool is_rotated = false;      // else before RoPE
+    std::optional<double> scale;  // of the scores; 1 / sqrt(head_dim)
+  };
 
   // query [num_new, num_q_heads, head_dim] of the chunk that was appended last. Returns the same
   // shape.
-  std::vector<float> attend(int64_t layer, Id id, TensorView<const float, 3> query, Query kind,
-                            std::optional<double> scale) {
-    const Chunk chunk = check_query(id, query);
+  std::vector<float> attend(int64_t layer, Id id, TensorView<const float, 3> query,
+                            const Query& how) {
+    const Chunk chunk = last_chunk(id);
+    check_query(query, chunk.num_tokens, how);
     const KvShape& shape = cache_.shape();
-    const int64_t num_heads = query.shape[1], width = num_heads * shape.head_dim;
+    const int64_t num_heads = query.shape[1], group = num_heads / shape.num_kv_heads;
     std::vector<float> rotated = gapless(query), out(rotated.size());
-    if (kind == Query::kBeforeRope) {
+    if (!how.is_rotated) {
       rope(row_major(rotated.data(), {chunk.num_tokens, num_heads, shape.head_dim}),
            chunk.first_position, rope_);
     }
     cache_.prepare_view(layer, id);
-    const int64_t group = num_heads / shape.num_kv_heads;
     std::vector<AttendJob> jobs;
     for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
       const int64_t offset = head * group * shape.head_dim;
       jobs.push_back({.query = rotated.data() + offset,
                       .out = out.data() + offset,
-                      .query_stride = width,
+                      .query_stride = num_heads * shape.head_dim,
                       .num_queries = chunk.num_tokens,
                       .first_position = chunk.first_position,
                       .runs = cache_.view(layer, id, head)});
     }
     const double usual = 1 / std::sqrt(static_cast<double>(shape.head_dim));
-    kvquant::attend({shape.head_dim, group, static_cast<float>(scale.value_or(usual))}, jobs,
+    kvquant::attend({shape.head_dim, group, static_cast<float>(how.scale.value_or(usual))}, jobs,
                     precision_, pool_);
     return out;
   }
 
+  // Before anything changes: of a chunk of num_tokens.
+  void check_query(TensorView<const float, 3> query, int64_t num_tokens, const Query& how) const {
+    const KvShape& shape = cache_.shape();
+    check_arg(query.shape[0] == num_tokens && query.shape[1] > 0 &&
+                  query.shape[1] % shape.num_kv_heads == 0 && query.shape[2] == shape.head_dim,
+              "attend: query has the shape " + describe_shape(query.shape) +
+                  ", not [tokens of the last chunk = " + std::to_string(num_tokens) +
+                  ", a multiple of " + std::to_string(shape.num_kv_heads) + ", " +
+                  std::to_string(shape.head_dim) + "]");
+    check_arg(!how.scale || (std::isfinite(*how.scale) && *how.scale > 0),
+              "attend: scale is " + std::to_string(how.scale.value_or(0)) + ", not positive");
+  }
+
+  // Of a sequence whose tokens are not those that were appended last any more.
   void forget_chunk(Id id) { chunks_.erase(id); }
 
  private:
@@ -99,18 +120,11 @@ class Cache {
     int64_t num_tokens = 0;
   };
 
-  Chunk check_query(Id id, TensorView<const float, 3> query) const {
+  Chunk last_chunk(Id id) const {
     cache_.length(id);  // throws when there is no such sequence
     const auto chunk = chunks_.find(id);
     check_arg(chunk != chunks_.end(),
               "attend: nothing was appended to sequence " + std::to_string(id) + " yet");
-    const KvShape& shape = cache_.shape();
-    check_arg(query.shape[0] == chunk->second.num_tokens && query.shape[1] > 0 &&
-                  query.shape[1] % shape.num_kv_heads == 0 && query.shape[2] == shape.head_dim,
-              "attend: query has the shape " + describe_shape(query.shape) +
-                  ", not [tokens of the last chunk = " + std::to_string(chunk->second.num_tokens) +
-                  ", a multiple of " + std::to_string(shape.num_kv_heads) + ", " +
-                  std::to_string(shape.head_dim) + "]");
     return chunk->second;
   }
 
@@ -132,6 +146,7 @@ class Cache {
   Precision precision_;
   KvCache cache_;
   std::map<Id, Chunk> chunks_;
+  Framework framework_ = Framework::kNumpy;
 };
 
 std::vector<double> frequencies_of(int64_t head_dim, double rope_theta, int64_t max_positions,
@@ -158,19 +173,26 @@ Precision precision_of(const std::string& name) {
 void append(Cache& self, int64_t layer, int64_t sequence, const Array& key, const Array& value) {
   const Floats<3> keys("key", key), values("value", value);
   check_arg(key.is_given() && value.is_given(), "append: key and value can't be None");
+  self.set_framework(key.framework());
   self.guard().run([&] { self.append(layer, sequence, keys.view(), values.view()); });
 }
 
-Result<float> attend(Cache& self, int64_t layer, int64_t sequence, const LeadingArray& query,
-                     const Array& key, const Array& value, bool is_rotated,
-                     std::optional<double> scale) {
+struct Place {
+  int64_t layer = 0, sequence = 0;
+};
+
+Result<float> attend(Cache& self, const Place& at, const LeadingArray& query, const Array& key,
+                     const Array& value, const Cache::Query& how) {
   const Floats<3> queries("query", query), keys("key", key), values("value", value);
   check_arg(query.is_given(), "attend: query can't be None");
   check_arg(key.is_given() == value.is_given(), "attend: key and value come together");
+  self.set_framework(query.framework());
   auto out = self.guard().run([&] {
-    if (key.is_given()) self.append(layer, sequence, keys.view(), values.view());
-    return self.attend(layer, sequence, queries.view(),
-                       is_rotated ? Cache::Query::kRotated : Cache::Query::kBeforeRope, scale);
+    if (key.is_given()) {
+      self.check_query(queries.view(), keys.view().shape[0], how);
+      self.append(at.layer, at.sequence, keys.view(), values.view());
+    }
+    return self.attend(at.layer, at.sequence, queries.view(), how);
   });
   return {std::move(out), query.shape("query"), query.framework()};
 }
@@ -192,6 +214,15 @@ void save(Cache& self, int64_t sequence, const Path& path, const Array& tokens,
   });
 }
 
+nb::tuple read(Cache& self, int64_t layer, int64_t sequence) {
+  ReadTokens tokens = self.guard().run([&] { return self.cache().read(layer, sequence); });
+  const KvShape& shape = self.cache().shape();
+  const std::vector<int64_t> extents = {tokens.num_tokens, shape.num_kv_heads, shape.head_dim};
+  return nb::make_tuple(
+      to_python(Result<float>{std::move(tokens.keys), extents, self.framework()}),
+      to_python(Result<float>{std::move(tokens.values), extents, self.framework()}));
+}
+
 int64_t memory_bytes(Cache& self, const std::optional<std::vector<int64_t>>& sequences) {
   return self.guard().run([&] {
     return sequences ? self.cache().memory_bytes(*sequences) : self.cache().memory_bytes();
@@ -204,22 +235,23 @@ auto guarded(Cache& self, Arguments... arguments) {
   return self.guard().run([&] { return (self.cache().*kMethod)(arguments...); });
 }
 
+// One that changes which tokens a sequence has.
+template <auto kMethod, class... Arguments>
+void changing(Cache& self, int64_t sequence, Arguments... arguments) {
+  self.guard().run([&] {
+    (self.cache().*kMethod)(sequence, arguments...);
+    self.forget_chunk(sequence);
+  });
+}
+
 using Class = nb::class_<Cache>;
 
 void bind_sequences(Class& cls) {
   cls.def("add_sequence", &guarded<&KvCache::add_sequence>, "A new, empty sequence: its id.")
       .def("fork", &guarded<&KvCache::fork, int64_t>, "sequence"_a,
            "A new sequence of the same tokens; the two share memory (copy on write).")
-      .def(
-          "drop",
-          [](Cache& self, int64_t sequence) {
-            self.guard().run([&] {
-              self.cache().drop(sequence);
-              self.forget_chunk(sequence);
-            });
-          },
-          "sequence"_a, "Frees what no fork shares.")
-      .def("truncate", &guarded<&KvCache::truncate, int64_t, int64_t>, "sequence"_a, "length"_a,
+      .def("drop", &changing<&KvCache::drop>, "sequence"_a, "Frees what no fork shares.")
+      .def("truncate", &changing<&KvCache::truncate, int64_t>, "sequence"_a, "length"_a,
            "Forgets the tokens from length on. Only exact ones (as served the last `recent`) can "
            "be\n"
            "forgotten: ValueError, and nothing has changed, for others.")
@@ -227,7 +259,7 @@ void bind_sequences(Class& cls) {
            "length"_a, "Whether truncate would do it; of a settled sequence.")
       .def("settle", &guarded<&KvCache::settle, int64_t>, "sequence"_a,
            "Ends a chunk once its last layer was attended: encodes what has left the tail.")
-      .def("splice", &guarded<&KvCache::splice, int64_t, int64_t, int64_t, int64_t>, "sequence"_a,
+      .def("splice", &changing<&KvCache::splice, int64_t, int64_t, int64_t>, "sequence"_a,
            "from_sequence"_a, "first_token"_a, "num_tokens"_a,
            "Appends whole encoded tiles of another sequence; they move to the positions behind.")
       .def("length", &guarded<&KvCache::length, int64_t>, "sequence"_a,
@@ -246,12 +278,24 @@ void bind_attention_calls(Class& cls) {
           "Appends num_new tokens to one layer: key (before RoPE) and value, float32 [num_new,\n"
           "num_kv_heads, head_dim]. Layers are appended in step: layer 0 first, the next one with\n"
           "the same number of tokens.")
-      .def("attend", &attend, "layer"_a, "sequence"_a, "query"_a, "key"_a.none() = nb::none(),
-           "value"_a.none() = nb::none(), "is_rotated"_a = false, "scale"_a = nb::none(),
-           "Appends key and value, when they are given, and attends with query [num_new,\n"
-           "num_q_heads, head_dim] of these tokens to all that the layer holds, causally. Query\n"
-           "before RoPE, or after it with is_rotated; scale of the scores, 1 / sqrt(head_dim) by\n"
-           "default. Returns float32 of query's shape. Before the next layer is appended.");
+      .def(
+          "attend",
+          [](Cache& self, int64_t layer, int64_t sequence, const LeadingArray& query,
+             const Array& key, const Array& value, bool is_rotated, std::optional<double> scale) {
+            return attend(self, {layer, sequence}, query, key, value,
+                          {.is_rotated = is_rotated, .scale = scale});
+          },
+          "layer"_a, "sequence"_a, "query"_a, "key"_a.none() = nb::none(),
+          "value"_a.none() = nb::none(), "is_rotated"_a = false, "scale"_a = nb::none(),
+          "Appends key and value, when they are given, and attends with query [num_new,\n"
+          "num_q_heads, head_dim] of these tokens to all that the layer holds, causally. Query\n"
+          "before RoPE, or after it with is_rotated; scale of the scores, 1 / sqrt(head_dim) by\n"
+          "default. Returns float32 of query's shape. Before the next layer is appended.")
+      .def(
+          "read", &read, "layer"_a, "sequence"_a,
+          "(keys after RoPE, values), float32 [num_tokens, num_kv_heads, head_dim] each, as the\n"
+          "last query reads them: decoded, in the framework of the last append. Costs what the\n"
+          "sequence takes in float32; not for low-rank codecs. Before the next layer is appended.");
 }
 
 void bind_properties(Class& cls) {
@@ -290,6 +334,8 @@ void bind_cache(nb::module_& module) {
         if (calibration) {
           loaded = std::make_shared<const Calibration>(load_calibration(calibration->string()));
         }
+        check_arg(num_threads >= 0,
+                  "KvCache: num_threads is " + std::to_string(num_threads) + ", not 0 or more");
         check_arg(max_positions > 0,
                   "KvCache: max_positions is " + std::to_string(max_positions) + ", not positive");
         return std::make_shared<Cache>(

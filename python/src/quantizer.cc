@@ -212,7 +212,8 @@ void bind_functions(nb::module_& module) {
         return {std::move(lengths), {count}, attention_mask.framework()};
       },
       "attention_mask"_a, "Real tokens of each row of a mask [batch, seq_len]: int64 [batch].");
-  nb::class_<KVQuantizerOptions>(module, "KVQuantizerOptions")
+  nb::class_<KVQuantizerOptions>(module, "KVQuantizerOptions",
+                                 "How keys or values of a padded batch are quantized.")
       .def(nb::new_(&make_options), "codebook"_a = "nuq3", "scaling_factors"_a.none() = nb::none(),
            "outlier_fraction"_a = 0.01, "block_size"_a = 256,
            "codebook: a name or levels [2^bits]; scaling_factors [num_heads, head_dim], None for\n"
