@@ -493,7 +493,7 @@ class KvCache:
     def num_compressed_tokens(self, sequence: int) -> int:
         """Tokens that the last query read in compressed form."""
 
-    def save(self, sequence: int, path: str | os.PathLike[str], tokens: Array, model_fingerprint: str = '') -> None:
+    def save(self, sequence: int, path: str | os.PathLike[str], tokens: Tokens, model_fingerprint: str = '') -> None:
         """
         Writes a sequence with its token ids (integers [length]); see docs/formats.md.
         """

@@ -84,8 +84,8 @@ class Mask {
 // booleans.
 template <class T>
 struct Result {
-  std::vector<T> data;
-  std::vector<int64_t> shape;
+  std::vector<T> data{};
+  std::vector<int64_t> shape{};
   Framework framework = Framework::kNumpy;
   bool is_bool = false;
 };

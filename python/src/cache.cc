@@ -15,6 +15,7 @@
 #include "bench/result.h"
 #include "bindings.h"
 #include "cache/cache_file.h"
+#include "engine.h"
 #include "guard.h"
 #include "model/model.h"
 #include "ops/attend.h"
@@ -204,9 +205,9 @@ nb::tuple load(Cache& self, const Path& path, const std::string& model_fingerpri
   return nb::make_tuple(loaded.id, to_python(Result<int32_t>{std::move(loaded.tokens), {count}}));
 }
 
-void save(Cache& self, int64_t sequence, const Path& path, const Array& tokens,
+void save(Cache& self, int64_t sequence, const Path& path, nb::handle tokens,
           const std::string& model_fingerprint) {
-  const auto ids = to_int32("tokens", tokens);
+  const auto ids = to_tokens("tokens", tokens);
   self.guard().run([&] {
     save_cache(self.cache(), sequence, ids,
                {.kvquant_version = version(), .model_fingerprint = model_fingerprint},
@@ -267,6 +268,8 @@ void bind_sequences(Class& cls) {
       .def("num_compressed_tokens", &guarded<&KvCache::num_compressed_tokens, int64_t>,
            "sequence"_a, "Tokens that the last query read in compressed form.")
       .def("save", &save, "sequence"_a, "path"_a, "tokens"_a, "model_fingerprint"_a = "",
+           nb::sig("def save(self, sequence: int, path: str | os.PathLike, tokens: "
+                   "kvquant._types.Tokens, model_fingerprint: str = '') -> None"),
            "Writes a sequence with its token ids (integers [length]); see docs/formats.md.")
       .def("load", &load, "path"_a, "model_fingerprint"_a = "",
            "(id of a new sequence, token ids int32 [length]) of a file that a cache of the same\n"

@@ -128,6 +128,12 @@ void bind_tokenizer(nb::module_& module) {
 struct Collector {
   Collector(std::shared_ptr<Engine> observed, int64_t max_samples)
       : engine(std::move(observed)), collector(engine->model, max_samples) {}
+  ~Collector() {
+    try {
+      engine->guard.run([&] { collector.remove_hooks(); });
+    } catch (const std::exception&) {  // from inside a call: the collector's own destructor does it
+    }
+  }
 
   std::shared_ptr<Engine> engine;
   ActivationCollector collector;
@@ -158,7 +164,9 @@ void bind_collector(nb::module_& module) {
           },
           "Ends the samples that have begun.")
       .def_prop_ro("num_samples",
-                   [](const Collector& self) { return self.collector.num_samples(); })
+                   [](Collector& self) {
+                     return self.engine->guard.run([&] { return self.collector.num_samples(); });
+                   })
       .def(
           "get_keys",
           [](Collector& self, int64_t layer_idx) {

@@ -47,42 +47,64 @@ std::vector<int64_t> shape_of(const QuantizedKVCache& cache) {
   return {cache.batch(), cache.num_heads(), cache.seq_len(), cache.head_dim()};
 }
 
+// fn(cache) under the guard: an array of the batch's shape.
+template <class T, class Fn>
+AnyResult<T> batch_view(const Quantized& self, Fn&& fn) {
+  Result<T> out{.framework = self.framework()};
+  self.read([&](const QuantizedKVCache& cache) {
+    out.data = fn(cache);
+    out.shape = shape_of(cache);
+  });
+  return {std::move(out)};
+}
+
 AnyResult<uint8_t> quantized_indices(const Quantized& self) {
-  return {{self.read([](const auto& cache) { return cache.quantized_indices(); }),
-           shape_of(self.cache()), self.framework()}};
+  return batch_view<uint8_t>(self, [](const auto& cache) { return cache.quantized_indices(); });
 }
 
 AnyResult<uint8_t> outlier_mask(const Quantized& self) {
-  return {{self.read([](const auto& cache) { return cache.outlier_mask(); }),
-           shape_of(self.cache()), self.framework(), /*is_bool=*/true}};
+  auto out = batch_view<uint8_t>(self, [](const auto& cache) { return cache.outlier_mask(); });
+  out.result.is_bool = true;
+  return out;
 }
 
 AnyResult<float> outlier_values(const Quantized& self) {
-  return {{self.read([](const auto& cache) { return cache.outlier_values(); }),
-           shape_of(self.cache()), self.framework()}};
+  return batch_view<float>(self, [](const auto& cache) { return cache.outlier_values(); });
 }
 
 AnyResult<float> scaling_factors(const Quantized& self) {
-  const auto& cache = self.cache();
-  return {{self.read([](const auto& it) { return it.scaling_factors(); }),
-           {cache.num_heads(), cache.head_dim()},
-           self.framework()}};
+  Result<float> out{.framework = self.framework()};
+  self.read([&](const QuantizedKVCache& cache) {
+    out.data = cache.scaling_factors();
+    out.shape = {cache.num_heads(), cache.head_dim()};
+  });
+  return {std::move(out)};
 }
 
 AnyResult<float> codebook(const Quantized& self) {
-  const auto levels = self.cache().codebook();
-  return {{{levels.begin(), levels.end()}, {std::ssize(levels)}, self.framework()}};
+  Result<float> out{.framework = self.framework()};
+  self.read([&](const QuantizedKVCache& cache) {
+    out.data.assign(cache.codebook().begin(), cache.codebook().end());
+  });
+  out.shape = {std::ssize(out.data)};
+  return {std::move(out)};
 }
 
 AnyResult<int64_t> seq_lengths(const Quantized& self) {
-  auto lengths = self.read([](const auto& cache) { return cache.seq_lengths(); });
-  const auto count = std::ssize(lengths);
-  return {{std::move(lengths), {count}, self.framework()}};
+  Result<int64_t> out{.framework = self.framework()};
+  out.data = self.read([](const auto& cache) { return cache.seq_lengths(); });
+  out.shape = {std::ssize(out.data)};
+  return {std::move(out)};
 }
 
-AnyResult<float> decoded(const Quantized& cache) {
-  auto values = cache.read([](const auto& it) { return fused_dequantize_batch(it); });
-  return {{std::move(values), shape_of(cache.cache()), cache.framework()}};
+AnyResult<float> decoded(const Quantized& self) {
+  return batch_view<float>(self, [](const auto& cache) { return fused_dequantize_batch(cache); });
+}
+
+// A property of the cache, under the guard.
+template <auto kMethod>
+auto property(const Quantized& self) {
+  return self.read([](const QuantizedKVCache& cache) { return (cache.*kMethod)(); });
 }
 
 void bind_cache_class(nb::module_& module) {
@@ -95,13 +117,14 @@ void bind_cache_class(nb::module_& module) {
                         "the positions of the padded tensors and are made at every access.")
       .def_prop_ro("side",
                    [](const Quantized& self) {
-                     return self.cache().side() == CacheSide::kKeys ? "keys" : "values";
+                     return property<&QuantizedKVCache::side>(self) == CacheSide::kKeys ? "keys"
+                                                                                        : "values";
                    })
-      .def_prop_ro("batch", [](const Quantized& self) { return self.cache().batch(); })
-      .def_prop_ro("num_heads", [](const Quantized& self) { return self.cache().num_heads(); })
-      .def_prop_ro("seq_len", [](const Quantized& self) { return self.cache().seq_len(); })
-      .def_prop_ro("head_dim", [](const Quantized& self) { return self.cache().head_dim(); })
-      .def_prop_ro("bits", [](const Quantized& self) { return self.cache().bits(); })
+      .def_prop_ro("batch", &property<&QuantizedKVCache::batch>)
+      .def_prop_ro("num_heads", &property<&QuantizedKVCache::num_heads>)
+      .def_prop_ro("seq_len", &property<&QuantizedKVCache::seq_len>)
+      .def_prop_ro("head_dim", &property<&QuantizedKVCache::head_dim>)
+      .def_prop_ro("bits", &property<&QuantizedKVCache::bits>)
       .def_prop_ro("seq_lengths", &seq_lengths, "Real tokens: int64 [batch].")
       .def_prop_ro("codebook", &codebook, "Levels: float32 [2^bits].")
       .def_prop_ro("scaling_factors", &scaling_factors, "float32 [num_heads, head_dim].")
@@ -186,10 +209,9 @@ void append_batch(Quantized& cache, const Array& x, const Array& attention_mask)
 }
 
 AnyResult<float> dequantize_one(const Quantized& cache) {
-  auto values = cache.read([](const auto& it) { return fused_dequantize(it); });
-  auto shape = shape_of(cache.cache());
-  shape.erase(shape.begin());
-  return {{std::move(values), std::move(shape), cache.framework()}};
+  auto out = batch_view<float>(cache, [](const auto& it) { return fused_dequantize(it); });
+  out.result.shape.erase(out.result.shape.begin());
+  return out;
 }
 
 using Append = void (BatchedKVQuantizer::*)(QuantizedKVCache&, TensorView<const float, 4>,

@@ -163,7 +163,9 @@ void bind_state(Class& cls) {
             return self.run([&] { return self.session.cache().memory_bytes(); });
           },
           "Allocated bytes of the cache.")
-      .def_prop_ro("length", [](const Conversation& self) { return self.session.length(); })
+      .def_prop_ro(
+          "length",
+          [](Conversation& self) { return self.run([&] { return self.session.length(); }); })
       .def_prop_ro("context", [](const Conversation& self) { return self.session.context(); })
       .def_prop_ro("num_compressed_tokens",
                    [](Conversation& self) {
