@@ -10,10 +10,10 @@ namespace nb = nanobind;
 NB_MODULE(_core, module) {
   using namespace kvquant;
   module.doc() = "The engine of kvquant; use it through the package kvquant.";
-  nb::exception<FormatError>(module, "FormatError", PyExc_RuntimeError);
-  nb::exception<IoError>(module, "IoError", PyExc_RuntimeError);
-  nb::exception<OutOfMemory>(module, "OutOfMemory", PyExc_RuntimeError);
-  nb::exception<DeviceError>(module, "DeviceError", PyExc_RuntimeError);
+  const nb::exception<FormatError> format_error(module, "FormatError", PyExc_RuntimeError);
+  const nb::exception<IoError> io_error(module, "IoError", PyExc_RuntimeError);
+  const nb::exception<OutOfMemory> out_of_memory(module, "OutOfMemory", PyExc_RuntimeError);
+  const nb::exception<DeviceError> device_error(module, "DeviceError", PyExc_RuntimeError);
   python::bind_codebook(module);
   python::bind_sparse(module);
   python::bind_quantizer(module);
