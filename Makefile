@@ -77,4 +77,4 @@ bootstrap-check:
 	@scripts/bootstrap --check
 
 clean:
-	rm -rf build build-debug build-asan build-tsan build-cuda
+	rm -rf build build-debug build-asan build-tsan build-cuda build-wheel
