@@ -3,14 +3,25 @@
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 MODELS := $(CURDIR)/models
+VENV := $(CURDIR)/build/venv
 
-.PHONY: build test test-models demo bench check format fuzz asan tsan bootstrap bootstrap-check clean
+.PHONY: build package test test-models demo bench check format stubs fuzz asan tsan bootstrap bootstrap-check clean
 
 build: bootstrap
 	@mkdir -p build; cmake --preset release > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
 	@cmake --build build -j$(JOBS)
 
-test: build
+# build, and from the same objects the extension of the Python package, where there is an environment
+# for it or one can be made (which takes a network).
+package: bootstrap
+	@mkdir -p build; if scripts/python-env $(VENV); then python=ON; else python=OFF; fi; \
+	cmake --preset release -DKVQUANT_PYTHON=$$python -DPython_EXECUTABLE=$(VENV)/bin/python \
+	  > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
+	@cmake --build build -j$(JOBS)
+
+test: package
+	@grep -q '^KVQUANT_PYTHON:BOOL=ON' build/CMakeCache.txt || \
+	  echo "test: without the Python package, which has no environment"
 	@ctest --preset release -j2
 
 # Comparisons with transformers on the real model; skipped when the model can't be had.
@@ -34,11 +45,18 @@ bench: build
 
 # Style and structure: formatting, clang-tidy, layers, sizes.
 check: bootstrap-check
+	@scripts/python-env $(VENV) || echo "check: ruff and mypy are left out, they have no environment"
 	@mkdir -p build; cmake --preset release > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
 	@tools/check
 
 format: bootstrap-check
 	@git ls-files '*.cc' '*.h' | xargs -r clang-format-14 -i
+	@scripts/python-env $(VENV) && $(VENV)/bin/ruff format --quiet
+
+# python/kvquant/_core.pyi, after the bindings have changed.
+stubs: package
+	@PYTHONPATH=build/python $(VENV)/bin/python tools/make_stub.py > build/_core.pyi
+	@cp build/_core.pyi python/kvquant/_core.pyi
 
 asan tsan: bootstrap-check
 	@cmake --preset $@
@@ -59,4 +77,4 @@ bootstrap-check:
 	@scripts/bootstrap --check
 
 clean:
-	rm -rf build build-debug build-asan build-tsan build-cuda
+	rm -rf build build-debug build-asan build-tsan build-cuda build-wheel

@@ -111,7 +111,7 @@ ThreadPool::ThreadPool(int num_threads, Pin pin) : state_(std::make_unique<State
   const auto& cores = available_cores();
   const int count = num_threads > 0 ? num_threads : static_cast<int>(cores.size());
   const bool pins = pin == Pin::kYes && count > 1 && count <= static_cast<int>(cores.size());
-  omp_set_num_threads(1);
+  if (pin == Pin::kYes) omp_set_num_threads(1);
   for (int i = 1; i < count; ++i) {
     state_->threads.emplace_back([state = state_.get(), i] { state->loop(i); });
     if (pins) pin_to(state_->threads.back().native_handle(), cores[i]);

@@ -13,7 +13,9 @@ namespace kvquant {
 class ThreadPool {
  public:
   // `num_threads` workers counting the calling thread; 0 means one for each core the process may
-  // use. With `pin`, worker i stays on the i-th of those cores.
+  // use. Pin::kYes: worker i stays on the i-th of those cores, and the calling thread, the first of
+  // them, runs OpenMP code single-threaded from now on. kNo leaves the calling thread as it is: for
+  // pools in a process that isn't ours.
   enum class Pin { kNo, kYes };
   explicit ThreadPool(int num_threads = 0, Pin pin = Pin::kYes);
   ~ThreadPool();

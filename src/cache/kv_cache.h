@@ -54,6 +54,13 @@ inline constexpr int kServedRecent = 64;
 // spec_resolved.
 CacheSpec with_windows(const CacheSpec& spec, CacheMode mode);
 
+// Tokens of a layer, decoded.
+struct ReadTokens {
+  int64_t first_position = 0;
+  int64_t num_tokens = 0;
+  std::vector<float> keys, values;  // [num_tokens, num_kv_heads, head_dim], keys after RoPE
+};
+
 // Layers whose history attention can't read as it is stored, because keys are compressed and values
 // are not or both are dense and of two types: it is expanded to f32 at every step, which costs time
 // and scratch.
@@ -141,6 +148,10 @@ class KvCache {
   // encoded already: prepare the view of a layer before the next layer is appended.
   void prepare_view(int64_t layer, SequenceId id);
   bool reads_codes(int64_t layer) const;
+  // What the last query reads of a layer, sinks and window included, as attention would multiply
+  // it; the same as a view tells. It costs what the sequence would take in f32. Throws
+  // std::invalid_argument as prepare_view does, and where keys or values are latents.
+  ReadTokens read(int64_t layer, SequenceId id) const;
   // Of a layer whose values are latents, one per KV head; empty: they are none. Valid as long as
   // the cache.
   std::span<const LatentMap> value_latents(int64_t layer) const;

@@ -1,5 +1,7 @@
 #include "model/model.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -15,12 +17,18 @@ namespace fs = std::filesystem;
 
 constexpr const char* kSmolLm2File = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
-// Folders that may hold models/ and assets/: the one above the program, and the source tree.
+// Folders that may hold models/ and assets/: the one above the program, that of the library that
+// holds this code (a Python package), and the source tree.
 std::vector<fs::path> roots() {
   std::vector<fs::path> out;
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error);
   if (!error) out.push_back(program.parent_path().parent_path());
+  Dl_info library{};
+  if (dladdr(kSmolLm2File, &library) != 0 && library.dli_fname != nullptr) {
+    const fs::path path = fs::canonical(library.dli_fname, error);
+    if (!error && path != program) out.push_back(path.parent_path());
+  }
   out.emplace_back(KVQUANT_SOURCE_DIR);
   return out;
 }
@@ -64,7 +72,7 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
     model.checkpoint_->extend_context(options.context);
   }
   model.tokenizer_ = std::make_unique<Tokenizer>(model.checkpoint_->tokenizer());
-  model.pool_ = std::make_unique<ThreadPool>(options.num_threads);
+  model.pool_ = std::make_unique<ThreadPool>(options.num_threads, options.pin);
   try {
     model.transformer_ = std::make_unique<Transformer>(
         *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_,

@@ -16,7 +16,8 @@
 namespace kvquant {
 
 struct ModelOptions {
-  int num_threads = 0;                 // 0: every core the process may use
+  int num_threads = 0;  // 0: every core the process may use
+  ThreadPool::Pin pin = ThreadPool::Pin::kYes;
   std::optional<Precision> precision;  // unset: bf16 where the CPU has bf16 dot products, else f32
   WeightStorage weights = WeightStorage::kAuto;
   // Tokens of the longest sequence. It matters to models of dynamic RoPE scaling only, when it is

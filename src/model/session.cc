@@ -9,9 +9,12 @@
 #include "base/timer.h"
 #include "cache/cache_file.h"
 #include "kvquant/error.h"
+#include "ops/log_softmax.h"
 
 namespace kvquant {
 namespace {
+
+constexpr int64_t kScoreRows = 32;  // rows of logits that score() holds at once
 
 int64_t resolve_context(const Model& model, int64_t context) {
   const int64_t most = model.config().max_context;
@@ -43,7 +46,8 @@ Session::Session(Model& model, const SessionOptions& options)
   check_arg(ubatch_ > 0, "ubatch " + std::to_string(ubatch_) + " is not positive");
 }
 
-std::span<const float> Session::feed(std::span<const int32_t> tokens, const Progress& progress) {
+void Session::run(std::span<const int32_t> tokens, const Progress& progress,
+                  const std::function<void(int64_t, TensorView<const float, 2>)>& use) {
   const auto count = static_cast<int64_t>(tokens.size());
   check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   check_arg(count > 0, "the prompt is empty: there is nothing to continue");
@@ -51,22 +55,49 @@ std::span<const float> Session::feed(std::span<const int32_t> tokens, const Prog
                                               " tokens, the context has " +
                                               std::to_string(context_));
   check_vocabulary(model_, tokens);
-  Transformer& transformer = model_.transformer();
   for (int64_t begin = 0; begin < count; begin += ubatch_) {
     const int64_t size = std::min(ubatch_, count - begin);
     const ForwardChunk chunk{sequence_,
                              tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
     is_broken_ = true;  // until the chunk is through all layers
-    const auto hidden = transformer.forward({&chunk, 1}, cache_);
+    const auto hidden = model_.transformer().forward({&chunk, 1}, cache_);
     tokens_.insert(tokens_.end(), chunk.tokens.begin(), chunk.tokens.end());
-    if (begin + size == count) {
-      transformer.logits(row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
-                         row_major(logits_.data(), {1, logits_.size()}));
-    }
+    use(begin, hidden);
     is_broken_ = false;
     report(progress, begin + size, count);
   }
+}
+
+std::span<const float> Session::feed(std::span<const int32_t> tokens, const Progress& progress) {
+  run(tokens, progress, [&](int64_t begin, TensorView<const float, 2> hidden) {
+    const int64_t size = hidden.shape[0];
+    if (begin + size < std::ssize(tokens)) return;
+    model_.transformer().logits(
+        row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
+        row_major(logits_.data(), {1, logits_.size()}));
+  });
   return logits_.span();
+}
+
+std::vector<double> Session::score(std::span<const int32_t> tokens, const Progress& progress) {
+  const int64_t vocab = logits_.size(), num_scored = std::ssize(tokens) - 1;
+  std::vector<double> scores(static_cast<size_t>(std::max<int64_t>(0, num_scored)));
+  Buffer<float> logits(kScoreRows * vocab);
+  run(tokens, progress, [&](int64_t begin, TensorView<const float, 2> hidden) {
+    const int64_t end = std::min(hidden.shape[0], num_scored - begin);  // rows that predict one
+    for (int64_t first = 0; first < end; first += kScoreRows) {
+      const int64_t rows = std::min(kScoreRows, end - first);
+      model_.transformer().logits(
+          row_major<const float, 2>(&hidden(first, 0), {rows, hidden.shape[1]}),
+          row_major(logits.data(), {rows, vocab}));
+      model_.pool().parallel_for(rows, [&](int64_t i, int) {
+        const std::span row(logits.data() + i * vocab, static_cast<size_t>(vocab));
+        const auto at = static_cast<size_t>(begin + first + i);
+        scores[at] = row[static_cast<size_t>(tokens[at + 1])] - log_sum_exp(row);
+      });
+    }
+  });
+  return scores;
 }
 
 void Session::truncate(int64_t length) {

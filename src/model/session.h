@@ -36,6 +36,10 @@ class Session {
   // one of `progress`, the session refuses to go on: its cache stopped between two layers.
   std::span<const float> feed(std::span<const int32_t> tokens, const Progress& progress = {});
 
+  // Feeds tokens and returns the log-likelihood, in nats, of each but the first behind all that is
+  // in front of it: [tokens - 1]. Throws as feed does.
+  std::vector<double> score(std::span<const int32_t> tokens, const Progress& progress = {});
+
   // Forgets the last tokens until `length` are left. See KvCache::truncate.
   void truncate(int64_t length);
   bool can_truncate(int64_t length) const { return cache_.can_truncate(sequence_, length); }
@@ -72,6 +76,9 @@ class Session {
   int64_t num_compressed_tokens() const { return cache_.num_compressed_tokens(sequence_); }
 
  private:
+  // Runs tokens chunk by chunk; use(index of the chunk's first token, its hidden states).
+  void run(std::span<const int32_t> tokens, const Progress& progress,
+           const std::function<void(int64_t, TensorView<const float, 2>)>& use);
   bool can_move_tiles() const;
 
   Model& model_;

@@ -93,6 +93,41 @@ TEST(Session, APromptThatDoesNotFitIsRefusedWhole) {
 }
 
 // The tokenizer of this model has fewer tokens than the model has logits.
+TEST(Session, ScoresAreTheLikelihoodsOfTokensFedOneByOne) {
+  Model model = Model::load(kEmbedded, {.precision = Precision::kF32});
+  const auto tokens = tokens_of(model, 80);
+  std::vector<double> expected;  // by the definition of softmax, in double
+  Session one_by_one(model, {.spec = parse_spec("fp16")});
+  for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+    const auto logits = one_by_one.feed(std::span(tokens).subspan(i, 1));
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(double{logit});
+    expected.push_back(logits[static_cast<size_t>(tokens[i + 1])] - std::log(sum));
+  }
+  for (const int64_t ubatch : {7, 40, 79, 80, 512}) {
+    Session session(model, {.spec = parse_spec("fp16"), .ubatch = ubatch});
+    const auto scores = session.score(tokens);
+    ASSERT_EQ(scores.size(), expected.size());
+    for (size_t i = 0; i < scores.size(); ++i) {
+      EXPECT_NEAR(scores[i], expected[i], 2e-3) << "ubatch " << ubatch << ", token " << i;
+    }
+    EXPECT_EQ(session.length(), std::ssize(tokens));
+  }
+}
+
+TEST(Session, ScoresContinueWhatWasFed) {
+  Model model = Model::load(kEmbedded, {.precision = Precision::kF32});
+  const auto tokens = tokens_of(model, 60);
+  Session whole(model, {.spec = parse_spec("fp16")}), parts(model, {.spec = parse_spec("fp16")});
+  const auto all = whole.score(tokens);
+  parts.feed(std::span(tokens).first(20));
+  const auto rest = parts.score(std::span(tokens).subspan(20));
+  ASSERT_EQ(rest.size(), 39u);  // its first token has no score
+  for (size_t i = 0; i < rest.size(); ++i) EXPECT_NEAR(rest[i], all[20 + i], 2e-3) << i;
+  EXPECT_TRUE(parts.score(std::span(tokens).first(1)).empty());
+  EXPECT_THROW(parts.score({}), std::invalid_argument);
+}
+
 TEST(Generate, OnlyTokensThatHaveTextAreSampled) {
   Model model = Model::load(KVQUANT_SOURCE_DIR "/tests/golden/tiny_tied");
   ASSERT_LT(model.tokenizer().vocab_size(), model.config().vocab_size);
