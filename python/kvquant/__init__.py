@@ -4,8 +4,9 @@ The names are those of the C++ library; arrays are numpy arrays or torch CPU ten
 come in the framework of what went in. docs/python.md shows them at work.
 """
 
+from typing import TYPE_CHECKING
+
 from kvquant._core import (
-    ActivationCollector,
     BatchedKVQuantizer,
     BlockedCSCMatrix,
     BlockedCSRMatrix,
@@ -27,7 +28,6 @@ from kvquant._core import (
     ScaleRule,
     Session,
     Tokenizer,
-    build_compressor_config_for_policy,
     check_spec_fits,
     choose_policy_for_run,
     codec_table,
@@ -66,7 +66,42 @@ from kvquant._core import (
     version,
     with_windows,
 )
+from kvquant._dispatch import ActivationCollector, build_compressor_config_for_policy
 from kvquant.evaluation import evaluate_perplexity
+
+if TYPE_CHECKING:
+    from kvquant.hf import CompressedDynamicCache as CompressedDynamicCache
+    from kvquant.hf import IdentityCompressor as IdentityCompressor
+    from kvquant.hf import QuantizedModelWrapper as QuantizedModelWrapper
+    from kvquant.hf import create_cache_from_preset as create_cache_from_preset
+    from kvquant.hf import load_calibrated_compressors as load_calibrated_compressors
+    from kvquant.hf import load_model as load_model
+    from kvquant.hf import load_quantized_model as load_quantized_model
+
+# Of kvquant.hf, which imports torch and transformers: on first use.
+_HF_NAMES = (
+    "CompressedDynamicCache",
+    "IdentityCompressor",
+    "QuantizedModelWrapper",
+    "create_cache_from_preset",
+    "load_calibrated_compressors",
+    "load_model",
+    "load_quantized_model",
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HF_NAMES:
+        raise AttributeError(f"module 'kvquant' has no attribute '{name}'")
+    from kvquant import hf
+
+    value: object = getattr(hf, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HF_NAMES])
+
 
 __version__ = version().split()[0]
 

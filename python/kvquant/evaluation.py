@@ -27,7 +27,7 @@ def _tokens(tokenizer: SupportsEncode | Tokenizer, text: str) -> list[int]:
 
 @overload
 def evaluate_perplexity(
-    model: Model,
+    model: Any,
     tokenizer: SupportsEncode | Tokenizer | None = None,
     text: str | None = None,
     *,
@@ -40,7 +40,7 @@ def evaluate_perplexity(
 ) -> dict[str, Any]: ...
 @overload
 def evaluate_perplexity(
-    model: Model,
+    model: Any,
     tokenizer: SupportsEncode | Tokenizer | None = None,
     text: str | None = None,
     *,
@@ -52,7 +52,7 @@ def evaluate_perplexity(
     ubatch: int = 512,
 ) -> list[dict[str, Any]]: ...
 def evaluate_perplexity(
-    model: Model,
+    model: Any,
     tokenizer: SupportsEncode | Tokenizer | None = None,
     text: str | None = None,
     *,
@@ -65,6 +65,7 @@ def evaluate_perplexity(
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """Sliding-window perplexity of a text, and how far a spec is from fp16 in the same pass.
 
+    model: a Model, or a transformers model (kvquant.hf), which needs its tokenizer.
     tokenizer: the model's own by default, or anything whose encode gives the model's ids.
     text: the sample that comes with kvquant by default ("text" in the result says which).
     max_seq_len: tokens of a window, at most the model's context; stride: tokens between windows,
@@ -80,16 +81,26 @@ def evaluate_perplexity(
     content = Path(find_asset(SAMPLE_TEXT)).read_text(encoding="utf-8") if text is None else text
     several = not isinstance(kv, (str, CacheSpec))
     specs = list(kv) if not isinstance(kv, (str, CacheSpec)) else [kv]
-    results = evaluate_tokens(
-        model,
-        _tokens(tokenizer if tokenizer is not None else model.tokenizer, content),
-        specs,
-        window=max_seq_len,
-        stride=stride,
-        max_windows=max_windows,
-        mode=mode,
-        ubatch=ubatch,
-    )
+    if tokenizer is None:
+        if not isinstance(model, Model):
+            raise ValueError("tokenizer is None, but a transformers model has none of its own")
+        tokenizer = model.tokenizer
+    tokens = _tokens(tokenizer, content)
+    options: dict[str, Any] = {
+        "window": max_seq_len,
+        "stride": stride,
+        "max_windows": max_windows,
+        "mode": mode,
+        "ubatch": ubatch,
+    }
+    if isinstance(model, Model):
+        results = evaluate_tokens(model, tokens, specs, **options)
+    else:
+        from kvquant.hf.perplexity import evaluate
+
+        parsed = [spec if isinstance(spec, CacheSpec) else CacheSpec(spec) for spec in specs]
+        prefix = tokenizer.encode("", add_special_tokens=True)  # BOS, where the tokenizer adds one
+        results = evaluate(model, tokens, parsed, prefix=prefix, **options)
     for result in results:
         result["text"] = SAMPLE_TEXT if text is None else "given"
     return results if several else results[0]

@@ -72,7 +72,7 @@ def make(model: Any, spec: str, **options: Any) -> CompressedDynamicCache:
 
 def logits_of(model: Any, ids: torch.Tensor, cache: Any = None, **options: Any) -> torch.Tensor:
     logits: torch.Tensor = model(ids, past_key_values=cache, **options).logits
-    return logits
+    return logits.detach()
 
 
 def generate(model: Any, ids: torch.Tensor, cache: Any = None, **options: Any) -> torch.Tensor:

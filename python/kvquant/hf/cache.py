@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from kvquant._core import CacheSpec, KvCache, check_spec_fits
 from kvquant.hf.attach import attach
+from kvquant.hf.calibrated import check_calibration_exists
 from kvquant.hf.compressors import Compressor
 from kvquant.hf.layers import CompressorLayer, EngineLayer
 from kvquant.hf.rope import Rope
@@ -68,17 +69,13 @@ class CompressedDynamicCache(Cache):
         """
         is_model = isinstance(model_or_config, torch.nn.Module)
         config = model_or_config.config if is_model else model_or_config
-        shape = ModelShape.of(config)
-        if calibration is not None and not os.path.exists(calibration):  # noqa: PTH110
-            raise FileNotFoundError(
-                f"Calibration file not found: {calibration} (give the full path of a file that "
-                "`kvquant calibrate` wrote, in a preset as its calibration_file)"
-            )
+        shape, rope = ModelShape.of(config), Rope(config)
+        if calibration is not None:
+            check_calibration_exists(calibration)
         spec = spec if isinstance(spec, CacheSpec) else CacheSpec(spec)
         check_spec_fits(spec, shape.num_layers, shape.head_dim)
         if not fused and _has_latents(spec, shape.num_layers):
             raise ValueError(f"{spec}: low-rank codecs are never expanded; they need fused=True")
-        rope = Rope(config)
         engine = KvCache(
             shape.num_layers,
             shape.num_kv_heads,
@@ -92,10 +89,9 @@ class CompressedDynamicCache(Cache):
             precision=precision,
             num_threads=num_threads,
         )
-        exact = not fused and _is_exact(spec, shape.num_layers)
-        cache = cls._of_store(
-            Store(shape, rope, engine), fused, DynamicCache(config=config) if exact else None
-        )
+        is_exact = not fused and _is_exact(spec, shape.num_layers)
+        exact = DynamicCache(config=config) if is_exact else None
+        cache = cls._of_store(Store(shape, rope, engine), fused, exact)
         cache.spec, cache.mode = engine.spec, mode
         if is_model:
             attach(model_or_config)
