@@ -83,14 +83,13 @@ void mark_largest(std::span<const float> row, float sign, int64_t count, std::sp
   std::for_each(left.begin(), end, [&](int32_t i) { marks[static_cast<size_t>(i)] = 1; });
 }
 
-// The value that `count` others come before by sign * value, descending. Few are kept in order, and
-// hardly any value is one of them.
-constexpr int64_t kFew = 16;
-float value_after_few(std::span<const float> values, float sign, int64_t count) {
-  float best[kFew] = {};
+// The value that `count` candidates come before by sign * value, descending.
+float value_after(std::span<const float> values, std::span<const int32_t> candidates, float sign,
+                  int64_t count) {
+  float best[RowCandidates::kMaxSought];
   int64_t size = 0;
-  for (const float value : values) {
-    const float x = sign * value;
+  for (const int32_t i : candidates) {
+    const float x = sign * values[i];
     if (size > count && !(x > best[count])) continue;
     int64_t place = size <= count ? size++ : count;
     for (; place > 0 && x > best[place - 1]; --place) best[place] = best[place - 1];
@@ -105,9 +104,13 @@ ChannelRange fit_channel(std::span<float> values, double percent) {
   assert(!values.empty());
   const auto size = static_cast<int64_t>(values.size());
   const int64_t left_out = num_left_out(values.size(), percent);
-  if (left_out < kFew) {
-    return channel_range(value_after_few(values, -1.0f, left_out),
-                         value_after_few(values, 1.0f, left_out));
+  RowCandidates found;
+  if (left_out < RowCandidates::kMaxSought &&
+      find_candidates(values, static_cast<int>(left_out) + 1, found)) {
+    const std::span bottom(found.bottom, static_cast<size_t>(found.num_bottom));
+    const std::span top(found.top, static_cast<size_t>(found.num_top));
+    return channel_range(value_after(values, bottom, -1.0f, left_out),
+                         value_after(values, top, 1.0f, left_out));
   }
   const auto low = values.begin() + left_out;
   const auto high = values.begin() + (size - 1 - left_out);
