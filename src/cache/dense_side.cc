@@ -2,19 +2,16 @@
 
 #include <algorithm>
 #include <bit>
+#include <span>
 #include <type_traits>
 
 #include "base/half.h"
+#include "ops/rows.h"
 
 namespace kvquant {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 1024;  // of the copy on the stack; KvCache checks it
-
-int64_t tile_index(const DensePlan& plan, int64_t token, int64_t channel) {
-  return plan.side == KvSide::kKey ? key_index(token, channel)
-                                   : value_index(token, channel, plan.head_dim);
-}
 
 // Of a finite number, without branches, so that loops vectorise: half subnormals become normal in
 // the product, which is exact.
@@ -25,9 +22,25 @@ float finite_to_float(Half x) {
 float finite_to_float(BFloat16 x) { return to_float(x); }
 float finite_to_float(float x) { return x; }
 
-void store(float x, Half& out) { out = to_half(x); }
-void store(float x, BFloat16& out) { out = to_bfloat16(x); }
-void store(float x, float& out) { out = x; }
+// KvCache checks that numbers are within the type's range.
+void round_row(std::span<const float> row, Half* out) { narrow(row, out); }
+void round_row(std::span<const float> row, BFloat16* out) {
+  std::transform(row.begin(), row.end(), out, [](float x) { return to_bfloat16(x); });
+}
+void round_row(std::span<const float> row, float* out) { std::ranges::copy(row, out); }
+
+// A token's row to its place in a tile.
+template <class T>
+void put_row(const DensePlan& plan, const T* row, int64_t token, T* tile) {
+  if (plan.side == KvSide::kKey) {
+    for (int64_t c = 0; c < plan.head_dim; c += 2) {
+      std::copy_n(row + c, 2, tile + key_index(token, c));
+    }
+    return;
+  }
+  T* out = tile + value_index(token, 0, plan.head_dim);
+  for (int64_t c = 0; c < plan.head_dim; ++c) out[2 * c] = row[c];
+}
 
 // `count` tokens of a stored tile from token `from` on, to token `to` of an f32 tile.
 template <class T>
@@ -78,10 +91,10 @@ const std::byte* DenseSide::tile(int64_t index, int64_t head) const {
 
 void DenseSide::write_token(const float* row, int64_t token, int64_t head) {
   auto* out = const_cast<std::byte*>(tile(token / kTileTokens, head));
-  with_elements(plan_->type, out, [&](auto* elements) {
-    for (int64_t c = 0; c < plan_->head_dim; ++c) {
-      store(row[c], elements[tile_index(*plan_, token % kTileTokens, c)]);
-    }
+  with_elements(plan_->type, out, [&]<class T>(T* elements) {
+    T rounded[kMaxHeadDim];
+    round_row({row, static_cast<size_t>(plan_->head_dim)}, rounded);
+    put_row(*plan_, rounded, token % kTileTokens, elements);
   });
 }
 

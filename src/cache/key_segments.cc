@@ -1,25 +1,18 @@
 #include "cache/key_segments.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
-#include <numeric>
 #include <utility>
 
 #include "formats/dense_tile.h"
+#include "ops/rows.h"
 #include "quant/ranges.h"
 
 namespace kvquant {
 namespace {
 
-constexpr int64_t kChannelsPerTask = 64, kRowsPerTask = 32;
-
-int64_t num_tasks(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-std::vector<float> to_floats(std::span<const Half> from) {
-  std::vector<float> out(from.size());
-  std::transform(from.begin(), from.end(), out.begin(), [](Half x) { return to_float(x); });
-  return out;
-}
+constexpr int64_t kChannelsPerTask = 16;  // of a cache line of a row
 
 }  // namespace
 
@@ -39,16 +32,22 @@ std::span<Half> KeySegments::add(int64_t tile) {
   return std::span(ranges_).last(size);
 }
 
-void KeySegments::begin(int64_t tile, std::span<const float> rows, ThreadPool& pool) {
-  const auto num_rows = static_cast<int64_t>(rows.size()) / row_size_;
+void KeySegments::begin(int64_t tile, const HalfRows& rows, ThreadPool& pool) {
+  const int64_t num_rows = rows.num_rows();
   assert(num_rows > 0);
   const std::span<Half> ranges = add(tile);
-  std::vector<float> columns(rows.size());
-  pool.parallel_for(num_tasks(row_size_, kChannelsPerTask), [&](int64_t task, int) {
-    const int64_t end = std::min(row_size_, (task + 1) * kChannelsPerTask);
-    for (int64_t c = task * kChannelsPerTask; c < end; ++c) {
-      const std::span column = std::span(columns).subspan(c * num_rows, num_rows);
-      for (int64_t t = 0; t < num_rows; ++t) column[t] = rows[t * row_size_ + c];
+  const int64_t num_tasks = (row_size_ + kChannelsPerTask - 1) / kChannelsPerTask;
+  pool.parallel_for(num_tasks, [&](int64_t task, int) {
+    const int64_t first = task * kChannelsPerTask;
+    const int64_t end = std::min(row_size_, first + kChannelsPerTask);
+    std::vector<float> columns(static_cast<size_t>((end - first) * num_rows));
+    float row[kChannelsPerTask];
+    for (int64_t t = 0; t < num_rows; ++t) {
+      rows.widen_block(t, 1, first, end - first, row);
+      for (int64_t c = 0; c < end - first; ++c) columns[c * num_rows + t] = row[c];
+    }
+    for (int64_t c = first; c < end; ++c) {
+      const std::span column = std::span(columns).subspan((c - first) * num_rows, num_rows);
       const ChannelRange range = fit_channel(column, outlier_percent_);
       ranges[c] = range.scale;
       ranges[row_size_ + c] = range.zero;
@@ -59,29 +58,28 @@ void KeySegments::begin(int64_t tile, std::span<const float> rows, ThreadPool& p
   });
 }
 
-bool KeySegments::have_drifted(int64_t tile, std::span<const float> rows, ThreadPool& pool) const {
-  const auto num_rows = static_cast<int64_t>(rows.size()) / row_size_;
+bool KeySegments::have_drifted(int64_t tile, const HalfRows& rows, ThreadPool& pool) const {
+  const int64_t num_rows = rows.num_rows();
   if (num_rows < kMinFitRows || tile - start(num_segments() - 1) < kMinTiles) return false;
-  const std::vector<float> last = to_floats(std::span(ranges_).last(stride()));
-  const float *scale = last.data(), *zero = scale + row_size_;
-  const int64_t count = num_tasks(num_rows, kRowsPerTask);
-  std::vector<int64_t> outside(count);
-  pool.parallel_for(count, [&](int64_t task, int) {
+  const std::span last = std::span(ranges_).last(stride());
+  std::vector<float> low(row_size_), high(row_size_);
+  for (int64_t c = 0; c < row_size_; ++c) {
+    const float scale = to_float(last[c]), zero = to_float(last[row_size_ + c]);
+    low[c] = zero - scale;
+    high[c] = zero + scale;
+  }
+  std::atomic<int64_t> total = 0;
+  for_row_ranges(num_rows, pool, [&](int64_t first, int64_t end) {
+    std::vector<float> row(row_size_);
     int64_t sum = 0;
-    const int64_t end = std::min(num_rows, (task + 1) * kRowsPerTask);
-    for (int64_t t = task * kRowsPerTask; t < end; ++t) {
-      const float* row = rows.data() + t * row_size_;
-      int32_t of_row = 0;
-      for (int64_t c = 0; c < row_size_; ++c) {
-        of_row += (row[c] > zero[c] + scale[c] ? 1 : 0) + (row[c] < zero[c] - scale[c] ? 1 : 0);
-      }
-      sum += of_row;
+    for (int64_t t = first; t < end; ++t) {
+      widen(rows.row(t), row.data());
+      sum += num_outside(row, low.data(), high.data());
     }
-    outside[task] = sum;
+    total += sum;
   });
-  const auto total = std::accumulate(outside.begin(), outside.end(), int64_t{0});
   const double allowed = 1.5 * outlier_percent_ / 100 + 1.0 / 200;
-  return static_cast<double>(total) > allowed * static_cast<double>(rows.size());
+  return static_cast<double>(total.load()) > allowed * static_cast<double>(num_rows * row_size_);
 }
 
 void KeySegments::append(const KeySegments& from, int64_t first_tile, int64_t num_tiles,

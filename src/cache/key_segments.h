@@ -9,6 +9,7 @@
 
 #include "base/half.h"
 #include "base/threads.h"
+#include "cache/half_rows.h"
 
 namespace kvquant {
 
@@ -25,12 +26,12 @@ class KeySegments {
   int64_t stride() const { return row_size_ * (outlier_percent_ > 0 ? 4 : 2); }
 
   bool is_empty() const { return ranges_.empty(); }
-  // Fits a segment from `tile` on to rows [num_rows > 0, row_size] of fp16 numbers.
-  void begin(int64_t tile, std::span<const float> rows, ThreadPool& pool);
+  // Fits a segment from `tile` on to rows, of which there are some.
+  void begin(int64_t tile, const HalfRows& rows, ThreadPool& pool);
   // Rows that would begin at `tile` are enough to fit a segment to and lie outside the last one's
   // ranges so often that it pays: more than 1.5 times as many as are to be outliers, and one in
   // 200.
-  bool have_drifted(int64_t tile, std::span<const float> rows, ThreadPool& pool) const;
+  bool have_drifted(int64_t tile, const HalfRows& rows, ThreadPool& pool) const;
   // Tiles [first_tile, first_tile + num_tiles) of another one's, or of this, come here as from
   // `tile` on, the end of what there is.
   void append(const KeySegments& from, int64_t first_tile, int64_t num_tiles, int64_t tile);

@@ -14,23 +14,32 @@ constexpr int64_t kRowSize = 96;
 
 class KeySegmentsTest : public testing::Test {
  protected:
-  // Normal numbers around `mean` as fp16.
-  std::vector<float> rows(int64_t num_rows, float size = 1, float mean = 0) {
+  // Rows as a cache hands them over, cut in two.
+  struct Rows {
+    std::vector<Half> numbers;
+    operator HalfRows() const {  // NOLINT(google-explicit-constructor): stands for them
+      const std::span all(numbers);
+      const size_t first = all.size() / kRowSize / 3 * kRowSize;
+      return {all.first(first), all.subspan(first), kRowSize};
+    }
+  };
+  // Normal numbers around `mean`.
+  Rows rows(int64_t num_rows, float size = 1, float mean = 0) {
     std::normal_distribution<float> normal(mean, size);
-    std::vector<float> out(static_cast<size_t>(num_rows * kRowSize));
-    for (float& x : out) x = round_to_half(normal(rng));
+    Rows out;
+    for (int64_t i = 0; i < num_rows * kRowSize; ++i) out.numbers.push_back(to_half(normal(rng)));
     return out;
   }
   // Ranges of channel c of a segment that starts with these rows.
-  static ChannelRange range_of(const std::vector<float>& rows, int64_t channel, double percent) {
+  static ChannelRange range_of(const Rows& rows, int64_t channel, double percent) {
     std::vector<float> column;
-    for (size_t i = static_cast<size_t>(channel); i < rows.size(); i += kRowSize) {
-      column.push_back(rows[i]);
+    for (auto i = static_cast<size_t>(channel); i < rows.numbers.size(); i += kRowSize) {
+      column.push_back(to_float(rows.numbers[i]));
     }
     return fit_channel(column, percent);
   }
-  static void expect_ranges(const KeySegments& segments, int64_t tile,
-                            const std::vector<float>& rows, double percent) {
+  static void expect_ranges(const KeySegments& segments, int64_t tile, const Rows& rows,
+                            double percent) {
     const auto ranges = segments.ranges(tile);
     for (int64_t c = 0; c < kRowSize; ++c) {
       const ChannelRange expected = range_of(rows, c, percent);

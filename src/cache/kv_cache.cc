@@ -8,6 +8,7 @@
 
 #include "base/backend.h"
 #include "base/check.h"
+#include "cache/check_values.h"
 #include "cache/kv_cache_impl.h"
 #include "cache/out_of_memory.h"
 #include "formats/codec_table.h"
@@ -27,45 +28,6 @@ DenseType dense_type(Quantizer quantizer) {
     case Quantizer::kF32: return DenseType::kF32;
     case Quantizer::kBF16: return DenseType::kBF16;
     default: return DenseType::kF16;
-  }
-}
-
-// The largest magnitude that a side stores without becoming infinite. Rotation may make a key
-// sqrt(2) times as large before it is rounded.
-double largest_value(const SidePlan& plan) {
-  constexpr double kMaxHalf = 65504, kMaxBFloat16 = 0x1.FEp127;
-  if (plan.nuq) {  // what is rotated may gather in one channel
-    if (plan.nuq->rope != nullptr) return plan.nuq->largest_value / std::sqrt(2.0);
-    return plan.nuq->hadamard ? kMaxHalf / std::sqrt(plan.nuq->shape.head_dim)
-                              : plan.nuq->largest_value;
-  }
-  const double largest = plan.dense->type == DenseType::kF16 ? kMaxHalf : kMaxBFloat16;
-  return plan.dense->side == KvSide::kKey ? largest / std::sqrt(2.0) : largest;
-}
-
-bool all_within(std::span<const float> row, float largest) {
-  int outside = 0;  // NaN is outside, too
-  for (const float x : row) outside |= std::abs(x) <= largest ? 0 : 1;
-  return outside == 0;
-}
-
-void check_values(TensorView<const float, 3> x, const SidePlan& plan, int64_t layer,
-                  const char* name) {
-  const auto largest = static_cast<float>(largest_value(plan));
-  for (int64_t t = 0; t < x.shape[0]; ++t) {
-    for (int64_t h = 0; h < x.shape[1]; ++h) {
-      const auto row = x.row(t, h);
-      if (all_within(row, largest)) continue;
-      const auto bad =
-          std::find_if(row.begin(), row.end(), [&](float v) { return !(std::abs(v) <= largest); });
-      const std::string rule = std::isfinite(*bad)
-                                   ? fmt::format("larger than {} can't be stored", largest)
-                                   : std::string("not finite");
-      throw FormatError(
-          fmt::format("cache: layer {}, KV head {}: {} {} of token {} of the chunk, "
-                      "channel {}: {}",
-                      layer, h, name, *bad, t, bad - row.begin(), rule));
-    }
   }
 }
 
@@ -253,8 +215,8 @@ void KvCache::Impl::check_append(int64_t layer, const Sequence& sequence,
             fmt::format("cache: layer {} would hold {} tokens, out of step with the layer before "
                         "it, which holds {}",
                         layer, length + num_new, before));
-  check_values(keys, plans[layer].key, layer, "key");
-  check_values(values, plans[layer].value, layer, "value");
+  check_values(keys, plans[layer].key, {layer, "key"}, threads);
+  check_values(values, plans[layer].value, {layer, "value"}, threads);
 }
 
 void KvCache::Impl::check_splice(const Sequence& sequence, const Sequence& from,

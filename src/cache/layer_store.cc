@@ -5,19 +5,9 @@
 #include <cassert>
 #include <utility>
 
-#include "base/finite_half.h"
+#include "ops/rows.h"
 
 namespace kvquant {
-namespace {
-
-std::vector<float> to_floats(const Half* rows, int64_t size) {
-  std::vector<float> out(size);
-  std::transform(rows, rows + size, out.begin(), [](Half x) { return finite_to_float(x); });
-  return out;
-}
-
-}  // namespace
-
 LayerStore::LayerStore(const LayerPlan& plan) : plan_(&plan) {
   if (plan.key.dense) key_.dense.emplace(*plan.key.dense);
   if (plan.key.nuq) key_.nuq.emplace(*plan.key.nuq);
@@ -48,7 +38,8 @@ int64_t LayerStore::num_encoded() const {
 
 // Rounds a chunk to fp16, which holds its numbers (KvCache checks them): sinks to their place, the
 // rest to staging.
-void LayerStore::stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging) {
+void LayerStore::stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging,
+                       ThreadPool& pool) {
   const int64_t size = plan_->row_size(), num_new = x.shape[0];
   const int64_t num_to_sinks = std::clamp<int64_t>(plan_->sink - length_, 0, num_new);
   Half* sinks = nullptr;
@@ -56,15 +47,15 @@ void LayerStore::stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& s
     sinks = side.sinks.own(plan_->sink * size, /*first=*/0, length_ * size, *plan_->account);
   }
   staging.reserve_discarding((num_new - num_to_sinks) * size);
-  for (int64_t t = 0; t < num_new; ++t) {
-    Half* out = t < num_to_sinks ? sinks + (length_ + t) * size
-                                 : staging.data() + (t - num_to_sinks) * size;
-    for (int64_t h = 0; h < plan_->num_kv_heads; ++h) {
-      const std::span<const float> row = x.row(t, h);
-      std::transform(row.begin(), row.end(), out, finite_to_half);
-      out += row.size();
+  for_row_ranges(num_new, pool, [&](int64_t first, int64_t end) {
+    for (int64_t t = first; t < end; ++t) {
+      Half* out = t < num_to_sinks ? sinks + (length_ + t) * size
+                                   : staging.data() + (t - num_to_sinks) * size;
+      for (int64_t h = 0; h < plan_->num_kv_heads; ++h) {
+        narrow(x.row(t, h), out + h * plan_->head_dim);
+      }
     }
-  }
+  });
 }
 
 void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float, 3> values,
@@ -73,8 +64,8 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
   const int64_t num_new = keys.shape[0];
   if (key_.dense) key_.dense->append(keys, *plan_->rope, pool);
   if (value_.dense) value_.dense->append(values, *plan_->rope, pool);
-  if (key_.nuq) stage(key_, keys, staging.key);
-  if (value_.nuq) stage(value_, values, staging.value);
+  if (key_.nuq) stage(key_, keys, staging.key, pool);
+  if (value_.nuq) stage(value_, values, staging.value, pool);
   const int64_t first_exact = std::max(length_, plan_->sink);
   length_ += num_new;
   last_chunk_ = num_new;
@@ -82,10 +73,11 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
   if (!plan_->is_compressed() || first_exact >= length_) return;
   pending_ = length_ - first_exact;
   if (plan_->mode == CacheMode::kAsServed) return;
-  const int64_t size = pending_ * plan_->row_size();
   for (Side* side : {&key_, &value_}) {
     if (!side->nuq) continue;
-    const auto rows = to_floats((side == &key_ ? staging.key : staging.value).data(), size);
+    const Buffer<Half>& staged = side == &key_ ? staging.key : staging.value;
+    const int64_t size = plan_->row_size();
+    const HalfRows rows{{}, staged.span().first(pending_ * size), size};
     if (!side->nuq->is_fitted()) side->nuq->fit(rows, pool);
     side->nuq->append(rows, pool);
   }
@@ -96,16 +88,6 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
 void LayerStore::set_read_compressed(int64_t num_compressed) {
   const int64_t num_unseen = std::max<int64_t>(0, length_ - plan_->max_lag - num_sinks());
   read_compressed_ = std::max<int64_t>(0, num_compressed - num_unseen);
-}
-
-// The first num_rows of window and staging.
-std::vector<float> LayerStore::oldest_rows(const Side& side, const Buffer<Half>& staging,
-                                           int64_t num_rows) const {
-  const int64_t size = plan_->row_size(), from_window = std::min(num_rows, window_rows_);
-  std::vector<float> rows = to_floats(side.window.data(), from_window * size);
-  const std::vector<float> rest = to_floats(staging.data(), (num_rows - from_window) * size);
-  rows.insert(rows.end(), rest.begin(), rest.end());
-  return rows;
 }
 
 // Makes room for num_rows rows in a window that nobody else sees; its rows [first, first +
@@ -132,10 +114,13 @@ void LayerStore::settle_side(Side& side, const Buffer<Half>& staging, int64_t nu
   const int64_t from_window = std::min(num_leaving, window_rows_);
   const int64_t from_staging = num_leaving - from_window;
   if (plan_->mode == CacheMode::kAsServed && num_leaving > 0) {
-    if (!side.nuq->is_fitted()) {  // a first chunk of few tokens would say little
-      side.nuq->fit(oldest_rows(side, staging, window_rows_ + pending_), pool);
-    }
-    side.nuq->append(oldest_rows(side, staging, num_leaving), pool);
+    const bool fits = !side.nuq->is_fitted();  // to all: a first chunk of few tokens says little
+    const int64_t num_rows = fits ? window_rows_ + pending_ : num_leaving;
+    const int64_t in_window = std::min(num_rows, window_rows_);
+    const HalfRows rows{std::span(side.window.data(), static_cast<size_t>(in_window * size)),
+                        staging.span().first((num_rows - in_window) * size), size};
+    if (fits) side.nuq->fit(rows, pool);
+    side.nuq->append(rows.head(num_leaving), pool);
   }
   const int64_t kept = window_rows_ - from_window, added = pending_ - from_staging;
   Half* window = own_window(side, from_window, kept, kept + added);

@@ -159,10 +159,8 @@ class LayerStore {
     SharedRows window;  // [window capacity, row_size]
   };
 
-  void stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging);
+  void stage(Side& side, TensorView<const float, 3> x, Buffer<Half>& staging, ThreadPool& pool);
   void settle_side(Side& side, const Buffer<Half>& staging, int64_t num_leaving, ThreadPool& pool);
-  std::vector<float> oldest_rows(const Side& side, const Buffer<Half>& staging,
-                                 int64_t num_rows) const;
   Half* own_window(Side& side, int64_t first, int64_t num_kept, int64_t num_rows);
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
   void set_read_compressed(int64_t num_compressed);

@@ -10,6 +10,7 @@
 
 #include "base/threads.h"
 #include "cache/block_list.h"
+#include "cache/half_rows.h"
 #include "cache/key_segments.h"
 #include "cache/stored_sequence.h"
 #include "formats/kv_block.h"
@@ -60,13 +61,13 @@ class NuqSide {
   // Shares all blocks and pages; whoever writes one first copies it.
   NuqSide fork() const;
 
-  // Fits the ranges of key channels to rows [num_rows > 0, row_size] of fp16 numbers; only while
-  // not fitted. Values need none, and calibrated keys have theirs in the plan.
+  // Fits the ranges of key channels to rows, of which there are some; only while not fitted. Values
+  // need none, and calibrated keys have theirs in the plan.
   bool is_fitted() const { return !fits_keys() || !segments_.is_empty(); }
-  void fit(std::span<const float> rows, ThreadPool& pool);
-  // Encodes rows [num_rows, input_size] of fp16 numbers behind what is there. Fits keys anew when
-  // they have left their ranges, see KeySegments.
-  void append(std::span<const float> rows, ThreadPool& pool);
+  void fit(const HalfRows& rows, ThreadPool& pool);
+  // Encodes rows [num_rows, input_size] behind what is there. Fits keys anew when they have left
+  // their ranges, see KeySegments.
+  void append(HalfRows rows, ThreadPool& pool);
 
   // Appends full tiles of another side of the same plan with their ranges. Whole blocks without
   // outliers are shared; others are copied, as blocks say where in its list a tile's outliers are.
@@ -105,7 +106,7 @@ class NuqSide {
   std::span<const Half> key_ranges(int64_t tile) const {
     return fits_keys() ? segments_.ranges(tile) : plan_->ranges;
   }
-  void append_rows(std::span<const float> rows, ThreadPool& pool);
+  void append_rows(const HalfRows& rows, ThreadPool& pool);
   // Scales and zero points of a tile as f32: [head_dim] of keys, [64] of values.
   ScaleAxis load_params(int64_t tile, int64_t head, float* scales, float* zeros) const;
 
@@ -122,18 +123,25 @@ class NuqSide {
   void take_blocks(int64_t num_tokens);
   void transform_rows(Chunk& chunk, int64_t first, int64_t end) const;
   void encode_rotated(const LatentMap& map, LatentRows job, int64_t first_token) const;
+  void fit_token(Chunk& chunk, int64_t index, std::span<const float> row) const;
   void fit_rows(Chunk& chunk, ThreadPool& pool) const;
+  // A piece's rows as they are coded: [num_tokens][head_dim], `stride` apart.
+  struct PieceRows {
+    const float* data;
+    int64_t stride;
+  };
+  PieceRows rows_of(const Chunk& chunk, const Piece& piece, float* scratch) const;
   void encode_piece(Chunk& chunk, int64_t index) const;
   void encode_bands(const EncodeJob& all) const;
-  void store_latents(const Chunk& chunk, const Piece& piece) const;
-  void add_outliers(const Chunk& chunk, ThreadPool& pool);
+  void store_latents(const Piece& piece, PieceRows rows) const;
+  void take_outliers(Chunk& chunk, int64_t index, PieceRows rows) const;
+  void store_outliers(const Chunk& chunk);
   template <class Fn>
   void for_each_outlier(const Chunk& chunk, int64_t index, Fn&& fn) const;
   void copy_tile(const NuqSide& from, int64_t tile);
   void restore_ranges(const std::string& prefix, SectionReader& in);
   void restore_outliers(const std::string& name, SectionReader& in);
   void check_entries(int64_t head, int64_t tile, const SectionReader& in) const;
-  void write_outliers(const Chunk& chunk, int64_t index, int64_t first_entry) const;
 
   const NuqPlan* plan_;
   int64_t num_tokens_ = 0;

@@ -86,6 +86,22 @@ std::vector<float> random_rows(int64_t num_rows) {
   return rows;
 }
 
+// As a cache hands rows over, cut in two somewhere.
+class Halves {
+ public:
+  explicit Halves(std::span<const float> rows, int64_t first = 0) : first_(first * kRowSize) {
+    for (const float x : rows) numbers_.push_back(to_half(x));
+  }
+  operator HalfRows() const {  // NOLINT(google-explicit-constructor): stands for them
+    const std::span all(numbers_);
+    return {all.first(first_), all.subspan(first_), kRowSize};
+  }
+
+ private:
+  std::vector<Half> numbers_;
+  size_t first_;
+};
+
 // Everything, [head][tile][head_dim][64].
 std::vector<float> contents(const NuqSide& side) {
   std::vector<float> out;
@@ -128,8 +144,8 @@ TEST(NuqSide, CalibratedKeysDecodeAsTheRuleSays) {
       NuqSide side(f.plan);
       EXPECT_TRUE(side.is_fitted());
       const std::vector<float> rows = random_rows(100);
-      side.append(std::span(rows).first(30 * kRowSize), f.threads);
-      side.append(std::span(rows).subspan(30 * kRowSize), f.threads);
+      side.append(Halves(std::span(rows).first(30 * kRowSize)), f.threads);
+      side.append(Halves(std::span(rows).subspan(30 * kRowSize), 13), f.threads);
       std::vector<float> planar(kHeadDim * kTileTokens);
       for (int64_t head = 0; head < kHeads; ++head) {
         for (int64_t t = 0; t < 100; ++t) {
@@ -152,8 +168,8 @@ TEST(NuqSide, CalibratedRangesBelongToTheModelAndAreNotCounted) {
     Fixture f(KvSide::kKey, 4, 0, ranges);
     NuqSide side(f.plan);
     EXPECT_EQ(side.is_fitted(), ranges == Ranges::kCalibrated);
-    if (!side.is_fitted()) side.fit(rows, f.threads);
-    side.append(rows, f.threads);
+    if (!side.is_fitted()) side.fit(Halves(rows), f.threads);
+    side.append(Halves(rows, 40), f.threads);
     bytes[static_cast<int>(ranges)] = side.table_bytes();
   }
   EXPECT_EQ(bytes[0] - bytes[1], 2 * kRowSize * 2);  // scales and zero points
@@ -167,12 +183,13 @@ TEST(NuqSide, AppendedTokensNeverChangeEarlierOnes) {
       Fixture f(kind, 3, 2, Ranges::kCalibrated);
       f.plan.hadamard = hadamard;
       NuqSide whole(f.plan), pieces(f.plan);
-      whole.append(rows, f.threads);
+      whole.append(Halves(rows, 100), f.threads);
       const std::vector<float> expected = contents(whole);
       int64_t first = 0;
       for (int64_t size = 1; first < 300; first += size, size = size * 3 % 71) {
         size = std::min<int64_t>(size, 300 - first);
-        pieces.append(std::span(rows).subspan(first * kRowSize, size * kRowSize), f.threads);
+        pieces.append(Halves(std::span(rows).subspan(first * kRowSize, size * kRowSize)),
+                      f.threads);
         const std::vector<float> now = contents(pieces);
         const int64_t length = first + size, num_tiles = (length + 63) / 64;
         for (int64_t head = 0; head < kHeads; ++head) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <string>
 
@@ -9,6 +10,7 @@
 #include "kvquant/error.h"
 #include "ops/attend.h"
 #include "ops/norm.h"
+#include "ops/rows.h"
 
 namespace kvquant {
 namespace {
@@ -39,6 +41,14 @@ TensorView<const float, Rank> as_const(const TensorView<float, Rank>& view) {
   std::copy_n(view.shape, Rank, out.shape);
   std::copy_n(view.stride, Rank, out.stride);
   return out;
+}
+
+// Rows [first, end) of the outermost dimension.
+template <class T, int Rank>
+TensorView<T, Rank> rows_of(TensorView<T, Rank> view, int64_t first, int64_t end) {
+  view.data += first * view.stride[0];
+  view.shape[0] = end - first;
+  return view;
 }
 
 void copy_rows(TensorView<float, 3> source, Buffer<float>& out) {
@@ -126,11 +136,18 @@ TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> ch
   return row_major<const float, 2>(normed_.data(), {n, config_.hidden});
 }
 
+void Transformer::norm_rows(TensorView<const float, 2> x, std::span<const float> weight,
+                            TensorView<float, 2> out) const {
+  for_row_ranges(x.shape[0], pool_, [&](int64_t first, int64_t end) {
+    rms_norm(rows_of(x, first, end), weight, config_.norm_eps, rows_of(out, first, end));
+  });
+}
+
 void Transformer::final_norm(TensorView<const float, 2> residual, TensorView<float, 2> out) const {
-  rms_norm(residual, weights_.final_norm, config_.norm_eps, out);
+  norm_rows(residual, weights_.final_norm, out);
   // Infinities of a layer that attention doesn't see end as NaN here.
   const std::span<const float> all(out.data, static_cast<size_t>(out.shape[0] * out.shape[1]));
-  if (!std::all_of(all.begin(), all.end(), [](float x) { return std::isfinite(x); })) {
+  if (!are_within(all, std::numeric_limits<float>::max())) {
     throw FormatError("the model's hidden states are not finite after the last layer");
   }
 }
@@ -158,7 +175,7 @@ void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk
   const int64_t n = residual.shape[0];
   const int64_t width = qkv_width(config_);
   const auto normed = row_major(normed_.data(), {n, config_.hidden});
-  rms_norm(as_const(residual), weights.attention_norm, config_.norm_eps, normed);
+  norm_rows(as_const(residual), weights.attention_norm, normed);
   linear(weights.qkv, as_const(normed), row_major(qkv_.data(), {n, width}), Epilogue::kStore,
          linear_context());
   finish_qkv(weights, n);
@@ -218,7 +235,9 @@ void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int6
   cache.append(layer.cache, chunk.sequence, keys, values);
   const auto queries = heads_of<float>(qkv_.data(), config_, row, num_new, 0, config_.num_q_heads);
   if (is_observed()) copy_rows(queries, observed_);
-  rope(queries, first, rope_);
+  for_row_ranges(num_new, pool_, [&](int64_t begin, int64_t end) {
+    rope(rows_of(queries, begin, end), first + begin, rope_);
+  });
   if (is_observed()) {
     observer_({.layer = layer.model,
                .sequence = chunk.sequence,
@@ -255,7 +274,7 @@ void Transformer::mlp_block(int64_t layer, TensorView<float, 2> residual) {
   const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
   const int64_t n = residual.shape[0];
   const auto normed = row_major(normed_.data(), {n, config_.hidden});
-  rms_norm(as_const(residual), weights.mlp_norm, config_.norm_eps, normed);
+  norm_rows(as_const(residual), weights.mlp_norm, normed);
   linear_swiglu(weights.gate, weights.up, as_const(normed),
                 row_major(mlp_.data(), {n, config_.ffn}), linear_context());
   linear(weights.down, row_major<const float, 2>(mlp_.data(), {n, config_.ffn}), residual,

@@ -110,6 +110,8 @@ class Transformer {
   };
   void attention_block(LayerIndex layer, std::span<const ForwardChunk> chunks, KvCache& cache,
                        TensorView<float, 2> residual);
+  void norm_rows(TensorView<const float, 2> x, std::span<const float> weight,
+                 TensorView<float, 2> out) const;
   void finish_qkv(const LayerWeights& weights, int64_t num_rows);
   // latent_width: of a query head's sums of latents that attention hands out; 0: none.
   void attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row, KvCache& cache,
