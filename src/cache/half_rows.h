@@ -15,9 +15,7 @@ struct HalfRows {
   std::span<const Half> rest;   // [num_rows - n, row_size]
   int64_t row_size = 0;
 
-  int64_t num_rows() const {
-    return static_cast<int64_t>(first.size() + rest.size()) / row_size;
-  }
+  int64_t num_rows() const { return static_cast<int64_t>(first.size() + rest.size()) / row_size; }
   std::span<const Half> row(int64_t i) const {
     const auto at = static_cast<size_t>(i * row_size), size = static_cast<size_t>(row_size);
     return at < first.size() ? first.subspan(at, size) : rest.subspan(at - first.size(), size);

@@ -31,9 +31,10 @@ void sort_by_token(std::vector<OutlierEntry>& entries) {
 struct NuqSide::Chunk {
   HalfRows given;  // [num_rows, input_size]
   int64_t num_rows = 0;
-  std::vector<float> transformed{};  // rotated values, latents: as they are coded, [num_rows, row_size]
-  std::vector<uint8_t> marks{};      // values: 1 where an outlier is, [num_rows, row_size]
-  std::vector<uint64_t> masks{};     // keys: [pieces][head_dim], see EncodeJob
+  std::vector<float>
+      transformed{};             // rotated values, latents: as they are coded, [num_rows, row_size]
+  std::vector<uint8_t> marks{};  // values: 1 where an outlier is, [num_rows, row_size]
+  std::vector<uint64_t> masks{};                      // keys: [pieces][head_dim], see EncodeJob
   std::vector<std::vector<OutlierEntry>> outliers{};  // of the pieces, token after token
 };
 
@@ -133,7 +134,8 @@ void NuqSide::fit_rows(Chunk& chunk, ThreadPool& pool) const {
     std::vector<float> widened(transforms ? 0 : size);
     for (int64_t i = first; i < end && plan_->shape.has_codes(); ++i) {
       if (!transforms) widen(chunk.given.row(i), widened.data());
-      fit_token(chunk, i, transforms ? std::span(chunk.transformed).subspan(i * size, size) : widened);
+      fit_token(chunk, i,
+                transforms ? std::span(chunk.transformed).subspan(i * size, size) : widened);
     }
   });
 }

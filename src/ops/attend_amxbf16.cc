@@ -5,6 +5,7 @@
 // products of the group before it (its weighted sum) and behind it (its scores), row by row.
 #include "ops/attend_amxbf16.h"
 
+#include "ops/amx_tiles_inl.h"
 #include "ops/attend_avx512bf16_inl.h"
 
 namespace kvquant::amxbf16 {
@@ -13,35 +14,6 @@ namespace {
 using avx512bf16::soften_row;
 
 constexpr int64_t kDepth = 32;  // bf16 numbers in a register's row; it has kHalfRows of them
-
-// The memory format of ldtilecfg. Rows of unused registers are 0.
-struct alignas(64) TileConfig {
-  uint8_t palette;
-  uint8_t start_row;
-  uint8_t reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t num_rows[16];
-};
-
-constexpr TileConfig kAllOf16Rows{
-    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-// Others keep their configuration from call to call (oneDNN does): it is put back.
-class TileRegisters {
- public:
-  TileRegisters() {
-    _tile_storeconfig(&before_);
-    // GCC 12 believes that these instructions touch 8 bytes: it must keep nothing of the others.
-    asm volatile("" : "+m"(before_));
-    _tile_loadconfig(&kAllOf16Rows);
-  }
-  TileRegisters(const TileRegisters&) = delete;
-  TileRegisters& operator=(const TileRegisters&) = delete;
-  ~TileRegisters() { _tile_loadconfig(&before_); }
-
- private:
-  TileConfig before_;
-};
 
 // Rows [first, end) of the block, their scores of the tile and what these become.
 struct RowGroup {
@@ -209,7 +181,7 @@ class Tile {
 }  // namespace
 
 void attend_tile(const AttendBlock& block, const TileWork& work, const PairTile& tile) noexcept {
-  const TileRegisters registers;
+  const TileRegisters registers(kAllOf16Rows);
   clear_unused(block, work, tile);
   alignas(64) float scores[2][kGroupRows * kTileTokens];
   alignas(64) uint16_t p[2][kGroupRows * kTileTokens];

@@ -16,7 +16,15 @@ namespace kvquant {
 namespace {
 
 // Which kernels multiply.
-enum class Path { kReference, kVector, kVectorBf16, kVectorGroups, kMatrix, kMatrixBf16 };
+enum class Path {
+  kReference,
+  kVector,
+  kVectorBf16,
+  kTileBf16,  // registers of AMX
+  kVectorGroups,
+  kMatrix,
+  kMatrixBf16
+};
 
 // Up to so many rows the vector kernels beat oneDNN's matrix product: at 12 by 1.1 to 2.7 times,
 // at 16 no longer for all types (2816 x 1024, one core of Zen 4).
@@ -41,7 +49,9 @@ struct Job {
   int64_t num_in() const { return weights[0]->num_in(); }
   int64_t padded_in() const { return weights[0]->padded_in(); }
   bool is_matrix() const { return path == Path::kMatrix || path == Path::kMatrixBf16; }
-  bool is_bf16() const { return path == Path::kVectorBf16 || path == Path::kMatrixBf16; }
+  bool is_bf16() const {
+    return path == Path::kVectorBf16 || path == Path::kTileBf16 || path == Path::kMatrixBf16;
+  }
   int64_t element_bytes() const { return is_bf16() ? sizeof(BFloat16) : sizeof(float); }
   int64_t input_row_bytes() const {
     if (path == Path::kVectorGroups) return padded_in() / kWeightGroup * sizeof(InputGroup);
@@ -73,7 +83,9 @@ Path choose_path(const Job& job, Precision precision, Backend backend) {
     return bf16 && !job.has(WeightType::kF32) ? Path::kMatrixBf16 : Path::kMatrix;
   }
   if (bf16 && job.all_have_groups()) return Path::kVectorGroups;
-  if (bf16 && job.all_are(WeightType::kBF16) && job.num_rows() > 1) return Path::kVectorBf16;
+  if (bf16 && job.all_are(WeightType::kBF16) && job.num_rows() > 1) {
+    return backend == Backend::kAmxBf16 ? Path::kTileBf16 : Path::kVectorBf16;
+  }
   return Path::kVector;
 }
 
@@ -210,6 +222,7 @@ bool multiply(const Job& job, const Task& task, bool unpack, std::byte* unpacked
     case Path::kVectorBf16:
       avx512bf16::panel_product(panel, input_of<BFloat16>(task), y);
       return true;
+    case Path::kTileBf16: amxbf16::panel_product(panel, input_of<BFloat16>(task), y); return true;
     case Path::kVectorGroups:
       avx512bf16::panel_product(panel, input_of<InputGroup>(task), y);
       return true;

@@ -76,4 +76,10 @@ void unpack_panel(const PanelView& w, BFloat16* out) noexcept;
 void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padded_size) noexcept;
 }  // namespace avx512bf16
 
+// Requires Backend::kAmxBf16.
+namespace amxbf16 {
+// For kBF16. Two products are added to the f32 sum at a time, subnormals count as zero.
+void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept;
+}  // namespace amxbf16
+
 }  // namespace kvquant
