@@ -1,4 +1,4 @@
-"""Decoding steps of a transformers model over DynamicCache with sdpa and over kvquant's fused cache.
+"""Decoding steps of a transformers model: DynamicCache with sdpa beside kvquant's fused cache.
 
     python bench/hf_decode.py MODEL --depths 4096,16384 --kv fp16 --kv nuq4-1% --json out.json
 
@@ -18,10 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import kvquant
 import torch
 from transformers import DynamicCache
-
-import kvquant
 
 BASELINE = "DynamicCache, sdpa"
 
