@@ -78,7 +78,13 @@ void round_to_bfloat16(const float* x, int64_t size, BFloat16* out, int64_t padd
 
 // Requires Backend::kAmxBf16.
 namespace amxbf16 {
-// For kBF16. Two products are added to the f32 sum at a time, subnormals count as zero.
+// Rows of x come as tiles, [num_rows / 16][padded_in / 32][16][32].
+inline constexpr int64_t kTileRows = 16;
+inline constexpr int64_t kTileInputs = 32;
+// Rounds rows of num_in inputs to such tiles, to nearest even, subnormals to zero; zeros fill up.
+void pack_tiles(const PanelInput<float>& x, int64_t num_in, BFloat16* out) noexcept;
+// For kBF16; num_rows is a multiple of 16. Two products are added to the f32 sum at a time,
+// subnormals count as zero.
 void panel_product(const PanelView& w, const PanelInput<BFloat16>& x, float* y) noexcept;
 }  // namespace amxbf16
 
