@@ -30,8 +30,9 @@ enum class Path {
 // at 16 no longer for all types (2816 x 1024, one core of Zen 4).
 constexpr int64_t kMostVectorRows = 12;
 // Rows of a task of the matrix product, of oneDNN's and of AMX' (5450 tokens/s of prefill with 512,
-// 4900 with 256; one model, two cores of Granite Rapids).
-constexpr int64_t kRowBlock = 256, kTileRowBlock = 512;
+// 4900 with 256; one model, two cores of Granite Rapids), the latter fewer where there are few
+// panels: each thread is to have so many tasks. How rows are cut changes no result.
+constexpr int64_t kRowBlock = 256, kTileRowBlock = 512, kTasksOfThread = 8;
 // Rows are padded to multiples of this for oneDNN, which makes a kernel for each number of rows.
 constexpr int64_t kRowMultiple = 16;
 
@@ -44,6 +45,7 @@ struct Job {
   TensorView<const float, 2> x;
   TensorView<float, 2> out;
   Epilogue epilogue;
+  int64_t num_threads;
   Path path;
 
   int64_t num_rows() const { return x.shape[0]; }
@@ -61,7 +63,11 @@ struct Job {
   }
   int64_t block_rows() const {
     if (!is_matrix()) return num_rows();
-    return std::min(num_rows(), is_onednn() ? kRowBlock : kTileRowBlock);
+    if (is_onednn()) return std::min(num_rows(), kRowBlock);
+    const int64_t num_panels = weights[0]->num_panels();
+    int64_t rows = kTileRowBlock;
+    while (rows > 64 && num_panels * num_rows() < kTasksOfThread * num_threads * rows) rows /= 2;
+    return std::min(num_rows(), rows);
   }
   int64_t padded_block_rows() const {
     return is_matrix() ? round_up(block_rows(), kRowMultiple) : block_rows();
@@ -316,6 +322,7 @@ void linear(const PackedMatrix& w, TensorView<const float, 2> x, TensorView<floa
           .x = x,
           .out = out,
           .epilogue = epilogue,
+          .num_threads = context.pool.num_threads(),
           .path = Path::kReference};
   check_shapes("linear", job);
   job.path = choose_path(job, context.precision, context.backend);
@@ -329,6 +336,7 @@ void linear_swiglu(const PackedMatrix& gate, const PackedMatrix& up, TensorView<
           .x = x,
           .out = out,
           .epilogue = Epilogue::kStore,
+          .num_threads = context.pool.num_threads(),
           .path = Path::kReference};
   check_shapes("linear_swiglu", job);
   check_arg(gate.num_in() == up.num_in() && gate.num_out() == up.num_out(),
