@@ -101,7 +101,10 @@ std::vector<ChoiceLikelihood> score_choices(Model& model, KvCache& cache, Sequen
       }
     }
   }
-  for (const Reading& reading : readings) cache.drop(reading.sequence);
+  for (size_t i = 0; i < readings.size(); ++i) {
+    out[i].compressed_tokens = cache.num_compressed_tokens(readings[i].sequence);
+    cache.drop(readings[i].sequence);
+  }
   return out;
 }
 

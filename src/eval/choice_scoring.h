@@ -11,8 +11,9 @@
 namespace kvquant {
 
 struct ChoiceLikelihood {
-  double log_likelihood = 0;  // nats, sum over its tokens
-  bool is_greedy = true;      // each token was the most likely one
+  double log_likelihood = 0;      // nats, sum over its tokens
+  bool is_greedy = true;          // each token was the most likely one
+  int64_t compressed_tokens = 0;  // that its last one was read behind
 };
 
 // Reads question and choices behind `context` in chunks of at most `ubatch` tokens, then forgets

@@ -6,61 +6,13 @@
 
 #include "base/check.h"
 #include "eval/choice_scoring.h"
+#include "eval/context_reader.h"
 #include "ops/log_softmax.h"
 
 namespace kvquant {
 namespace {
 
 using SequenceId = KvCache::SequenceId;
-
-int64_t common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {
-  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
-}
-
-// Reads contexts. What the next context begins with is kept, at ends of whole chunks only: then
-// every chunk of it is cut where it would be without sharing, and the bits are the same.
-class ContextReader {
- public:
-  ContextReader(Transformer& transformer, KvCache& cache, int64_t ubatch)
-      : transformer_(transformer), cache_(cache), ubatch_(ubatch) {}
-
-  // Returns a sequence that the caller owns. `next` may be empty.
-  SequenceId read(std::span<const int32_t> context, std::span<const int32_t> next) {
-    const int64_t reusable = common_prefix(last_, context);
-    while (!kept_.empty() && kept_.back().length > reusable) pop();
-    const auto length = std::ssize(context);
-    int64_t begin = kept_.empty() ? 0 : kept_.back().length;
-    const SequenceId id = kept_.empty() ? cache_.add_sequence() : cache_.fork(kept_.back().id);
-    const int64_t shared = common_prefix(context, next);
-    while (begin < length) {
-      const int64_t size = std::min(ubatch_, length - begin);
-      const ForwardChunk chunk{
-          id, context.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
-      transformer_.forward({&chunk, 1}, cache_);
-      begin += size;
-      if (size == ubatch_ && begin <= shared) kept_.push_back({begin, cache_.fork(id)});
-    }
-    last_ = context;
-    return id;
-  }
-
- private:
-  struct Kept {
-    int64_t length;  // tokens, a multiple of ubatch
-    SequenceId id;
-  };
-
-  void pop() {
-    cache_.drop(kept_.back().id);
-    kept_.pop_back();
-  }
-
-  Transformer& transformer_;
-  KvCache& cache_;
-  int64_t ubatch_;
-  std::span<const int32_t> last_;
-  std::vector<Kept> kept_;  // of last_, shortest first
-};
 
 // One question being answered.
 struct Answer {
