@@ -1,6 +1,6 @@
 """The types of kvquant._core; `make stubs` writes this file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import enum
 import os
 from typing import Any
@@ -610,6 +610,16 @@ class Model:
     def eos_token_ids(self) -> list[int]: ...
 
     @property
+    def chat_template(self) -> str:
+        """Jinja text; '' when the model has none."""
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], name: str = '') -> str:
+        """
+        Messages of 'role' and 'content' as a prompt that ends where the answer begins. name:
+        of a template instead of the model's own, as --chat-template of kvquant chat.
+        """
+
+    @property
     def num_parameters(self) -> int: ...
 
     @property
@@ -707,6 +717,14 @@ class Session:
 
     @property
     def spec(self) -> CacheSpec: ...
+
+def score_continuations(model: Model, requests: Sequence[tuple[Tokens, Tokens]], kv: str | CacheSpec = 'fp16', mode: str = 'strict', ubatch: int = 512, on_progress: Callable[[int, int], None] | None = None) -> list[tuple[float, bool, int]]:
+    """
+    Likelihoods of continuations, requests of (context, continuation) as token ids: for each
+    the sum of its tokens' log-likelihoods in nats, whether each was the most likely one, and
+    how many compressed tokens were read. A context that several share is read once.
+    on_progress(done, total) counts requests.
+    """
 
 def evaluate_tokens(model: Model, tokens: Tokens, specs: Sequence[str | CacheSpec], window: int, stride: int, max_windows: int, mode: str, ubatch: int) -> list[dict[str, Any]]:
     """

@@ -1,10 +1,15 @@
-// src/eval/perplexity.h in Python; kvquant/evaluation.py makes tokens of texts.
+// src/eval/perplexity.h and src/eval/continuations.h in Python; kvquant/evaluation.py and
+// kvquant/lm_eval make tokens of texts.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
 #include "engine.h"
+#include "eval/continuations.h"
 #include "eval/perplexity.h"
 #include "specs.h"
 
@@ -47,9 +52,60 @@ std::vector<nb::dict> perplexities(Engine& model, nb::handle text,
   return out;
 }
 
+using OnProgress = std::function<void(int64_t, int64_t)>;
+using Score = std::tuple<double, bool, int64_t>;
+
+std::vector<Score> likelihoods(Engine& model,
+                               const std::vector<std::pair<nb::object, nb::object>>& requests,
+                               const SampleRunOptions& options, const OnProgress& on_progress) {
+  std::vector<std::vector<int32_t>> tokens;
+  for (const auto& [context, continuation] : requests) {
+    tokens.push_back(to_tokens("a context", context));
+    tokens.push_back(to_tokens("a continuation", continuation));
+  }
+  std::vector<Continuation> views;
+  for (size_t i = 0; i < tokens.size(); i += 2) views.push_back({tokens[i], tokens[i + 1]});
+  const auto progress = [&](int64_t done, int64_t total) {
+    const nb::gil_scoped_acquire acquired;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (on_progress) on_progress(done, total);
+  };
+  const auto scores =
+      model.guard.run([&] { return score_continuations(model.model, views, options, progress); });
+  std::vector<Score> out;
+  for (const ChoiceLikelihood& score : scores) {
+    out.emplace_back(score.log_likelihood, score.is_greedy, score.compressed_tokens);
+  }
+  return out;
+}
+
+void bind_continuations(nb::module_& module) {
+  module.def(
+      "score_continuations",
+      [](Engine& model, const std::vector<std::pair<nb::object, nb::object>>& requests,
+         const SpecArgument& kv, const std::string& mode, int64_t ubatch,
+         const OnProgress& on_progress) {
+        return likelihoods(model, requests,
+                           {.spec = to_spec(kv), .mode = parse_mode(mode), .ubatch = ubatch},
+                           on_progress);
+      },
+      "model"_a, "requests"_a, "kv"_a = "fp16", "mode"_a = "strict", "ubatch"_a = 512,
+      "on_progress"_a.none() = nb::none(),
+      nb::sig("def score_continuations(model: Model, requests: collections.abc.Sequence[tuple["
+              "kvquant._types.Tokens, kvquant._types.Tokens]], kv: str | CacheSpec = 'fp16', "
+              "mode: str = 'strict', ubatch: int = 512, on_progress: "
+              "collections.abc.Callable[[int, int], None] | None = None) -> "
+              "list[tuple[float, bool, int]]"),
+      "Likelihoods of continuations, requests of (context, continuation) as token ids: for each\n"
+      "the sum of its tokens' log-likelihoods in nats, whether each was the most likely one, and\n"
+      "how many compressed tokens were read. A context that several share is read once.\n"
+      "on_progress(done, total) counts requests.");
+}
+
 }  // namespace
 
 void bind_evaluation(nb::module_& module) {
+  bind_continuations(module);
   module.def(
       "evaluate_tokens",
       [](Engine& model, nb::handle tokens, const std::vector<SpecArgument>& specs, int64_t window,

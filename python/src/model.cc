@@ -2,6 +2,7 @@
 #include "model/model.h"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -69,6 +70,23 @@ nb::dict config_of(const Engine& self) {
   return out;
 }
 
+using Message = std::map<std::string, std::string>;
+
+std::string render(const Engine& self, const std::vector<Message>& messages,
+                   const std::string& name) {
+  const TokenizerData& data = self.model.checkpoint().tokenizer();
+  const ChatFormat format =
+      name.empty() ? recognise_chat_template(data.chat_template) : chat_format_named(name);
+  std::vector<ChatMessage> turns;
+  for (const Message& message : messages) {
+    check_arg(message.contains("role") && message.contains("content"),
+              "a message has no 'role' or no 'content'");
+    turns.push_back({message.at("role"), message.at("content")});
+  }
+  const auto text = [&](int32_t id) { return id < 0 ? std::string() : data.tokens[id]; };
+  return render_chat(format, turns, {text(data.bos), text(data.eos)});
+}
+
 void bind_model_class(nb::module_& module) {
   nb::class_<Engine>(module, "Model", "A checkpoint ready to run on the CPU.")
       .def_static("load", &load, "path"_a, "num_threads"_a = 0, "precision"_a = "auto",
@@ -87,6 +105,16 @@ void bind_model_class(nb::module_& module) {
           nb::rv_policy::reference_internal)
       .def_prop_ro("eos_token_ids",
                    [](const Engine& self) { return self.model.checkpoint().eos_token_ids(); })
+      .def_prop_ro(
+          "chat_template",
+          [](const Engine& self) { return self.model.checkpoint().tokenizer().chat_template; },
+          "Jinja text; '' when the model has none.")
+      .def("apply_chat_template", &render, "messages"_a, "name"_a = "",
+           nb::sig("def apply_chat_template(self, messages: "
+                   "collections.abc.Sequence[collections.abc.Mapping[str, str]], name: str = '') "
+                   "-> str"),
+           "Messages of 'role' and 'content' as a prompt that ends where the answer begins. name:\n"
+           "of a template instead of the model's own, as --chat-template of kvquant chat.")
       .def_prop_ro("num_parameters",
                    [](const Engine& self) { return self.model.checkpoint().num_parameters(); })
       .def_prop_ro("weight_bytes",

@@ -64,7 +64,7 @@ def test_requirements_agree_with_the_project() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     for line in (ROOT / "python/requirements.txt").read_text().splitlines():
         name = line.partition("==")[0]
-        if name in ("torch", "transformers", "nanobind"):
+        if not line.startswith("#") and name not in ("numpy", "pytest", "ruff", "mypy"):
             assert f'"{line}"' in project
 
 
