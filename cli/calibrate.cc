@@ -29,27 +29,13 @@ struct Options {
   int64_t samples = 16;
   int64_t seq_len = 0;  // 0: the default
   int64_t rank = 0;
-  std::string recipe = "error-saved";
-  std::string outliers, feedback, codebook, codebook_weights;  // empty: as the recipe says
-  std::string fisher;                                          // file; for the weights of that name
-  std::string per_layer;                                       // folder; empty: none
-  std::string codebook_per = "layer", bases = "outputs", per_layer_codec = "nuq4-1%";
+  FitChoiceNames choices;
+  std::string fisher;     // file; for the weights of that name
+  std::string per_layer;  // folder; empty: none
+  std::string per_layer_codec = "nuq4-1%";
   std::string output;
   bool spectra = false;
 };
-
-FitChoices choices_of(const Options& options) {
-  FitChoices choices = recipe_choices(options.recipe);
-  if (!options.outliers.empty()) choices.outliers = parse_key_outliers(options.outliers);
-  if (!options.feedback.empty()) choices.has_feedback = options.feedback == "on";
-  if (!options.codebook.empty()) choices.codebook = parse_codebook_method(options.codebook);
-  if (!options.codebook_weights.empty()) {
-    choices.weights = parse_codebook_weighting(options.codebook_weights);
-  }
-  choices.codebooks = parse_codebook_scope(options.codebook_per);
-  choices.bases = parse_value_bases(options.bases);
-  return choices;
-}
 
 // Refuses now what would fail after the work.
 void check_per_layer(const Options& options) {
@@ -165,7 +151,7 @@ int run(const Options& options) {
       .rank = options.rank,
       .seed = options.common.seed,
       .ubatch = options.common.ubatch,
-      .choices = choices_of(options),
+      .choices = parse_fit_choices(options.choices),
       .fisher = options.fisher};
   const Timer timer;
   Calibration calibration = calibrate_in_memory(model, texts, calibration_options,
@@ -211,26 +197,26 @@ void add_ablation_options(CLI::App& command, Options& options) {
                        const std::vector<std::string>& names) {
     return command.add_option(name, value, help)->check(CLI::IsMember(names))->group("Ablation");
   };
-  add("--recipe", options.recipe,
+  add("--recipe", options.choices.recipe,
       "default of the choices below: error-saved, or percentile as KVQuant does (arXiv 2401.18079: "
       "percentile outliers, no feedback)",
       {"error-saved", "percentile"})
       ->capture_default_str();
-  add("--outliers", options.outliers,
+  add("--outliers", options.choices.outliers,
       "key outliers: where they save most error, or at percentiles, with the range they leave",
       {"error-saved", "percentile"});
-  add("--feedback", options.feedback, "make up for rounding errors of key channels in later ones",
-      {"on", "off"});
-  add("--codebook", options.codebook, "how levels are found (default: exact)",
+  add("--feedback", options.choices.feedback,
+      "make up for rounding errors of key channels in later ones", {"on", "off"});
+  add("--codebook", options.choices.codebook, "how levels are found (default: exact)",
       {"exact", "lloyd", "normal-float", "uniform", "heuristic"});
-  add("--codebook-weights", options.codebook_weights,
+  add("--codebook-weights", options.choices.weights,
       "what an error costs in their fit: nothing more, its scale squared (default), or that times "
       "what queries make of it, or with squared gradients of a file",
       {"none", "scale", "query", "fisher"});
-  add("--codebook-per", options.codebook_per,
+  add("--codebook-per", options.choices.codebooks,
       "whose keys or values share one: all of a layer, or those of each KV head", {"layer", "head"})
       ->capture_default_str();
-  add("--bases", options.bases,
+  add("--bases", options.choices.bases,
       "what bases of values are fitted to: what attention makes of them, the values themselves, or "
       "the former of all heads of a layer together; with values, bases of keys to the keys, not to "
       "scores",

@@ -5,9 +5,8 @@
 #include <cmath>
 
 #include "base/check.h"
-#include "base/parallel_tasks.h"
 #include "kvquant/error.h"
-#include "quant/pca.h"
+#include "model/calibration_fit.h"
 
 namespace kvquant {
 namespace {
@@ -81,8 +80,6 @@ class LayerStream {
         values_(num_samples_ * seq_len_, config_.num_kv_heads, config_.head_dim),
         queries_(num_samples_ * seq_len_, config_.num_q_heads, config_.head_dim),
         rotated_queries_(num_samples_ * seq_len_, config_.num_q_heads, config_.head_dim),
-        output_gram_(
-            static_cast<size_t>(config_.num_kv_heads * config_.head_dim * config_.head_dim)),
         cache_(one_layer(transformer_.kv_shape()), parse_spec("fp16"), CacheMode::kAsServed,
                transformer_.rope_table(), model.pool()) {}
 
@@ -98,7 +95,7 @@ class LayerStream {
         run_sample(layer);
         report(progress, ++done, units);
       }
-      sum_output_gram(layer);
+      read_output_gram(layer);
       consumer(layer, activations());
       report(progress, ++done, units);
     }
@@ -143,23 +140,15 @@ class LayerStream {
     rotated_queries_.write(chunk.rotated_queries, row);
   }
 
-  void sum_output_gram(int64_t layer) {
-    const int64_t d = config_.head_dim, width = config_.num_q_heads * d;
+  void read_output_gram(int64_t layer) {
+    const int64_t width = config_.num_q_heads * config_.head_dim;
     const std::string name = fmt::format("model.layers.{}.self_attn.o_proj.weight", layer);
     Buffer<float> weights(config_.hidden * width);
     model_.pool().parallel_for(config_.hidden, [&](int64_t row, int) {
       model_.checkpoint().read_row(name, row,
                                    {weights.data() + row * width, static_cast<size_t>(width)});
     });
-    parallel_for_throwing(model_.pool(), config_.num_kv_heads, [&](int64_t head, int) {
-      CovarianceSum sum(d);
-      for (int64_t q = head * config_.group(); q < (head + 1) * config_.group(); ++q) {
-        sum.add(
-            {.data = weights.data() + q * d, .shape = {config_.hidden, d}, .stride = {width, 1}});
-      }
-      const auto gram = sum.sum_of_products();
-      std::copy(gram.begin(), gram.end(), output_gram_.begin() + head * d * d);
-    });
+    output_gram_ = sum_output_gram(weights.span(), calibration_shape(config_), model_.pool());
   }
 
   LayerActivations activations() const {

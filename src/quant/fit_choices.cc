@@ -41,6 +41,22 @@ FitChoices recipe_choices(std::string_view name) {
       fmt::format("calibration recipe '{}': expected error-saved or percentile", name));
 }
 
+FitChoices parse_fit_choices(const FitChoiceNames& names) {
+  FitChoices choices = recipe_choices(names.recipe);
+  if (!names.outliers.empty()) choices.outliers = parse_key_outliers(names.outliers);
+  if (!names.feedback.empty()) {
+    if (names.feedback != "on" && names.feedback != "off") {
+      throw std::invalid_argument(fmt::format("feedback '{}': expected on or off", names.feedback));
+    }
+    choices.has_feedback = names.feedback == "on";
+  }
+  if (!names.codebook.empty()) choices.codebook = parse_codebook_method(names.codebook);
+  if (!names.weights.empty()) choices.weights = parse_codebook_weighting(names.weights);
+  choices.codebooks = parse_codebook_scope(names.codebooks);
+  choices.bases = parse_value_bases(names.bases);
+  return choices;
+}
+
 std::string to_string(const FitChoices& choices) {
   return fmt::format("outliers={} feedback={} codebook={} weights={} codebooks={} bases={}",
                      to_string(choices.outliers), choices.has_feedback ? "on" : "off",

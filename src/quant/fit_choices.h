@@ -50,6 +50,15 @@ struct FitChoices {
 // 2401.18079), without feedback. Throws std::invalid_argument for other names.
 FitChoices recipe_choices(std::string_view name);
 
+// Choices by name, as options say them; an empty one is as the recipe says.
+struct FitChoiceNames {
+  std::string recipe = "error-saved";
+  std::string outliers{}, feedback{}, codebook{}, weights{};  // feedback: "on", "off"
+  std::string codebooks = "layer", bases = "outputs";
+};
+// Throws std::invalid_argument for other names.
+FitChoices parse_fit_choices(const FitChoiceNames& names);
+
 // All that was chosen: "outliers=error-saved feedback=on codebook=exact weights=scale
 // codebooks=layer bases=outputs".
 std::string to_string(const FitChoices& choices);

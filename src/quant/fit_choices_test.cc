@@ -62,5 +62,21 @@ TEST(KeyOutliers, AreReadBackFromTheirNames) {
   EXPECT_THROW(parse_key_outliers("none"), std::invalid_argument);
 }
 
+TEST(FitChoices, AreParsedByNameOverTheRecipe) {
+  EXPECT_EQ(parse_fit_choices({}), FitChoices{});
+  EXPECT_EQ(parse_fit_choices({.recipe = "percentile"}), recipe_choices("percentile"));
+  const FitChoices choices = parse_fit_choices({.recipe = "percentile",
+                                                .feedback = "on",
+                                                .codebook = "lloyd",
+                                                .weights = "fisher",
+                                                .codebooks = "head",
+                                                .bases = "pooled"});
+  EXPECT_EQ(to_string(choices),
+            "outliers=percentile feedback=on codebook=lloyd weights=fisher codebooks=head "
+            "bases=pooled");
+  EXPECT_THROW(parse_fit_choices({.feedback = "maybe"}), std::invalid_argument);
+  EXPECT_THROW(parse_fit_choices({.bases = "keys"}), std::invalid_argument);
+}
+
 }  // namespace
 }  // namespace kvquant
