@@ -11,6 +11,8 @@ from kvquant._core import (
     BlockedCSCMatrix,
     BlockedCSRMatrix,
     CacheSpec,
+    CalibrateOptions,
+    CalibrationFit,
     DeviceError,
     FormatError,
     IoError,
@@ -28,8 +30,10 @@ from kvquant._core import (
     ScaleRule,
     Session,
     Tokenizer,
+    check_calibration_fits,
     check_spec_fits,
     choose_policy_for_run,
+    choose_samples,
     codec_table,
     compute_nuq_codebook,
     create_heuristic_codebook,
@@ -37,6 +41,7 @@ from kvquant._core import (
     estimate_scaling_factors,
     find_asset,
     find_model,
+    fingerprint_of_checkpoint,
     fused_append_batch,
     fused_dequantize,
     fused_dequantize_batch,
@@ -45,7 +50,6 @@ from kvquant._core import (
     get_cached_codebook,
     get_num_levels,
     get_nuq_bitwidth,
-    get_preset_info,
     get_sequence_lengths,
     list_presets,
     load_per_layer_codebooks,
@@ -67,7 +71,12 @@ from kvquant._core import (
     version,
     with_windows,
 )
-from kvquant._dispatch import ActivationCollector, build_compressor_config_for_policy
+from kvquant._dispatch import (
+    ActivationCollector,
+    build_compressor_config_for_policy,
+    get_preset_info,
+)
+from kvquant.calibration import calibrate, estimate_fisher, tune
 from kvquant.evaluation import evaluate_perplexity
 
 if TYPE_CHECKING:
@@ -112,6 +121,8 @@ __all__ = [
     "BlockedCSCMatrix",
     "BlockedCSRMatrix",
     "CacheSpec",
+    "CalibrateOptions",
+    "CalibrationFit",
     "DeviceError",
     "FormatError",
     "IoError",
@@ -130,16 +141,21 @@ __all__ = [
     "Session",
     "Tokenizer",
     "build_compressor_config_for_policy",
+    "calibrate",
+    "check_calibration_fits",
     "check_spec_fits",
     "choose_policy_for_run",
+    "choose_samples",
     "codec_table",
     "compute_nuq_codebook",
     "create_heuristic_codebook",
     "dequantize_from_nuq",
+    "estimate_fisher",
     "estimate_scaling_factors",
     "evaluate_perplexity",
     "find_asset",
     "find_model",
+    "fingerprint_of_checkpoint",
     "fused_append_batch",
     "fused_dequantize",
     "fused_dequantize_batch",
@@ -167,6 +183,7 @@ __all__ = [
     "score_continuations",
     "spec_of_preset_name",
     "spec_warnings",
+    "tune",
     "version",
     "with_windows",
 ]

@@ -646,6 +646,9 @@ class ActivationCollector:
     def get_keys(self, layer_idx: int) -> Any:
         """float32 [num_samples, num_kv_heads, seq_len, head_dim], before RoPE."""
 
+    def get_queries(self, layer_idx: int) -> Any:
+        """float32 [num_samples, num_q_heads, seq_len, head_dim], before RoPE."""
+
     def get_values(self, layer_idx: int) -> Any:
         """float32 [num_samples, num_kv_heads, seq_len, head_dim]."""
 
@@ -730,6 +733,58 @@ def evaluate_tokens(model: Model, tokens: Tokens, specs: Sequence[str | CacheSpe
     """
     What evaluate_perplexity does with the tokens of a text: a dict for each spec.
     """
+
+class CalibrateOptions:
+    """What is fitted and to how much; the options of kvquant calibrate."""
+
+    def __init__(self, samples: int = 16, seq_len: int = 2048, rank: int = 0, seed: int = 42, ubatch: int = 512, recipe: str = 'error-saved', outliers: str = '', feedback: str = '', codebook: str = '', codebook_weights: str = '', codebook_per: str = 'layer', bases: str = 'outputs', fisher: str | os.PathLike[str] | None = None) -> None:
+        """
+        seq_len: tokens of a sample. rank 0: head_dim. What is '' is as the recipe says; see
+        kvquant calibrate --help.
+        """
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def ubatch(self) -> int: ...
+
+class CalibrationFit:
+    """
+    Fits a calibration to activations that came from another runtime, layer by
+    layer, as kvquant calibrate fits them to the engine's own.
+    """
+
+    def __init__(self, num_layers: int, num_q_heads: int, num_kv_heads: int, head_dim: int, fingerprint: str, options: CalibrateOptions, texts: Sequence[tuple[str, int, int, str]], frequencies: Sequence[float], score_scale: float | None = None, sliding_window: int = 0, num_threads: int = 0) -> None:
+        """texts: of choose_samples. frequencies [head_dim / 2]: of RoPE."""
+
+    def add_layer(self, queries: Array, keys: Array, values: Array, output_weight: Array) -> None:
+        """
+        The next layer: queries and keys before RoPE, values, [num_samples * seq_len, heads,
+        head_dim], sample after sample; the weight of its output projection [hidden,
+        num_q_heads * head_dim].
+        """
+
+    def save(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Writes the file of all layers; returns what it says of itself."""
+
+def calibrate_tokens(model: Model, texts: Sequence[tuple[str, Tokens]], options: CalibrateOptions, output: str | os.PathLike[str], on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """What calibrate does with the tokens of texts."""
+
+def choose_samples(texts: Sequence[tuple[str, Tokens]], bos: int, options: CalibrateOptions) -> tuple[list[list[int]], list[tuple[str, int, int, str]]]:
+    """
+    Samples of texts, with bos in front unless it is -1, as kvquant calibrate takes them; and
+    where they come from.
+    """
+
+def fingerprint_of_checkpoint(path: str | os.PathLike[str]) -> str:
+    """Model.fingerprint of a file or folder, without loading it."""
+
+def check_calibration_fits(calibration: str | os.PathLike[str], fingerprint: str, num_layers: int, num_q_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """ValueError when a calibration file was made for another model."""
 
 class ParetoPoint:
     """A setting that no other beats in bytes and KL."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, overload
 
 from kvquant import _core
-from kvquant._core import KVPolicyName, Model, PolicyModel
+from kvquant._core import KVPolicyName, Model, PolicyModel, Preset
 
 if TYPE_CHECKING:
     import kvquant.hf
@@ -29,6 +30,27 @@ class ActivationCollector:
         from kvquant.hf.collector import ActivationCollector as ForTransformers
 
         return ForTransformers(model, max_samples)
+
+
+def get_preset_info(model: str | os.PathLike[str] | Any, name: str | os.PathLike[str]) -> Preset:
+    """A preset of a model: a file, a name such as 'balanced', or 'r120-vonly' and the like.
+
+    model: 'smollm2', 'embedded' or a path; a Model; or a transformers model that was loaded from a
+    directory or a GGUF file. 'r120-vonly' keeps 120 components of values and needs no file.
+    """
+    if isinstance(model, Model):
+        model = model.path
+    elif not isinstance(model, (str, os.PathLike)):
+        from kvquant.hf.fingerprint import checkpoint_of
+
+        place = checkpoint_of(model)
+        if place is None:
+            raise ValueError(
+                f"the {type(model).__name__} wasn't loaded from a directory or a GGUF file, by "
+                "which presets are found: load_preset(file) needs no model"
+            )
+        model = place
+    return _core.get_preset_info(str(model), str(name))
 
 
 def build_compressor_config_for_policy(

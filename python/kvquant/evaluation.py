@@ -19,7 +19,8 @@ class SupportsEncode(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
 
-def _tokens(tokenizer: SupportsEncode | Tokenizer, text: str) -> list[int]:
+def tokens_of(tokenizer: SupportsEncode | Tokenizer, text: str) -> list[int]:
+    """Token ids of a text, without special ones."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.encode(text, add_special_tokens=False, parse_special=False)
     return tokenizer.encode(text, add_special_tokens=False)
@@ -85,7 +86,7 @@ def evaluate_perplexity(
         if not isinstance(model, Model):
             raise ValueError("tokenizer is None, but a transformers model has none of its own")
         tokenizer = model.tokenizer
-    tokens = _tokens(tokenizer, content)
+    tokens = tokens_of(tokenizer, content)
     options: dict[str, Any] = {
         "window": max_seq_len,
         "stride": stride,

@@ -14,6 +14,7 @@ void bind_cache(nanobind::module_& module);
 void bind_model(nanobind::module_& module);
 void bind_session(nanobind::module_& module);
 void bind_evaluation(nanobind::module_& module);
+void bind_calibration(nanobind::module_& module);
 void bind_preset(nanobind::module_& module);
 void bind_policy(nanobind::module_& module);
 

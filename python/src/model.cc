@@ -203,6 +203,13 @@ void bind_collector(nb::module_& module) {
           },
           "layer_idx"_a, "float32 [num_samples, num_kv_heads, seq_len, head_dim], before RoPE.")
       .def(
+          "get_queries",
+          [](Collector& self, int64_t layer_idx) {
+            return as_array(
+                self.engine->guard.run([&] { return self.collector.get_queries(layer_idx); }));
+          },
+          "layer_idx"_a, "float32 [num_samples, num_q_heads, seq_len, head_dim], before RoPE.")
+      .def(
           "get_values",
           [](Collector& self, int64_t layer_idx) {
             return as_array(

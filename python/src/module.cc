@@ -23,6 +23,7 @@ NB_MODULE(_core, module) {
   python::bind_model(module);
   python::bind_session(module);
   python::bind_evaluation(module);
+  python::bind_calibration(module);
   python::bind_preset(module);
   python::bind_policy(module);
 }

@@ -206,3 +206,12 @@ def test_policies_know_transformers_configs() -> None:
     assert found == kvquant.build_compressor_config_for_policy(shape, "tiny", "memory_emergency")
     cache = make(tiny(), found["spec"])
     assert generate(tiny(), random_tokens(1, 100), cache).shape == (1, 108)
+
+
+def test_presets_are_found_by_a_model_too(model: kvquant.Model) -> None:
+    named = kvquant.get_preset_info("embedded", "balanced")
+    for given in (embedded(), model):
+        assert kvquant.get_preset_info(given, "balanced").to_json() == named.to_json()
+    assert kvquant.get_preset_info(embedded(), "r48-vonly").spec == "v=pca48"
+    with pytest.raises(ValueError, match="wasn't loaded from a directory"):
+        kvquant.get_preset_info(tiny(), "balanced")

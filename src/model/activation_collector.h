@@ -1,4 +1,5 @@
-// ActivationCollector: keys and values of a model's layers, gathered during ordinary forward calls.
+// ActivationCollector: queries, keys and values of a model's layers, gathered during ordinary
+// forward calls.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 namespace kvquant {
 
-// [num_samples, num_kv_heads, seq_len, head_dim]
+// [num_samples, heads, seq_len, head_dim]
 struct CollectedActivations {
   int64_t shape[4] = {};
   std::vector<float> values;
@@ -42,15 +43,17 @@ class ActivationCollector {
   // Of the complete samples, float32, keys before RoPE. Throws std::invalid_argument when there is
   // no such layer or no sample, or when the samples' lengths differ.
   CollectedActivations get_keys(int64_t layer_idx) const;
+  CollectedActivations get_queries(int64_t layer_idx) const;  // of num_q_heads, before RoPE
   CollectedActivations get_values(int64_t layer_idx) const;
 
  private:
-  // One sample: per layer, rows [tokens, num_kv_heads, head_dim].
+  // One sample: per layer, rows [tokens, heads, head_dim].
   struct Sample {
-    std::vector<std::vector<float>> keys, values;
+    std::vector<std::vector<float>> queries, keys, values;
   };
   void observe(const ObservedChunk& chunk);
-  CollectedActivations gather(int64_t layer, std::vector<std::vector<float>> Sample::*side) const;
+  CollectedActivations gather(int64_t layer, int64_t num_heads,
+                              std::vector<std::vector<float>> Sample::*side) const;
 
   Model& model_;
   int64_t max_samples_;

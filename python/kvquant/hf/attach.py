@@ -98,6 +98,12 @@ def is_attached(model: Any) -> bool:
     return decoder_of(model) in _attached
 
 
+def is_patched(model: Any) -> bool:
+    """Whether a QuantizedModelWrapper gives its passes compressed caches."""
+    attachment = _attached.get(decoder_of(model))
+    return attachment is not None and attachment.maker is not None
+
+
 def detach(model: Any) -> None:
     """Takes the hooks away again: the model is as it was before attach."""
     attachment = _attached.pop(decoder_of(model), None)

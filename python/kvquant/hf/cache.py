@@ -13,6 +13,7 @@ from kvquant._core import CacheSpec, KvCache, check_spec_fits
 from kvquant.hf.attach import attach
 from kvquant.hf.calibrated import check_calibration_exists
 from kvquant.hf.compressors import Compressor
+from kvquant.hf.fingerprint import check_fits
 from kvquant.hf.layers import CompressorLayer, EngineLayer
 from kvquant.hf.rope import Rope
 from kvquant.hf.shape import ModelShape
@@ -72,6 +73,7 @@ class CompressedDynamicCache(Cache):
         shape, rope = ModelShape.of(config), Rope(config)
         if calibration is not None:
             check_calibration_exists(calibration)
+            check_fits(calibration, model_or_config)
         spec = spec if isinstance(spec, CacheSpec) else CacheSpec(spec)
         check_spec_fits(spec, shape.num_layers, shape.head_dim)
         if not fused and _has_latents(spec, shape.num_layers):

@@ -22,11 +22,13 @@ def load_model(
     needs the packages gguf and accelerate; weights are widened to dtype), "smollm2" or "embedded".
     """
     place = Path(find_model(str(path)))
+    checkpoint = str(place)
     options: dict[str, Any] = {"local_files_only": True}
     if place.is_file():
         options["gguf_file"], place = place.name, place.parent
     model: Any = AutoModelForCausalLM.from_pretrained(str(place), dtype=dtype, **options)
     tokenizer = AutoTokenizer.from_pretrained(str(place), **options)
+    model.kvquant_path = checkpoint  # where its fingerprint is found
     return model.eval(), tokenizer
 
 

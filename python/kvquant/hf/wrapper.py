@@ -9,6 +9,8 @@ from typing import Any
 from kvquant._core import CacheSpec
 from kvquant.hf.attach import attach, detach, is_attached
 from kvquant.hf.cache import CompressedDynamicCache
+from kvquant.hf.calibrated import check_calibration_exists
+from kvquant.hf.fingerprint import check_fits
 
 
 class QuantizedModelWrapper:
@@ -55,6 +57,9 @@ class QuantizedModelWrapper:
         """
         if self.is_patched:
             return
+        if self._options["calibration"] is not None:
+            check_calibration_exists(self._options["calibration"])
+            check_fits(self._options["calibration"], self.model)
         self._new_cache()  # refuses what doesn't work before anything changes
         self._was_attached = is_attached(self.model)
         attachment = attach(self.model)
