@@ -936,6 +936,12 @@ class KVPolicyName(enum.Enum):
 
     memory_emergency = 2
 
+    DEFAULT = 0
+
+    HIGH_COMPRESSION = 1
+
+    MEMORY_EMERGENCY = 2
+
 class PolicyModel:
     """What of a model decides the size of its cache."""
 

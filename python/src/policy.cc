@@ -61,6 +61,12 @@ auto released(Fn&& fn) {
 void bind_policy(nb::module_& module) {
   nb::enum_<KVPolicyName> names(module, "KVPolicyName", "From the least to the most compressed.");
   for (const KVPolicyName name : policy_names()) names.value(to_string(name).c_str(), name);
+  // The spelling of published plans, as aliases.
+  for (const auto& [alias, name] : {std::pair{"DEFAULT", "default"},
+                                    {"HIGH_COMPRESSION", "high_compression"},
+                                    {"MEMORY_EMERGENCY", "memory_emergency"}}) {
+    names.attr(alias) = names.attr(name);
+  }
   nb::class_<PolicyModel>(module, "PolicyModel", "What of a model decides the size of its cache.")
       .def(nb::new_([](int64_t num_layers, int64_t num_kv_heads, int64_t head_dim,
                        int64_t max_context, int64_t sliding_window, int64_t weight_bytes) {

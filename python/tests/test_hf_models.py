@@ -39,6 +39,9 @@ def test_quantized_models_are_patched() -> None:
     assert 1e-3 < float((compressed - plain).abs().mean()) < 1
     with pytest.raises(ValueError, match="prefill_quant"):
         load_quantized_model("embedded", prefill_quant=False)
+    wrapper = load_quantized_model("embedded", sparsity=0.02)
+    assert str(wrapper.spec) == "nuq3-2%"
+    wrapper.unpatch()
     with pytest.raises(ValueError, match="sparsity is for nuq2"):
         load_quantized_model("embedded", "int8", sparsity=0.01)
 

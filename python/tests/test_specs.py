@@ -101,3 +101,15 @@ def test_what_a_policy_stores() -> None:
     assert default["use_ln_nullspace_v"] is False
     with pytest.raises(ValueError, match="high_compression"):
         kvquant.build_compressor_config_for_policy(sizes, "smollm2", "medium")
+
+
+def test_policies_have_the_published_spelling_too() -> None:
+    name = kvquant.KVPolicyName.MEMORY_EMERGENCY
+    assert name is kvquant.KVPolicyName.memory_emergency
+    config = kvquant.build_compressor_config_for_policy(
+        kvquant.Model.load("embedded"), model_id="embedded", policy_name=name
+    )
+    assert config["use_ln_nullspace_v"]
+    assert kvquant.choose_policy_for_run(
+        kvquant.PolicyModel(2, 2, 64), memory=1 << 30, batch=1, max_context=128
+    ) is kvquant.KVPolicyName.DEFAULT  # fmt: skip

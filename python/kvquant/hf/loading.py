@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def load_quantized_model(
 ) -> QuantizedModelWrapper:
     """A model whose attention reads compressed keys and values, patched: .model, .generate().
 
-    quantization: a cache spec. sparsity: its fraction of outliers, for a plain nuq codec, as 0.01.
+    quantization: a cache spec. sparsity: the fraction of outliers instead of the spec's, which has
+    to be a nuq codec alone: 0.01.
     block_size: tokens of a block. prefill_quant: has to be True, the engine compresses from the
     first token on. options: those of QuantizedModelWrapper, and dtype.
     """
@@ -58,6 +60,7 @@ def load_quantized_model(
 
 
 def _with_sparsity(codec: str, sparsity: float) -> str:
-    if codec not in ("nuq2", "nuq3", "nuq4"):
+    plain = re.fullmatch(r"(nuq[234])(-[\d.]+%)?", codec)
+    if plain is None:
         raise ValueError(f"sparsity is for nuq2, nuq3 and nuq4, not for {codec}")
-    return f"{codec}-{100 * sparsity:g}%" if sparsity else codec
+    return f"{plain[1]}-{100 * sparsity:g}%" if sparsity else plain[1]
