@@ -15,6 +15,7 @@
 #include <system_error>
 
 #include "base/check.h"
+#include "base/device.h"
 #include "base/file.h"
 #include "base/timer.h"
 #include "cache/kv_cache.h"
@@ -52,10 +53,13 @@ size_t display_width(const std::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
-void check_not_built(const CommonOptions& options) {
-  const bool is_cuda = options.device.rfind("cuda", 0) == 0;
-  check_arg(!is_cuda, "--device cuda is not built yet: use cpu");
-  check_arg(options.device == "cpu", "--device " + options.device + " is unknown: cpu");
+// What the machine lacks is said before what the program does.
+void check_device_flag(const CommonOptions& options) {
+  const auto index = parse_device(options.device);
+  if (!index) return;
+  check_device(probe_devices(), *index);
+  throw DeviceError("--device " + options.device +
+                    ": only single operations run on GPUs so far, models do not; use cpu");
 }
 
 Json calibration_config(const Calibration* calibration) {
@@ -177,7 +181,7 @@ std::optional<Preset> preset_of(const CommonOptions& options) {
 }
 
 Model load_model(const CommonOptions& options) {
-  check_not_built(options);
+  check_device_flag(options);
   const auto decoders = options.absorb ? ValueDecoders::kAbsorbed : ValueDecoders::kExpanded;
   Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
                                                         .precision = precision_of(options),

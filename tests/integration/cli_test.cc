@@ -24,6 +24,17 @@ TEST_F(Cli, HelpAndVersionSucceed) {
   }
 }
 
+// Whatever this machine has: models don't run on GPUs yet, and nothing falls back on the CPU.
+TEST_F(Cli, AGpuThatCanNotBeUsedIsOneLineAndExitCodeThree) {
+  for (const char* device : {"cuda", "cuda:0", "cuda:99"}) {
+    const Outcome outcome = run(std::string("generate -m embedded -p Hello --device ") + device);
+    EXPECT_EQ(outcome.code, 3) << device;
+    EXPECT_EQ(outcome.out, "") << device;
+    EXPECT_NE(outcome.err.find("device cuda"), std::string::npos) << outcome.err;
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  }
+}
+
 TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("", "subcommand");
   expect_refused("fly", "fly");
@@ -37,7 +48,7 @@ TEST_F(Cli, BadUsageIsOneLineAndExitCodeTwo) {
   expect_refused("generate -m embedded -p Hello --kv v=pca8", "needs a calibration");
   expect_refused("perplexity -m embedded --kv v=pca65", "rank 65");
   expect_refused("perplexity -m embedded --kv v=pca0", "rank");
-  expect_refused("generate -m embedded -p Hello --device cuda:0", "not built yet");
+  expect_refused("generate -m embedded -p Hello --device gpu", "--device gpu is unknown");
   expect_refused("generate -m embedded -p ''", "empty");
   expect_refused("generate -m embedded -p Hello -c 2", "context");
   expect_refused("generate -m embedded -p Hello -n 1 --top-p 7", "top-p");

@@ -1,0 +1,121 @@
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "base/device.h"
+#include "base/device_memory.h"
+#include "kvquant/error.h"
+
+namespace kvquant {
+namespace {
+
+void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  throw DeviceError(std::string("cuda: ") + what + ": " + cudaGetErrorString(error));
+}
+
+void check_allocated(cudaError_t error, int64_t num_bytes, const char* where) {
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw OutOfMemory("out of " + std::string(where) + " memory: " + std::to_string(num_bytes) +
+                      " bytes were asked for");
+  }
+  check_cuda(error, "allocating memory");
+}
+
+cudaStream_t stream_of(void* handle) { return static_cast<cudaStream_t>(handle); }
+cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
+
+}  // namespace
+
+DeviceProbe probe_devices() {
+  DeviceProbe probe;
+  probe.built_version = CUDART_VERSION;
+  cudaDriverGetVersion(&probe.driver_version);
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  if (error != cudaSuccess && error != cudaErrorNoDevice) probe.fault = cudaGetErrorString(error);
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp found{};
+    check_cuda(cudaGetDeviceProperties(&found, i), "reading a device's properties");
+    probe.devices.push_back({found.name, found.major, found.minor, found.multiProcessorCount,
+                             static_cast<int64_t>(found.totalGlobalMem)});
+  }
+  return probe;
+}
+
+void use_device(int index) {
+  check_device(probe_devices(), index);
+  check_cuda(cudaSetDevice(index), "choosing a device");
+}
+
+void* device_allocate(int64_t num_bytes) {
+  void* data = nullptr;
+  check_allocated(cudaMalloc(&data, static_cast<size_t>(num_bytes)), num_bytes, "device");
+  return data;
+}
+
+void device_free(void* data) noexcept { cudaFree(data); }
+
+void* pinned_allocate(int64_t num_bytes) {
+  void* data = nullptr;
+  check_allocated(cudaMallocHost(&data, static_cast<size_t>(num_bytes)), num_bytes, "pinned");
+  return data;
+}
+
+void pinned_free(void* data) noexcept { cudaFreeHost(data); }
+
+DeviceStream::DeviceStream() {
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  handle_ = stream;
+}
+
+DeviceStream::~DeviceStream() { cudaStreamDestroy(stream_of(handle_)); }
+
+void DeviceStream::wait() const {
+  check_cuda(cudaStreamSynchronize(stream_of(handle_)), "waiting for a stream");
+}
+
+void DeviceStream::copy_to_device(void* to, const void* from, int64_t num_bytes) const {
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(num_bytes), cudaMemcpyHostToDevice,
+                             stream_of(handle_)),
+             "copying to the device");
+}
+
+void DeviceStream::copy_to_host(void* to, const void* from, int64_t num_bytes) const {
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(num_bytes), cudaMemcpyDeviceToHost,
+                             stream_of(handle_)),
+             "copying from the device");
+}
+
+void DeviceStream::clear(void* to, int64_t num_bytes) const {
+  check_cuda(cudaMemsetAsync(to, 0, static_cast<size_t>(num_bytes), stream_of(handle_)),
+             "clearing memory");
+}
+
+DeviceEvent::DeviceEvent() {
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreate(&event), "making an event");
+  handle_ = event;
+}
+
+DeviceEvent::~DeviceEvent() { cudaEventDestroy(event_of(handle_)); }
+
+void DeviceEvent::record(const DeviceStream& stream) {
+  check_cuda(cudaEventRecord(event_of(handle_), stream_of(stream.handle())), "recording an event");
+}
+
+double DeviceEvent::ms_since(const DeviceEvent& begin) const {
+  check_cuda(cudaEventSynchronize(event_of(handle_)), "waiting for an event");
+  float ms = 0;
+  check_cuda(cudaEventElapsedTime(&ms, event_of(begin.handle_), event_of(handle_)),
+             "reading events");
+  return ms;
+}
+
+void check_launch(const char* what) { check_cuda(cudaGetLastError(), what); }
+
+}  // namespace kvquant
