@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/device.h"
+
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -38,9 +40,10 @@ bool has_amx_bf16() {
 }
 
 Backend choose_backend() {
-  const auto backends = available_backends();
+  auto backends = available_backends();
   const char* wanted = std::getenv("KVQUANT_BACKEND");
   if (wanted == nullptr || *wanted == '\0') return backends.back();
+  for (const Backend backend : cuda_backends()) backends.push_back(backend);
   for (Backend backend : backends) {
     if (wanted == std::string(backend_name(backend))) return backend;
   }
@@ -58,6 +61,8 @@ const char* backend_name(Backend backend) {
     case Backend::kSimd: return "simd";
     case Backend::kAvx512Bf16: return "avx512bf16";
     case Backend::kAmxBf16: return "amxbf16";
+    case Backend::kCudaEmulated: return "cuda-emulated";
+    case Backend::kCuda: return "cuda";
   }
   return "unknown";
 }
@@ -68,6 +73,12 @@ std::vector<Backend> available_backends() {
     backends.push_back(Backend::kAvx512Bf16);
     if (has_amx_bf16()) backends.push_back(Backend::kAmxBf16);
   }
+  return backends;
+}
+
+std::vector<Backend> cuda_backends() {
+  std::vector<Backend> backends{Backend::kCudaEmulated};
+  if (has_usable_device()) backends.push_back(Backend::kCuda);
   return backends;
 }
 

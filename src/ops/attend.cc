@@ -7,6 +7,7 @@
 #include "base/buffer.h"
 #include "base/check.h"
 #include "ops/attend_amxbf16.h"
+#include "ops/attend_cuda.h"
 #include "ops/attend_kernels.h"
 #include "ops/attend_plan.h"
 #include "ops/latent_queries.h"
@@ -379,13 +380,15 @@ void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision
   check_shape(shape);
   for (const AttendJob& job : jobs) check_job(shape, job);
   if (backend == Backend::kReference) return attend_reference(shape, jobs, pool);
+  if (backend == Backend::kCudaEmulated) return emulated::attend(shape, jobs, precision, pool);
+  if (backend == Backend::kCuda) return cuda::attend(shape, jobs, precision);
 
   static thread_local AttendScratch scratch;
   const bool is_bf16 = precision == Precision::kBF16;
   const bool has_amx = is_bf16 && backend == Backend::kAmxBf16;
   const int64_t block_rows =
       has_amx && has_blocks_for_all(shape.group, jobs, pool) ? kAmxBlockRows : kBlockRows;
-  plan_attend(shape.group, block_rows, jobs, scratch.plan);
+  plan_attend(shape.group, {.block_rows = block_rows}, jobs, scratch.plan);
   Slicer counter(nullptr);
   slice_workspace(counter, scratch.plan, padded_dim(shape));
   const Call call{shape, jobs, is_bf16 && has_bf16_dots(backend), has_amx, scratch, counter.used()};

@@ -177,9 +177,9 @@ TEST(AttendCoded, RandomRunsWithWindowsMatchTheReference) {
     TestCodec codec = kCodecs[repeat % std::size(kCodecs)];
     if (!fits(codec, head_dim)) codec.hadamard = false;
     ErrorCheck check(shape, fast_variants());
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 4; ++i) {  // sums of few errors say little
       std::vector<TestCodedRun> coded;
-      TestTiles dense(i == 0 ? DenseType::kF16 : DenseType::kF32, random.below(100), head_dim);
+      TestTiles dense(i % 2 == 0 ? DenseType::kF16 : DenseType::kF32, random.below(100), head_dim);
       dense.fill(random);
       MixedJob job;
       job.add(dense.run(random.below(300)));
@@ -189,7 +189,7 @@ TEST(AttendCoded, RandomRunsWithWindowsMatchTheReference) {
         const int64_t min_lag = random.below(2) == 0 ? 0 : random.below(100) - 10;
         job.limit_last(min_lag, random.below(2) == 0 ? INT64_MAX : min_lag + random.below(200));
       }
-      const int64_t queries = 1 + random.below(i == 0 ? 3 : 30);
+      const int64_t queries = 1 + random.below(i % 2 == 0 ? 3 : 30);
       check.add(job.test(shape, queries, random.below(500), random));
     }
     check.expect_within_twice_naive("repeat " + std::to_string(repeat));
@@ -285,7 +285,9 @@ void expect_each_pair_is_turned(int bits, float scale, double bound) {
       for (const Variant& variant : fast_variants()) {
         const AttendJob job = test.job(out);
         attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
-        const double allowed = variant.rounds() ? bound : 1e-4;
+        // Products on tensor cores are never of integers.
+        const double coarse = is_cuda(variant.backend) ? std::max(bound, 0.08) : bound;
+        const double allowed = variant.rounds() ? coarse : 1e-4;
         EXPECT_LE(max_difference(out, expected), allowed * max_abs(expected))
             << variant.name() << ", pair " << pair << ", quarter " << quarter;
       }
@@ -324,7 +326,8 @@ TEST(AttendCoded, MeansFarAboveTheRangeOfKeysAreKept) {
   for (const Variant& variant : fast_variants()) {
     const AttendJob job = test.job(out);
     attend(shape, {&job, 1}, variant.precision, pool, variant.backend);
-    const double allowed = variant.rounds() ? 0.01 : 1e-4;
+    const double coarse = is_cuda(variant.backend) ? 0.02 : 0.01;
+    const double allowed = variant.rounds() ? coarse : 1e-4;
     EXPECT_LE(max_difference(out, expected), allowed * max_abs(expected)) << variant.name();
   }
 }

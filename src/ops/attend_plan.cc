@@ -5,14 +5,6 @@
 namespace kvquant {
 namespace {
 
-int64_t clamp_lag(int64_t lag) { return std::clamp(lag, -2 * kMaxPosition, 2 * kMaxPosition); }
-
-int64_t floor_tile(int64_t token) { return token < 0 ? 0 : token / kTileTokens; }
-
-int64_t ceil_tile(int64_t token) {
-  return token <= 0 ? 0 : (token + kTileTokens - 1) / kTileTokens;
-}
-
 ValueKind kind_of(const AttendRun& run) {
   return run.is_low_rank() ? ValueKind::kLatents : ValueKind::kPlain;
 }
@@ -26,13 +18,6 @@ int64_t num_visible_tiles(const AttendJob& job, const AttendTask& block, ValueKi
     count += end - begin;
   }
   return count;
-}
-
-// A shift from token index to tile index that fits TileWork: beyond a tile all values are alike,
-// as long as adding the number of a query (below 2^30 in a block) changes nothing about that.
-int32_t clamp_token(int64_t token) {
-  constexpr int64_t kFar = int64_t{1} << 30;
-  return static_cast<int32_t>(std::clamp(token, -kFar, kFar));
 }
 
 // Tiles of a block by kind of values, and how many of them make a part.
@@ -130,15 +115,16 @@ void point_at_latent_keys(const AttendRun& run, int64_t tile, TileWork& work) {
 
 // Keys and values of a tile, how many of its tokens there are, and who sees them.
 void describe(const AttendRun& run, int64_t tile, int64_t position, TileWork& work) {
-  const int64_t first = tile * kTileTokens, offset = position - run.first_position - first;
+  const int64_t first = tile * kTileTokens;
   work.keys = work.values = work.next_keys = work.next_values = nullptr;
   work.key_offset = work.value_offset = 0;
   work.coded.hadamard = false;
   work.rows = {};
   work.type = run.type;
-  work.num_tokens = static_cast<int32_t>(std::min<int64_t>(kTileTokens, run.num_tokens - first));
-  work.first_token = clamp_token(offset - clamp_lag(run.max_lag) + 1);
-  work.end_token = clamp_token(offset - clamp_lag(run.min_lag) + 1);
+  const TileTokens tokens = tile_tokens(window_of(run), tile, position);
+  work.num_tokens = tokens.num_tokens;
+  work.first_token = tokens.first;
+  work.end_token = tokens.end;
   if (run.key_latents() != nullptr) {
     point_at_latent_keys(run, tile, work);
   } else if (run.is_coded()) {
@@ -182,27 +168,15 @@ void for_each_run(const AttendJob& job, const AttendTask& task, Fn&& fn) {
 
 }  // namespace
 
-TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t num_queries) {
-  const int64_t last_position = first_position + num_queries - 1;
-  const int64_t min_lag = clamp_lag(run.min_lag);
-  const int64_t max_lag = clamp_lag(run.max_lag);
-  // Tokens the first query no longer sees, and one past the last token the last query sees.
-  const int64_t first = first_position - max_lag + 1 - run.first_position;
-  const int64_t end = std::min(run.num_tokens, last_position - min_lag + 1 - run.first_position);
-  const int64_t begin_tile = floor_tile(first);
-  const bool none = min_lag >= max_lag || num_queries <= 0;
-  return {begin_tile, none ? begin_tile : std::max(begin_tile, ceil_tile(end))};
-}
-
-void plan_attend(int64_t group, int64_t block_rows, std::span<const AttendJob> jobs,
+void plan_attend(int64_t group, const AttendCut& cut, std::span<const AttendJob> jobs,
                  AttendPlan& plan) {
   plan.tasks.clear();
   plan.merges.clear();
   plan.num_partial_rows = plan.max_rows = plan.max_tiles = 0;
   for (size_t i = 0; i < jobs.size(); ++i) {
     const AttendJob& job = jobs[i];
-    const bool split = job.num_queries <= kSplitRows / group;
-    const int64_t step = std::max<int64_t>(1, (split ? kSplitRows : block_rows) / group);
+    const bool split = job.num_queries <= cut.split_rows / group;
+    const int64_t step = std::max<int64_t>(1, (split ? cut.split_rows : cut.block_rows) / group);
     for (int64_t query = 0; query < job.num_queries; query += step) {
       AttendTask block{};
       block.job = static_cast<int64_t>(i);
@@ -210,7 +184,7 @@ void plan_attend(int64_t group, int64_t block_rows, std::span<const AttendJob> j
       block.num_queries = std::min(step, job.num_queries - query);
       const int64_t num_plain = num_visible_tiles(job, block, ValueKind::kPlain);
       const int64_t num_latents = num_visible_tiles(job, block, ValueKind::kLatents);
-      const int64_t span = split ? kSpanTiles : std::max<int64_t>(1, num_plain + num_latents);
+      const int64_t span = split ? cut.span_tiles : std::max<int64_t>(1, num_plain + num_latents);
       add_block(block, block.num_queries * group, {num_plain, num_latents, span}, plan);
     }
   }

@@ -12,6 +12,7 @@
 
 #include "ops/attend.h"
 #include "ops/attend_kernels.h"
+#include "ops/attend_window.h"
 
 namespace kvquant {
 
@@ -24,9 +25,6 @@ inline constexpr int64_t kAmxBlockRows = 512;
 // A job of at most this many rows is one block, cut into spans of tiles.
 inline constexpr int64_t kSplitRows = 64;
 inline constexpr int64_t kSpanTiles = 16;
-
-// Positions and lags are limited so that their differences can't overflow.
-inline constexpr int64_t kMaxPosition = int64_t{1} << 60;
 
 // What a task reads: tokens without latents, or those whose keys, values or both are latents. Never
 // both kinds: their queries and sums have other sizes.
@@ -61,17 +59,25 @@ struct AttendPlan {
   int64_t max_tiles = 0;  // of a task
 };
 
-// Fills `plan`, whose memory is reused.
-void plan_attend(int64_t group, int64_t block_rows, std::span<const AttendJob> jobs,
+// How large blocks and parts are.
+struct AttendCut {
+  int64_t block_rows = kBlockRows;
+  int64_t split_rows = kSplitRows;  // a job of at most as many rows is cut into spans
+  int64_t span_tiles = kSpanTiles;
+};
+
+// Fills `plan`, whose memory is reused. A block has the rows of one query at least.
+void plan_attend(int64_t group, const AttendCut& cut, std::span<const AttendJob> jobs,
                  AttendPlan& plan);
 
-// Tiles [begin, end) of a run that a query among [first_position, first_position + num_queries)
-// may see.
-struct TileRange {
-  int64_t begin;
-  int64_t end;
-};
-TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t num_queries);
+inline RunWindow window_of(const AttendRun& run) {
+  return {run.num_tokens, run.first_position, run.min_lag, run.max_lag};
+}
+
+// Tiles of a run that a query among [first_position, first_position + num_queries) may see.
+inline TileRange visible_tiles(const AttendRun& run, int64_t first_position, int64_t num_queries) {
+  return visible_tiles(window_of(run), first_position, num_queries);
+}
 
 // Writes the tiles of a task to `out`, which has room for task.num_tiles.
 void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept;

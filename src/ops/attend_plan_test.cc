@@ -67,7 +67,7 @@ TEST(AttendPlan, ADecodeStepIsCutIntoSpansWhosePartsAreMerged) {
   const FakeRun run(shape_of(64 * 40 + 1, 0, 0, kForever));
   const AttendJob jobs[] = {job_of(1, 64 * 40, {&run.run, 1})};
   AttendPlan plan;
-  plan_attend(4, kBlockRows, jobs, plan);
+  plan_attend(4, {}, jobs, plan);
   ASSERT_EQ(plan.tasks.size(), 3u);  // 16 + 16 + 9 tiles
   EXPECT_EQ(plan.tasks[2].first_tile, 32);
   EXPECT_EQ(plan.tasks[2].num_tiles, 9);
@@ -82,7 +82,7 @@ TEST(AttendPlan, PrefillIsCutIntoBlocksOfQueriesWithFinalResults) {
   const FakeRun run(shape_of(5000, 0, 0, kForever));
   const AttendJob jobs[] = {job_of(512, 4488, {&run.run, 1})};
   AttendPlan plan;
-  plan_attend(3, kBlockRows, jobs, plan);
+  plan_attend(3, {}, jobs, plan);
   EXPECT_EQ(plan.tasks.size(), 13u);  // 42 queries are 126 rows
   EXPECT_TRUE(plan.merges.empty());
   for (const AttendTask& task : plan.tasks) EXPECT_EQ(task.partial_row, -1);
@@ -92,7 +92,7 @@ TEST(AttendPlan, PrefillIsCutIntoBlocksOfQueriesWithFinalResults) {
 TEST(AttendPlan, ABlockThatSeesNothingIsAMergeOfNoParts) {
   const AttendJob jobs[] = {job_of(2, 5, {})};
   AttendPlan plan;
-  plan_attend(1, kBlockRows, jobs, plan);
+  plan_attend(1, {}, jobs, plan);
   EXPECT_TRUE(plan.tasks.empty());
   ASSERT_EQ(plan.merges.size(), 1u);
   EXPECT_EQ(plan.merges[0].num_parts, 0);
@@ -101,7 +101,7 @@ TEST(AttendPlan, ABlockThatSeesNothingIsAMergeOfNoParts) {
 // Every (query, token) pair that may be seen is in exactly one task, and no other is.
 void expect_exact_cover(const AttendJob& job, int64_t group) {
   AttendPlan plan;
-  plan_attend(group, kBlockRows, {&job, 1}, plan);
+  plan_attend(group, {}, {&job, 1}, plan);
   std::map<std::tuple<int64_t, const void*, int64_t>, int> covered;  // query, tile, token
   for (const AttendTask& task : plan.tasks) {
     std::vector<TileWork> tiles(static_cast<size_t>(task.num_tiles));
@@ -154,7 +154,7 @@ TEST(AttendPlan, HugePositionsAndLagsDoNotOverflow) {
   const FakeRun run(shape_of(100, far, std::numeric_limits<int64_t>::min(), kForever));
   const AttendJob job = job_of(1, 0, {&run.run, 1});
   AttendPlan plan;
-  plan_attend(1, kBlockRows, {&job, 1}, plan);
+  plan_attend(1, {}, {&job, 1}, plan);
   ASSERT_EQ(plan.tasks.size(), 1u);
   std::vector<TileWork> tiles(2);
   list_tiles(job, plan.tasks[0], tiles.data());

@@ -154,16 +154,28 @@ inline double max_abs(const std::vector<float>& a) {
 struct Variant {
   Backend backend;
   Precision precision;
-  bool rounds() const { return has_bf16_dots(backend) && precision == Precision::kBF16; }
+  bool rounds() const {
+    return (has_bf16_dots(backend) || is_cuda(backend)) && precision == Precision::kBF16;
+  }
   std::string name() const {
     return std::string(backend_name(backend)) + (precision == Precision::kF32 ? " f32" : " bf16");
   }
 };
 
-inline std::vector<Variant> fast_variants() {
+// Of CPUs, which alone read latents.
+inline std::vector<Variant> cpu_variants() {
   std::vector<Variant> variants;
   for (Backend backend : available_backends()) {
     if (backend == Backend::kReference) continue;
+    variants.push_back({backend, Precision::kF32});
+    variants.push_back({backend, Precision::kBF16});
+  }
+  return variants;
+}
+
+inline std::vector<Variant> fast_variants() {
+  std::vector<Variant> variants = cpu_variants();
+  for (Backend backend : cuda_backends()) {
     variants.push_back({backend, Precision::kF32});
     variants.push_back({backend, Precision::kBF16});
   }

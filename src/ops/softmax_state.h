@@ -10,6 +10,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kvquant/tensor_view.h"
+
 namespace kvquant {
 
 inline constexpr float kLog2E = 1.44269504088896341f;
@@ -18,7 +20,7 @@ struct SoftmaxState {
   float max = -std::numeric_limits<float>::infinity();
   float sum = 0;
 
-  bool empty() const { return max == -std::numeric_limits<float>::infinity(); }
+  KVQUANT_HD bool empty() const { return max == -std::numeric_limits<float>::infinity(); }
   friend bool operator==(const SoftmaxState&, const SoftmaxState&) = default;
 };
 
@@ -29,7 +31,7 @@ struct MergeFactors {
 };
 
 // Merges `other` into `state`. Both factors are finite and at most 1.
-inline MergeFactors merge(SoftmaxState& state, const SoftmaxState& other) {
+KVQUANT_HD inline MergeFactors merge(SoftmaxState& state, const SoftmaxState& other) {
   if (other.empty()) return {1, 0};
   if (state.empty()) {
     state = other;
@@ -42,6 +44,8 @@ inline MergeFactors merge(SoftmaxState& state, const SoftmaxState& other) {
 }
 
 // What a weighted sum is multiplied by at the end; 0 for a query that saw no key.
-inline float normaliser(const SoftmaxState& state) { return state.sum > 0 ? 1 / state.sum : 0; }
+KVQUANT_HD inline float normaliser(const SoftmaxState& state) {
+  return state.sum > 0 ? 1 / state.sum : 0;
+}
 
 }  // namespace kvquant

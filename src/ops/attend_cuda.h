@@ -1,0 +1,129 @@
+// Attention on CUDA devices: what kernels read, as plain data. All pointers are addresses of the
+// device (of the CPU, when it plays the device: cuda_block.h). Tiles, blocks, pages and rows are
+// the same bytes as on the CPU, so they are copied as they are and codes stay equal to the bit.
+//
+//   attend_cuda_pack.cc   from AttendJob to these
+//   attend_cuda_tile.h    which tile comes next, and where its parts are
+//   attend_cuda_keys.h    keys of a tile into shared memory; attend_cuda_values.h: values
+//   attend_cuda_bf16.h    a task on tensor cores
+//   attend_cuda_f32.h     a task in f32
+//   attend_cuda_merge.h   parts of a query, merged in order
+//   attend_cuda.cu        launches these
+//   attend_emulated.cc    runs them on the CPU
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "formats/precision.h"
+#include "ops/attend.h"
+#include "ops/attend_plan.h"
+#include "ops/cuda_image.h"
+#include "ops/softmax_state.h"
+
+namespace kvquant {
+
+enum class TileSource : int32_t { kDense, kRows, kCoded };
+
+// Keys or values of a run; the members of AttendRun and CodedSide.
+struct CudaSide {
+  TileSource source = TileSource::kDense;
+  DenseType type = DenseType::kF16;
+  const void* const* tiles = nullptr;  // kDense
+  int64_t offset = 0;                  // kDense: tokens before token 0 in the first tile
+  const Half* rows = nullptr;          // kRows
+  int64_t row_stride = 0;
+  // kCoded:
+  const NuqCodebook* codebook = nullptr;
+  KvBlockShape shape{};
+  KvBlockLayout layout{};
+  int64_t head = 0;
+  const std::byte* const* blocks = nullptr;
+  const Half* scales = nullptr;
+  const Half* zeros = nullptr;
+  const int32_t* segment_starts = nullptr;
+  int64_t num_segment_starts = 0;
+  int64_t segment_stride = 0;
+  const OutlierPage* const* pages = nullptr;
+  bool hadamard = false;
+  float logit_bias = 0;
+};
+
+struct CudaRun {
+  CudaSide keys, values;
+  // Keys before RoPE: cos and sin of the positions from first_position on, [head_dim / 2] each, and
+  // those of a tile's tokens relative to token RopeTiles::kMiddle, [head_dim / 2][64].
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  const float* tile_cos = nullptr;
+  const float* tile_sin = nullptr;
+  RunWindow window{};
+
+  // Whether keys are before RoPE: queries then meet them turned back by the tile's middle.
+  constexpr bool is_turned() const { return keys.source != TileSource::kDense; }
+};
+
+struct CudaJob {
+  const float* query = nullptr;  // [num_queries, group, head_dim]
+  float* out = nullptr;          // [num_queries, group, head_dim]
+  int64_t query_stride = 0;      // floats between tokens
+  int64_t out_stride = 0;
+  int64_t first_position = 0;
+  int64_t first_run = 0;
+  int64_t num_runs = 0;
+};
+
+// The parameters of all kernels of one call.
+struct CudaAttend {
+  int32_t head_dim = 0;
+  int32_t group = 0;
+  float log2_scale = 0;  // scale * log2(e)
+  const CudaJob* jobs = nullptr;
+  const CudaRun* runs = nullptr;
+  const AttendTask* tasks = nullptr;
+  const AttendMerge* merges = nullptr;
+  SoftmaxState* partial_states = nullptr;  // [num_partial_rows]
+  float* partial_sums = nullptr;           // [num_partial_rows, head_dim]
+};
+
+// Rows of a task, at most: of f32 products, of decode steps, and of prefill, where wide heads leave
+// registers and shared memory for half as many.
+inline constexpr int64_t kCudaF32Rows = 8;
+inline constexpr int64_t kCudaFewRows = 16;
+inline constexpr int64_t kCudaNarrowDim = 128;
+constexpr int64_t cuda_rows(int64_t head_dim) { return head_dim <= kCudaNarrowDim ? 64 : 32; }
+
+// What one call runs: descriptors whose pointers are those of an image.
+struct CudaAttendCall {
+  AttendPlan plan;
+  std::vector<CudaJob> jobs;
+  std::vector<CudaRun> runs;
+  bool is_bf16 = false;  // products on tensor cores
+  int64_t num_rows = 0;  // room for rows in a task: kCudaF32Rows, kCudaFewRows or cuda_rows()
+
+  int64_t shared_bytes(int64_t head_dim) const;  // that the block of a task needs
+};
+
+// Describes jobs that attend() has checked, with addresses in the image. To be called twice: before
+// the image is placed, to find out what there is, and after. Throws std::invalid_argument for what
+// kernels don't read yet: latents, more than 8 query heads per KV head, head_dim above 256.
+CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
+                           Precision precision, CudaImage& image);
+
+// Parameters with the arrays of `packed` itself; partial results are the caller's.
+CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,
+                     SoftmaxState* partial_states, float* partial_sums);
+
+namespace cuda {
+// Of memory of the host, which is copied: for tests and comparisons. Throws DeviceError, also in a
+// program without CUDA.
+void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision);
+}  // namespace cuda
+
+namespace emulated {
+void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision,
+            ThreadPool& pool);
+}  // namespace emulated
+
+}  // namespace kvquant

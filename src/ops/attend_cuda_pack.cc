@@ -1,0 +1,162 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "ops/attend_cuda.h"
+#include "ops/attend_cuda_shared.h"
+
+namespace kvquant {
+namespace {
+
+template <class T>
+const T* address_of(CudaImage& image, const T* host, int64_t size) {
+  if (host == nullptr || size == 0) return nullptr;
+  return static_cast<const T*>(image.address(host, size * static_cast<int64_t>(sizeof(T))));
+}
+
+template <class T>
+const T* const* list_of(CudaImage& image, std::span<T* const> items, int64_t item_bytes) {
+  static_assert(sizeof(T*) == sizeof(void*));
+  const auto* first = reinterpret_cast<const void* const*>(items.data());
+  return reinterpret_cast<const T* const*>(image.list({first, items.size()}, item_bytes));
+}
+
+CudaSide coded_side(const CodedSide& side, CudaImage& image) {
+  CudaSide out;
+  out.source = TileSource::kCoded;
+  out.codebook = address_of(image, side.codebook, 1);
+  out.shape = side.shape;
+  out.layout = side.layout;
+  out.head = side.head;
+  out.blocks = list_of(image, side.blocks, side.layout.num_bytes);
+  out.num_segment_starts = std::ssize(side.segment_starts);
+  out.segment_starts = address_of(image, side.segment_starts.data(), out.num_segment_starts);
+  out.segment_stride = side.segment_stride;
+  const int64_t num_params = side.segment_stride * out.num_segment_starts + side.shape.head_dim;
+  out.scales = address_of(image, side.scales, num_params);
+  out.zeros = address_of(image, side.zeros, num_params);
+  out.pages = list_of(image, side.pages, sizeof(OutlierPage));
+  out.hadamard = side.hadamard;
+  out.logit_bias = side.logit_bias;
+  return out;
+}
+
+CudaSide dense_side(const AttendRun& run, std::span<const void* const> tiles, int64_t head_dim,
+                    CudaImage& image) {
+  CudaSide out;
+  out.type = run.type;
+  out.tiles = image.list(tiles, kTileTokens * head_dim * element_bytes(run.type));
+  return out;
+}
+
+CudaSide row_side(const AttendRun& run, const Half* rows, int64_t head_dim, CudaImage& image) {
+  CudaSide out;
+  out.source = TileSource::kRows;
+  const int64_t size = run.num_tokens == 0 ? 0 : (run.num_tokens - 1) * run.row_stride + head_dim;
+  out.rows = address_of(image, rows, size);
+  out.row_stride = run.row_stride;
+  return out;
+}
+
+CudaRun pack_run(const AttendRun& run, int64_t head_dim, CudaImage& image) {
+  CudaRun out;
+  out.window = window_of(run);
+  if (run.is_rows()) {
+    out.keys = row_side(run, run.key_rows, head_dim, image);
+    out.values = row_side(run, run.value_rows, head_dim, image);
+  } else {
+    out.keys = run.is_coded() ? coded_side(*run.coded_keys, image)
+                              : dense_side(run, run.key_tiles, head_dim, image);
+    out.values = run.coded_values != nullptr ? coded_side(*run.coded_values, image)
+                                             : dense_side(run, run.value_tiles, head_dim, image);
+    out.keys.offset = run.key_offset;
+  }
+  if (out.is_turned() && run.num_tokens > 0) {
+    const int64_t half = head_dim / 2;
+    // The table grows to the last tile's middle before the first row is asked for.
+    const int64_t last = (run.num_tokens - 1) / kTileTokens * kTileTokens + RopeTiles::kMiddle;
+    run.rope->cos(run.first_position + last);
+    out.cos = address_of(image, run.rope->cos(run.first_position), (last + 1) * half);
+    out.sin = address_of(image, run.rope->sin(run.first_position), (last + 1) * half);
+    out.tile_cos = address_of(image, run.rope->tiles().tile_cos, half * kTileTokens);
+    out.tile_sin = address_of(image, run.rope->tiles().tile_sin, half * kTileTokens);
+  }
+  return out;
+}
+
+CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& image) {
+  const HostRows rows{job.num_queries, shape.group * shape.head_dim, job.query_stride};
+  CudaJob out;
+  out.query = image.input_rows(job.query, rows);
+  out.out = image.output_rows(job.out, rows);
+  out.query_stride = out.out_stride = rows.size;
+  out.first_position = job.first_position;
+  return out;
+}
+
+bool is_rotated(const AttendJob& job) {
+  return std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
+    return run.coded_values != nullptr && run.coded_values->hadamard;
+  });
+}
+
+void check_built(const AttendShape& shape, std::span<const AttendJob> jobs) {
+  check_arg(shape.group <= kCudaF32Rows,
+            fmt::format("attend: CUDA kernels take up to {} query heads per KV head, not {}",
+                        kCudaF32Rows, shape.group));
+  check_arg(shape.head_dim <= kMaxNuqHeadDim,
+            fmt::format("attend: CUDA kernels take head_dim up to {}, not {}", kMaxNuqHeadDim,
+                        shape.head_dim));
+  for (const AttendJob& job : jobs) {
+    for (const AttendRun& run : job.runs) {
+      check_arg(!run.is_low_rank(), "attend: CUDA kernels don't read latents yet");
+    }
+  }
+}
+
+}  // namespace
+
+CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
+                           Precision precision, CudaImage& image) {
+  check_built(shape, jobs);
+  CudaAttendCall call;
+  // Values that are rotated are rotated back in shared memory, for which bf16 is too coarse.
+  call.is_bf16 =
+      precision == Precision::kBF16 && std::none_of(jobs.begin(), jobs.end(), is_rotated);
+  const int64_t most = call.is_bf16 ? cuda_rows(shape.head_dim) : kCudaF32Rows;
+  plan_attend(shape.group, {.block_rows = most, .split_rows = most}, jobs, call.plan);
+  call.num_rows = call.is_bf16 && call.plan.max_rows <= kCudaFewRows ? kCudaFewRows : most;
+  for (const AttendJob& job : jobs) {
+    CudaJob packed = pack_job(shape, job, image);
+    packed.first_run = std::ssize(call.runs);
+    packed.num_runs = std::ssize(job.runs);
+    call.jobs.push_back(packed);
+    for (const AttendRun& run : job.runs) {
+      call.runs.push_back(pack_run(run, shape.head_dim, image));
+    }
+  }
+  return call;
+}
+
+int64_t CudaAttendCall::shared_bytes(int64_t head_dim) const {
+  const int64_t pair_bytes = is_bf16 ? sizeof(Bf16Pair) : sizeof(FloatPair);
+  return attend_shared_layout(head_dim, num_rows, pair_bytes, !is_bf16).num_bytes;
+}
+
+CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,
+                     SoftmaxState* partial_states, float* partial_sums) {
+  CudaAttend call;
+  call.head_dim = static_cast<int32_t>(shape.head_dim);
+  call.group = static_cast<int32_t>(shape.group);
+  call.log2_scale = shape.scale * kLog2E;
+  call.jobs = packed.jobs.data();
+  call.runs = packed.runs.data();
+  call.tasks = packed.plan.tasks.data();
+  call.merges = packed.plan.merges.data();
+  call.partial_states = partial_states;
+  call.partial_sums = partial_sums;
+  return call;
+}
+
+}  // namespace kvquant

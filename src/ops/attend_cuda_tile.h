@@ -1,0 +1,108 @@
+// Which tile a task reads next, and where its parts are.
+#pragma once
+
+#include <cstdint>
+
+#include "base/device_code.h"
+#include "ops/attend_cuda.h"
+
+namespace kvquant {
+
+// The coded side of one tile.
+struct CudaCodes {
+  const uint32_t* words = nullptr;  // code_words.h
+  const Half* scales = nullptr;     // keys: [head_dim]; values: [64]
+  const Half* zeros = nullptr;
+  int64_t first_outlier = 0;
+  int64_t num_outliers = 0;
+};
+
+struct CudaTile {
+  const CudaRun* run = nullptr;
+  int64_t index = 0;  // of the run
+  TileTokens tokens{};
+  CudaCodes keys, values;
+};
+
+KVQUANT_DEVICE CudaCodes find_codes(const CudaSide& side, int64_t tile) {
+  CudaCodes codes;
+  if (side.source != TileSource::kCoded) return codes;
+  const std::byte* block = side.blocks[tile / side.shape.num_tiles];
+  const int64_t index = tile % side.shape.num_tiles;
+  codes.words = reinterpret_cast<const uint32_t*>(block + side.layout.codes(side.head, index));
+  if (side.shape.side == KvSide::kKey) {
+    int64_t segment = 0;
+    for (int64_t i = 0; i < side.num_segment_starts; ++i) {
+      segment += tile >= side.segment_starts[i] ? 1 : 0;
+    }
+    codes.scales = side.scales + segment * side.segment_stride;
+    codes.zeros = side.zeros + segment * side.segment_stride;
+  } else {
+    const int64_t first = side.shape.token_params(index, side.head);
+    codes.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + first;
+    codes.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + first;
+  }
+  if (side.shape.has_outliers) {
+    const int64_t of_head = index * side.shape.num_kv_heads + side.head;
+    codes.first_outlier = reinterpret_cast<const uint32_t*>(block + side.layout.starts)[of_head];
+    codes.num_outliers = reinterpret_cast<const uint16_t*>(block + side.layout.counts)[of_head];
+  }
+  return codes;
+}
+
+// Entry `index` of a tile's outliers.
+KVQUANT_DEVICE OutlierEntry outlier_at(const CudaSide& side, const CudaCodes& codes,
+                                       int64_t index) {
+  const int64_t entry = codes.first_outlier + index;
+  return side.pages[entry / kOutliersPerPage]->entries[entry % kOutliersPerPage];
+}
+
+// The tiles of a task in the order of attend_plan.h. Requires a task without latents.
+class CudaTiles {
+ public:
+  KVQUANT_DEVICE CudaTiles(const CudaJob& job, const CudaRun* runs, const AttendTask& task)
+      : run_(runs + job.first_run),
+        end_(run_ + job.num_runs),
+        position_(job.first_position + task.first_query),
+        num_queries_(task.num_queries),
+        skip_(task.first_tile),
+        left_(task.num_tiles) {
+    enter();
+  }
+
+  // The next tile; false when there is none left.
+  KVQUANT_DEVICE bool next(CudaTile& tile) {
+    while (left_ > 0 && run_ < end_ && tile_ == range_.end) {
+      ++run_;
+      enter();
+    }
+    if (left_ == 0 || run_ == end_) return false;
+    tile.run = run_;
+    tile.index = tile_;
+    tile.tokens = tile_tokens(run_->window, tile_, position_);
+    tile.keys = find_codes(run_->keys, tile_);
+    tile.values = find_codes(run_->values, tile_);
+    ++tile_;
+    --left_;
+    return true;
+  }
+
+ private:
+  KVQUANT_DEVICE void enter() {
+    if (run_ == end_) return;
+    range_ = visible_tiles(run_->window, position_, num_queries_);
+    const int64_t count = range_.end - range_.begin;
+    const int64_t skipped = skip_ < count ? skip_ : count;
+    tile_ = range_.begin + skipped;
+    skip_ -= skipped;
+  }
+
+  const CudaRun* run_;
+  const CudaRun* end_;
+  int64_t position_, num_queries_;
+  int64_t skip_, left_;
+  int64_t tile_ = 0;
+  TileRange range_{0, 0};
+};
+
+}  // namespace kvquant

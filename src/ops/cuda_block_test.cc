@@ -1,0 +1,84 @@
+#include "ops/cuda_block.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <vector>
+
+namespace kvquant::emulated {
+namespace {
+
+// Small whole numbers, which are exact in bf16.
+float element(int row, int column) { return static_cast<float>((row * 7 + column * 5) % 11 - 5); }
+
+uint32_t pair_of(float first, float second) {
+  return to_bfloat16(first).bits | uint32_t{to_bfloat16(second).bits} << 16;
+}
+
+// Fragments by the table of the instruction set's manual for m16n8k16, written out once more.
+TEST(CudaBlock, AProductOfFragmentsIsThatOfTheMatrices) {
+  Warp warp(0, ThreadOrder::kForward);
+  Lanes<FragmentA> a;
+  Lanes<FragmentB> b;
+  Lanes<FragmentC> c;
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane >> 2, t = lane & 3;
+    for (int i = 0; i < 8; i += 2) {  // a0 ... a7
+      const int row = i == 0 || i == 1 || i == 4 || i == 5 ? g : g + 8;
+      const int k = t * 2 + (i >= 4 ? 8 : 0);
+      a[lane].pairs[i / 2] = pair_of(element(row, k), element(row, k + 1));
+    }
+    for (int i = 0; i < 4; i += 2) {  // b0 ... b3
+      const int k = t * 2 + (i >= 2 ? 8 : 0);
+      b[lane].pairs[i / 2] = pair_of(element(k + 20, g), element(k + 21, g));
+    }
+    for (float& sum : c[lane].sums) sum = 100;
+  }
+  warp.multiply(a, b, c);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {  // c0 ... c3
+      const int row = (lane >> 2) + (i < 2 ? 0 : 8), column = (lane & 3) * 2 + (i & 1);
+      float expected = 100;
+      for (int k = 0; k < 16; ++k) expected += element(row, k) * element(k + 20, column);
+      EXPECT_EQ(c[lane].sums[i], expected) << "lane " << lane << ", sum " << i;
+    }
+  }
+}
+
+TEST(CudaBlock, EveryThreadRunsOncePerPhaseInEitherOrder) {
+  for (const ThreadOrder order : {ThreadOrder::kForward, ThreadOrder::kBackward}) {
+    const Block block(7, nullptr, order);
+    EXPECT_EQ(block.index(), 7);
+    std::vector<int> threads(kBlockThreads), lanes(kBlockThreads);
+    block.phase([&](int thread) { ++threads[static_cast<size_t>(thread)]; });
+    block.warp_phase([&](const Warp& warp) {
+      warp.each([&](int lane) { ++lanes[static_cast<size_t>(warp.index() * 32 + lane)]; });
+    });
+    EXPECT_EQ(threads, std::vector<int>(kBlockThreads, 1));
+    EXPECT_EQ(lanes, std::vector<int>(kBlockThreads, 1));
+  }
+}
+
+// What each order sees shows that a barrier is missing.
+TEST(CudaBlock, ReadingWhatOtherThreadsWriteDependsOnTheOrder) {
+  const auto shifted = [](ThreadOrder order) {
+    std::vector<int> x(kBlockThreads + 1, 1);
+    Block(0, nullptr, order).phase([&](int thread) {
+      const auto i = static_cast<size_t>(thread);
+      x[i + 1] = x[i] + 1;
+    });
+    return x;
+  };
+  EXPECT_NE(shifted(ThreadOrder::kForward), shifted(ThreadOrder::kBackward));
+}
+
+TEST(CudaBlock, WarpsReduceAllTheirThreads) {
+  Lanes<float> x;
+  for (int lane = 0; lane < 32; ++lane) x[lane] = static_cast<float>((lane * 13) % 32);
+  const Warp warp(0, ThreadOrder::kForward);
+  EXPECT_EQ(warp.max(x), 31);
+  EXPECT_EQ(warp.sum(x), 496);
+}
+
+}  // namespace
+}  // namespace kvquant::emulated
