@@ -87,7 +87,9 @@ TEST_P(AttendCodedSweep, IsAsAccurateAsThePlainLoopInPrefill) {
   const int64_t group = head_dim == 16 ? 8 : head_dim == 24 ? 3 : 1;
   const TestCodedRun run(codec, rope, 70, 1000, random);
   ErrorCheck check(shape_of(head_dim, group), fast_variants());
-  check.add(only(run).test(shape_of(head_dim, group), 40, 1030, random));
+  for (int i = 0; i < 3; ++i) {  // sums of few errors say little
+    check.add(only(run).test(shape_of(head_dim, group), 40, 1030, random));
+  }
   check.expect_within_twice_naive("40 queries");
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "formats/kv_block.h"
+#include "ops/encode_cuda.h"
 
 namespace kvquant {
 
@@ -19,6 +20,8 @@ void encode_tile(const EncodeJob& job, Backend backend) {
   check_arg((job.low != nullptr) == (job.high != nullptr) &&
                 (job.low == nullptr || job.outliers != nullptr),
             "encode: low, high and outliers belong together");
+  if (backend == Backend::kCudaEmulated) return emulated::encode_tiles({&job, 1});
+  if (backend == Backend::kCuda) return cuda::encode_tiles({&job, 1});
   if (backend != Backend::kReference && simd::encode_tile(job)) return;
   ref::encode_tile(job);
 }

@@ -13,6 +13,7 @@
 //   encode.cc        checks, dispatch
 //   encode_ref.cc    value by value, bit by bit: the definition of correct
 //   encode_simd.cc   Highway: lanes are tokens of keys, channels of values
+//   encode_cuda.h    on CUDA devices: a tile a block
 #pragma once
 
 #include <cstdint>

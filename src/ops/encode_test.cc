@@ -28,6 +28,13 @@ NuqCodebook test_codebook(int bits) {
   return make_codebook(levels);
 }
 
+// Backends that have kernels of their own.
+std::vector<Backend> fast_backends() {
+  std::vector<Backend> backends = cuda_backends();
+  backends.push_back(Backend::kSimd);
+  return backends;
+}
+
 // A tile of fp16 numbers, rows `stride` apart, and all that a job may ask for.
 struct TileData {
   TileData(int64_t head_dim, ScaleAxis axis, unsigned seed)
@@ -134,7 +141,9 @@ TEST(EncodeReference, FeedbackByHand) {
   std::vector<float> coefficients(64, 0.0f);
   coefficients[8] = 0.5f;  // step 1, error of step 0
   const RoundingFeedback feedback{order.data(), coefficients.data()};
-  for (const Backend backend : {Backend::kReference, Backend::kSimd}) {
+  auto backends = fast_backends();
+  backends.push_back(Backend::kReference);
+  for (const Backend backend : backends) {
     std::vector<uint8_t> codes(code_tile_bytes(2, 8), 0);
     std::vector<uint64_t> outliers(8, 0);
     encode_tile({.codebook = &book,
@@ -165,6 +174,41 @@ enum class OutlierKind { kNone, kThresholds, kGiven };
 
 class EncodeOfBits : public testing::TestWithParam<int> {};
 
+// Of all backends, the tile as a whole and in pieces of 1, 3, 7, ... tokens. With thresholds marks
+// are written, else those of `data` are read, if `job` has any.
+void expect_reference_bytes(const TileData& data, EncodeJob job, int bits,
+                            const ::testing::Message& where) {
+  const bool has_marks = job.outliers != nullptr, is_given = has_marks && job.low == nullptr;
+  const auto encode = [&](Encoded& out, std::vector<uint64_t>& marks, Backend backend) {
+    job.codes = out.codes.data();
+    job.outliers = has_marks ? marks.data() : nullptr;
+    encode_tile(job, backend);
+  };
+  Encoded empty(bits, job.head_dim);
+  if (is_given) std::copy(data.outliers.begin(), data.outliers.end(), empty.outliers.begin());
+  Encoded expected = empty;
+  encode(expected, expected.outliers, Backend::kReference);
+  EXPECT_EQ(expected.outliers[0] > 0, has_marks) << where;
+  for (const Backend backend : fast_backends()) {
+    Encoded whole = empty, pieces = empty;
+    job.first_token = 0;
+    job.num_tokens = 64;
+    job.rows = data.rows.data();
+    encode(whole, whole.outliers, backend);
+    int64_t size = 1;
+    for (int64_t first = 0; first < 64; first += size, size = 2 * size + 1) {
+      job.first_token = first;
+      job.num_tokens = std::min<int64_t>(size, 64 - first);
+      job.rows = data.rows.data() + first * data.stride;
+      std::vector<uint64_t> marks = pieces.outliers;
+      encode(pieces, marks, backend);
+      for (int64_t c = 0; c < job.head_dim; ++c) pieces.outliers[c] |= marks[c];
+    }
+    EXPECT_TRUE(whole == expected) << backend_name(backend) << ", " << where;
+    EXPECT_TRUE(pieces == expected) << backend_name(backend) << ", " << where;
+  }
+}
+
 TEST_P(EncodeOfBits, WritesTheReferenceBytesAlsoInPieces) {
   const int bits = GetParam();
   const NuqCodebook book = test_codebook(bits);
@@ -178,33 +222,12 @@ TEST_P(EncodeOfBits, WritesTheReferenceBytesAlsoInPieces) {
           if (has_feedback) job.feedback = &data.feedback;
           if (kind == OutlierKind::kThresholds) job.low = data.low.data();
           if (kind == OutlierKind::kThresholds) job.high = data.high.data();
-          Encoded expected(bits, head_dim), whole(bits, head_dim), pieces(bits, head_dim);
-          const auto encode = [&](Encoded& out, std::vector<uint64_t>& marks, Backend backend) {
-            job.codes = out.codes.data();
-            job.outliers = kind == OutlierKind::kNone ? nullptr : marks.data();
-            encode_tile(job, backend);
-          };
-          if (kind == OutlierKind::kGiven) {
-            std::copy(data.outliers.begin(), data.outliers.end(), expected.outliers.begin());
-            whole.outliers = pieces.outliers = expected.outliers;
-          }
-          encode(expected, expected.outliers, Backend::kReference);
-          encode(whole, whole.outliers, Backend::kSimd);
-          int64_t size = 1;
-          for (int64_t first = 0; first < 64; first += size, size = 2 * size + 1) {
-            job.first_token = first;
-            job.num_tokens = std::min<int64_t>(size, 64 - first);
-            job.rows = data.rows.data() + first * data.stride;
-            std::vector<uint64_t> marks = pieces.outliers;
-            encode(pieces, marks, Backend::kSimd);
-            for (int64_t c = 0; c < head_dim; ++c) pieces.outliers[c] |= marks[c];
-          }
+          std::vector<uint64_t> marks(head_dim);
+          if (kind != OutlierKind::kNone) job.outliers = marks.data();
           const auto where = ::testing::Message()
                              << bits << " bits, head_dim " << head_dim << " feedback "
                              << has_feedback << " outliers " << static_cast<int>(kind);
-          EXPECT_TRUE(whole == expected) << where;
-          EXPECT_TRUE(pieces == expected) << where;
-          EXPECT_EQ(expected.outliers[0] > 0, kind != OutlierKind::kNone);
+          expect_reference_bytes(data, job, bits, where);
         }
       }
     }
