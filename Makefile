@@ -50,7 +50,7 @@ check: bootstrap-check
 	@tools/check
 
 format: bootstrap-check
-	@git ls-files '*.cc' '*.h' | xargs -r clang-format-14 -i
+	@git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs -r clang-format-14 -i
 	@scripts/python-env $(VENV) && $(VENV)/bin/ruff format --quiet
 
 # python/kvquant/_core.pyi, after the bindings have changed.

@@ -47,7 +47,8 @@ DeviceProbe probe_devices() {
 }
 
 void use_device(int index) {
-  check_device(probe_devices(), index);
+  static const DeviceProbe probe = probe_devices();
+  check_device(probe, index);
   check_cuda(cudaSetDevice(index), "choosing a device");
 }
 
@@ -89,6 +90,12 @@ void DeviceStream::copy_to_host(void* to, const void* from, int64_t num_bytes) c
   check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(num_bytes), cudaMemcpyDeviceToHost,
                              stream_of(handle_)),
              "copying from the device");
+}
+
+void DeviceStream::copy_on_device(void* to, const void* from, int64_t num_bytes) const {
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(num_bytes), cudaMemcpyDeviceToDevice,
+                             stream_of(handle_)),
+             "copying on the device");
 }
 
 void DeviceStream::clear(void* to, int64_t num_bytes) const {

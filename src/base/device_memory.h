@@ -67,6 +67,7 @@ class DeviceStream {
   // Queued; host memory must stay until it is done.
   void copy_to_device(void* to, const void* from, int64_t num_bytes) const;
   void copy_to_host(void* to, const void* from, int64_t num_bytes) const;
+  void copy_on_device(void* to, const void* from, int64_t num_bytes) const;
   void clear(void* to, int64_t num_bytes) const;
 
  private:

@@ -1,7 +1,6 @@
 // Launches the kernels of attention (attend_cuda.h).
 #include <cuda_runtime.h>
 
-#include <cstring>
 #include <vector>
 
 #include "base/device_memory.h"
@@ -65,41 +64,87 @@ void launch(const CudaAttendCall& packed, const CudaAttend& call, const DeviceSt
   }
 }
 
+// A call whose memory is on the device.
+class Prepared {
+ public:
+  Prepared(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision) {
+    pack_attend(shape, jobs, precision, image_);
+    image_.place(nullptr);
+    memory_ = DeviceBuffer<std::byte>(image_.num_bytes());
+    image_.place(memory_.data());
+    packed_ = pack_attend(shape, jobs, precision, image_);
+    std::vector<std::byte> staging(static_cast<size_t>(image_.first_output()));
+    image_.fill(staging.data());
+    if (!staging.empty()) {
+      stream_.copy_to_device(memory_.data(), staging.data(), std::ssize(staging));
+    }
+    states_ = DeviceBuffer<SoftmaxState>(packed_.plan.num_partial_rows);
+    sums_ = DeviceBuffer<float>(packed_.plan.num_partial_rows * shape.head_dim);
+    jobs_ = upload(packed_.jobs, stream_);
+    runs_ = upload(packed_.runs, stream_);
+    tasks_ = upload(packed_.plan.tasks, stream_);
+    merges_ = upload(packed_.plan.merges, stream_);
+    call_ = make_call(shape, packed_, states_.data(), sums_.data());
+    call_.jobs = jobs_.data();
+    call_.runs = runs_.data();
+    call_.tasks = tasks_.data();
+    call_.merges = merges_.data();
+    stream_.wait();
+  }
+
+  void launch() const { cuda::launch(packed_, call_, stream_); }
+
+  void read_back() const {
+    std::vector<std::byte> outputs(static_cast<size_t>(image_.num_bytes() - image_.first_output()));
+    if (!outputs.empty()) {
+      stream_.copy_to_host(outputs.data(), memory_.data() + image_.first_output(),
+                           std::ssize(outputs));
+    }
+    stream_.wait();
+    image_.read_back(outputs.data());
+  }
+
+  const DeviceStream& stream() const { return stream_; }
+
+ private:
+  DeviceStream stream_;
+  CudaImage image_;
+  CudaAttendCall packed_;
+  CudaAttend call_;
+  DeviceBuffer<std::byte> memory_;
+  DeviceBuffer<SoftmaxState> states_;
+  DeviceBuffer<float> sums_;
+  DeviceBuffer<CudaJob> jobs_;
+  DeviceBuffer<CudaRun> runs_;
+  DeviceBuffer<AttendTask> tasks_;
+  DeviceBuffer<AttendMerge> merges_;
+};
+
 }  // namespace
 
 void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision) {
   use_device(0);
-  CudaImage image;
-  pack_attend(shape, jobs, precision, image);
-  image.place(nullptr);
-  const DeviceBuffer<std::byte> memory(image.num_bytes());
-  image.place(memory.data());
-  const CudaAttendCall packed = pack_attend(shape, jobs, precision, image);
-  std::vector<std::byte> staging(static_cast<size_t>(image.num_bytes()));
-  image.fill(staging.data());
+  const Prepared prepared(shape, jobs, precision);
+  prepared.launch();
+  prepared.read_back();
+}
 
-  const DeviceStream stream;
-  if (memory.data() != nullptr) {
-    stream.copy_to_device(memory.data(), staging.data(), image.first_output());
+std::vector<double> time_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
+                                Precision precision, int num_runs) {
+  use_device(0);
+  const Prepared prepared(shape, jobs, precision);
+  constexpr int kWarmUp = 3;
+  std::vector<double> ms;
+  for (int i = 0; i < kWarmUp + num_runs; ++i) {
+    DeviceEvent begin, end;
+    begin.record(prepared.stream());
+    prepared.launch();
+    end.record(prepared.stream());
+    const double elapsed = end.ms_since(begin);
+    if (i >= kWarmUp) ms.push_back(elapsed);
   }
-  const DeviceBuffer<SoftmaxState> states(packed.plan.num_partial_rows);
-  const DeviceBuffer<float> sums(packed.plan.num_partial_rows * shape.head_dim);
-  CudaAttend call = make_call(shape, packed, states.data(), sums.data());
-  const auto device_jobs = upload(packed.jobs, stream);
-  const auto runs = upload(packed.runs, stream);
-  const auto tasks = upload(packed.plan.tasks, stream);
-  const auto merges = upload(packed.plan.merges, stream);
-  call.jobs = device_jobs.data();
-  call.runs = runs.data();
-  call.tasks = tasks.data();
-  call.merges = merges.data();
-  launch(packed, call, stream);
-  const int64_t output_bytes = image.num_bytes() - image.first_output();
-  if (output_bytes > 0) {
-    stream.copy_to_host(staging.data(), memory.data() + image.first_output(), output_bytes);
-  }
-  stream.wait();
-  image.read_back(staging.data());
+  prepared.read_back();
+  return ms;
 }
 
 }  // namespace kvquant::cuda

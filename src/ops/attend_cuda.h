@@ -119,6 +119,11 @@ namespace cuda {
 // Of memory of the host, which is copied: for tests and comparisons. Throws DeviceError, also in a
 // program without CUDA.
 void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision precision);
+
+// Milliseconds of each of num_runs runs of the kernels, after some to warm up, everything being on
+// the device. Results are those of attend().
+std::vector<double> time_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
+                                Precision precision, int num_runs);
 }  // namespace cuda
 
 namespace emulated {
