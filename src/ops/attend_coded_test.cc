@@ -86,7 +86,7 @@ TEST_P(AttendCodedSweep, IsAsAccurateAsThePlainLoopInPrefill) {
   const RopeTable rope(head_dim, 1200, 500000);
   const int64_t group = head_dim == 16 ? 8 : head_dim == 24 ? 3 : 1;
   ErrorCheck check(shape_of(head_dim, group), fast_variants());
-  for (int i = 0; i < 3; ++i) {  // sums of few errors say little
+  for (int i = 0; i < 6; ++i) {  // sums of few errors say little
     const TestCodedRun run(codec, rope, 70, 1000, random);
     check.add(only(run).test(shape_of(head_dim, group), 40, 1030, random));
   }
