@@ -21,6 +21,7 @@ namespace {
 std::vector<std::string> with_long_flags(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   for (auto& argument : arguments) {
+    if (argument == "--") break;  // another program's from here on
     for (const char* flag : {"-ctk", "-ctv", "-ub", "-pg"}) {
       if (argument == flag) argument.insert(0, "-");
     }
@@ -70,6 +71,7 @@ int run(int argc, char** argv) {
   add_presets(app, exit_code);
   add_eval(app, exit_code);
   add_bench(app, exit_code);
+  add_energy(app, exit_code);
   add_make_model(app, exit_code);
   auto arguments = with_long_flags(argc, argv);
   if (!arguments.empty() && !arguments[0].empty() && arguments[0][0] != '-' &&
