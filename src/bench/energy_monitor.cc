@@ -39,6 +39,24 @@ std::string describe(const EnergyReading& reading) {
                      *reading.avg_power_watts, reading.note);
 }
 
+void add(std::optional<EnergyReading>& sum, const EnergyReading& more) {
+  if (!sum) {
+    sum = more;
+    return;
+  }
+  sum->duration_s += more.duration_s;
+  if (sum->kind != more.kind || !sum->energy_joules) {
+    const std::string& why = more.energy_joules ? sum->note : more.note;
+    *sum = {.note = why, .duration_s = sum->duration_s, .parts = {}};
+    return;
+  }
+  *sum->energy_joules += *more.energy_joules;
+  *sum->carbon_kg += *more.carbon_kg;
+  sum->avg_power_watts = sum->duration_s > 0 ? *sum->energy_joules / sum->duration_s : 0;
+  if (sum->idle_joules) *sum->idle_joules += more.idle_joules.value_or(0);
+  for (size_t i = 0; i < sum->parts.size(); ++i) sum->parts[i].joules += more.parts[i].joules;
+}
+
 EnergyMeter::EnergyMeter(const EnergyOptions& options) : options_(options) {
   check_options(options);
   found_ = find_energy_counters(options.sources);

@@ -30,14 +30,18 @@ struct EnergyReading {
   std::string note;  // counters, or the assumed power, or why there is no figure
   double duration_s = 0;
   // Unset where nothing was measured or assumed.
-  std::optional<double> energy_joules, avg_power_watts, carbon_kg;
-  std::optional<double> idle_joules;  // of them, what an idle machine takes; after measure_idle
-  std::vector<Part> parts;            // measured, per counter
+  std::optional<double> energy_joules = {}, avg_power_watts = {}, carbon_kg = {};
+  std::optional<double> idle_joules =
+      {};                        // of them, what an idle machine takes; after measure_idle
+  std::vector<Part> parts = {};  // measured, per counter
 };
 
 // "12.3 J, 4.5 W (measured by rapl package-0)", "12 J, 65 W (assumed power of 65 W, not measured)",
 // "not measured (rapl: ...)".
 std::string describe(const EnergyReading& reading);
+
+// Of two stretches of time together. A sum with a part without a figure has none.
+void add(std::optional<EnergyReading>& sum, const EnergyReading& more);
 
 struct EnergyOptions {
   EnergySources sources = {};

@@ -107,6 +107,27 @@ TEST(EnergyMonitor, KnowsWhatAnIdleMachineWouldHaveTaken) {
   EXPECT_DOUBLE_EQ(monitor.stop().idle_joules.value(), 0);
 }
 
+TEST(EnergyMonitor, SumsHaveAFigureWhenAllPartsHave) {
+  const EnergyReading part = {.kind = EnergyKind::kMeasured,
+                              .note = "measured",
+                              .duration_s = 2,
+                              .energy_joules = 6,
+                              .carbon_kg = 1,
+                              .parts = {{"a", EnergyPart::kCpu, 6}}};
+  std::optional<EnergyReading> sum;
+  add(sum, part);
+  add(sum, part);
+  EXPECT_DOUBLE_EQ(sum->duration_s, 4);
+  EXPECT_DOUBLE_EQ(sum->energy_joules.value(), 12);
+  EXPECT_DOUBLE_EQ(sum->avg_power_watts.value(), 3);
+  EXPECT_DOUBLE_EQ(sum->parts[0].joules, 12);
+  add(sum, {.note = "it went away", .duration_s = 1, .parts = {}});
+  add(sum, part);
+  EXPECT_EQ(sum->kind, EnergyKind::kNotMeasured);
+  EXPECT_EQ(describe(*sum), "not measured (it went away)");
+  EXPECT_DOUBLE_EQ(sum->duration_s, 7);
+}
+
 TEST(EnergyMonitor, StartAndStopTakeTurns) {
   EnergyMonitor monitor(EnergyOptions{.sources = {kNone, kNone, -1}, .assume_power_watts = {}});
   EXPECT_THROW(monitor.stop(), std::invalid_argument);

@@ -21,37 +21,17 @@ using Record = DetailedEnergyProfiler::Record;
 
 Json or_null(const std::optional<double>& value) { return value ? Json(*value) : Json(nullptr); }
 
-void add(std::optional<double>& sum, const std::optional<double>& value) {
-  if (value) sum = sum.value_or(0) + *value;
-}
-
-// Of one operation. Readings without a figure make the sum have none: it would be too small.
 Json operation_fields(const std::string& operation, const std::vector<const Record*>& records) {
-  EnergyReading sum = records.front()->reading;
-  int64_t tokens = records.front()->tokens;
-  for (size_t i = 1; i < records.size(); ++i) {
-    const EnergyReading& reading = records[i]->reading;
-    tokens += records[i]->tokens;
-    sum.duration_s += reading.duration_s;
-    add(sum.energy_joules, reading.energy_joules);
-    add(sum.carbon_kg, reading.carbon_kg);
-    add(sum.idle_joules, reading.idle_joules);
-    if (reading.kind != sum.kind) {
-      sum.kind = EnergyKind::kNotMeasured;
-      sum.note = "not all of its measurements have a figure: " + reading.note;
-    }
-  }
-  if (sum.kind == EnergyKind::kNotMeasured) {
-    sum.energy_joules = sum.carbon_kg = sum.idle_joules = std::nullopt;
-  }
-  sum.avg_power_watts.reset();
-  if (sum.energy_joules) {
-    sum.avg_power_watts = sum.duration_s > 0 ? *sum.energy_joules / sum.duration_s : 0;
+  std::optional<EnergyReading> sum;
+  int64_t tokens = 0;
+  for (const Record* record : records) {
+    add(sum, record->reading);
+    tokens += record->tokens;
   }
   Json out = {{"operation", operation}, {"count", records.size()}, {"tokens", tokens}};
-  out.update(energy_fields(sum));
-  out["joules_per_token"] = tokens > 0 && sum.energy_joules
-                                ? Json(*sum.energy_joules / static_cast<double>(tokens))
+  out.update(energy_fields(*sum));
+  out["joules_per_token"] = tokens > 0 && sum->energy_joules
+                                ? Json(*sum->energy_joules / static_cast<double>(tokens))
                                 : Json(nullptr);
   return out;
 }

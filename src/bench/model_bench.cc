@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -60,6 +61,9 @@ std::vector<Start> list_starts(const ModelBenchOptions& options) {
 
 void check_options(const Model& model, const ModelBenchOptions& options) {
   check_arg(options.repetitions > 0, "bench: at least one repetition is needed");
+  check_arg(options.limits.warmups > 0, "bench: at least one repetition has to warm up");
+  check_arg(options.limits.target_error >= 0 && options.limits.max_seconds >= 0,
+            "bench: limits of repetitions below 0");
   check_arg(options.ubatch > 0, fmt::format("bench: a ubatch of {} tokens", options.ubatch));
   const auto tests = list_tests(options);
   check_arg(!tests.empty(), "bench: nothing to time: no prompt, no generated tokens");
@@ -126,27 +130,54 @@ class Bench {
                       .batch = start.batch,
                       .samples_s = {}});
     }
-    for (int repetition = -1; repetition < options_.repetitions; ++repetition) {  // -1 warms up
-      for (size_t i = 0; i < rows.size(); ++i) {
-        const double seconds = run_once(*caches[i], rows[i]);
-        if (repetition >= 0) rows[i].samples_s.push_back(seconds);
-        steps.add();
+    const RepetitionLimits& limits = options_.limits;
+    const Timer since_warmup;
+    for (int i = 0; i < limits.warmups && (i == 0 || !is_over(since_warmup)); ++i) {
+      for (size_t s = 0; s < rows.size(); ++s) run_once(*caches[s], rows[s]);
+      i == 0 ? steps.add() : steps.wait();
+    }
+    const Timer since_start;
+    for (auto& row : rows) row.energy.reset();  // of the warm-up
+    for (int i = 0; wants_more(rows, i, since_start); ++i) {
+      for (size_t s = 0; s < rows.size(); ++s) {
+        rows[s].samples_s.push_back(run_once(*caches[s], rows[s]));
       }
+      i < options_.repetitions ? steps.add() : steps.wait();
+    }
+    for (int i = static_cast<int>(rows[0].samples_s.size()); i < options_.repetitions; ++i) {
+      steps.add();  // those that there was no time for
     }
     summarise(rows);
     return rows;
   }
 
  private:
+  bool is_over(const Timer& timer) const {
+    return options_.limits.max_seconds > 0 && timer.seconds() >= options_.limits.max_seconds;
+  }
+
+  bool wants_more(std::span<const ModelBenchRow> rows, int done, const Timer& timer) const {
+    if (done == 0) return true;
+    if (is_over(timer)) return false;
+    if (done < options_.repetitions) return true;
+    const double target = options_.limits.target_error;
+    if (target == 0 || done >= options_.limits.max_repetitions) return false;
+    return std::any_of(rows.begin(), rows.end(),
+                       [&](const ModelBenchRow& row) { return relative_error(row) > target; });
+  }
+
   double run_once(FilledCache& cache, ModelBenchRow& row) const {
     const int64_t vocab_size = model_.config().vocab_size;
     const auto prompt = random_tokens(row.n_prompt, vocab_size, options_.seed + 1);
     const auto generated = random_tokens(row.n_gen, vocab_size, options_.seed + 2);
     cache.start();
+    EnergyMeter* const meter = options_.energy;
+    const auto begin = meter != nullptr ? meter->now() : EnergyMeter::Moment{};
     const Timer timer;
     cache.prefill(prompt);
     cache.decode(generated);
     const double seconds = timer.seconds();
+    if (meter != nullptr) add(row.energy, meter->between(begin, meter->now()));
     row.cache_bytes = cache.cache_bytes();
     row.peak_cache_bytes = std::max(row.peak_cache_bytes, cache.peak_cache_bytes());
     row.peak_rss_bytes = peak_rss_bytes();
@@ -168,6 +199,15 @@ std::string test_name(const ModelBenchRow& row) {
   if (row.n_depth > 0) name += fmt::format(" @ d{}", row.n_depth);
   if (row.batch > 1) name += fmt::format(" x {}", row.batch);
   return name;
+}
+
+double relative_error(const ModelBenchRow& row) {
+  const auto count = static_cast<double>(row.samples_s.size());
+  if (count < 2) return std::numeric_limits<double>::infinity();
+  const double mean = std::accumulate(row.samples_s.begin(), row.samples_s.end(), 0.0) / count;
+  double squares = 0;
+  for (const double s : row.samples_s) squares += std::pow(s - mean, 2);
+  return std::sqrt(squares / (count - 1) / count) / mean;
 }
 
 void summarise(std::span<ModelBenchRow> rows) {
@@ -193,8 +233,10 @@ std::vector<ModelBenchRow> bench_model(Model& model, const std::vector<CacheSpec
   const Bench bench(model, specs, options);
   const auto tests = list_tests(options);
   const auto starts = list_starts(options);
+  // Fillings of all specs, and for each test a warm-up and the repetitions.
+  const auto fillings = static_cast<int64_t>(specs.size());
   const auto repetitions = static_cast<int64_t>(tests.size()) * (options.repetitions + 1);
-  Steps steps(progress, static_cast<int64_t>(starts.size() * specs.size()) * (repetitions + 1));
+  Steps steps(progress, static_cast<int64_t>(starts.size()) * (fillings + repetitions));
   std::vector<ModelBenchRow> rows;
   for (const Start& start : starts) {
     const Caches caches = bench.fill(start, steps);

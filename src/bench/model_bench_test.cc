@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "model/session.h"
@@ -103,6 +104,39 @@ TEST(ModelBench, SummariesAreOfTokensPerSecondAndOfPairs) {
   for (auto& row : rows) row.samples_s.pop_back();
   summarise(rows);
   EXPECT_EQ(rows[0].tokens_per_s_sd, 0);
+}
+
+TEST(ModelBench, RepeatsUntilTheErrorIsSmallOrALimitIsReached) {
+  Model model = Model::load(kEmbedded);
+  const auto count = [&](int repetitions, const RepetitionLimits& limits) {
+    const auto rows = bench_model(
+        model, {parse_spec("fp16")},
+        {.prompt_sizes = {8}, .gen_sizes = {}, .repetitions = repetitions, .limits = limits});
+    return rows[0].samples_s.size();
+  };
+  EXPECT_EQ(count(3, {.warmups = 2}), 3u);
+  EXPECT_EQ(count(2, {.target_error = 1e9}), 2u);
+  EXPECT_EQ(count(2, {.target_error = 1e-12, .max_repetitions = 7}), 7u);
+  EXPECT_EQ(count(5, {.warmups = 3, .max_seconds = 1e-9}), 1u);
+  EXPECT_THROW(count(1, {.warmups = 0}), std::invalid_argument);
+  EXPECT_THROW(count(1, {.target_error = -1}), std::invalid_argument);
+}
+
+TEST(ModelBench, TheErrorIsThatOfTheMean) {
+  ModelBenchRow row;
+  row.samples_s = {1, 3};
+  EXPECT_DOUBLE_EQ(relative_error(row), 1 / 2.0);  // sd of sqrt(2) over sqrt(2), by a mean of 2
+  row.samples_s.pop_back();
+  EXPECT_TRUE(std::isinf(relative_error(row)));
+}
+
+TEST(ModelBench, EnergyIsOfTheRepetitionsThatCount) {
+  Model model = Model::load(kEmbedded);
+  EnergyMeter meter({.sources = {"/nonexistent", KVQUANT_FAKE_NVML, 0}, .sample_interval_s = 1e6});
+  const auto rows =
+      bench_model(model, {parse_spec("fp16")},
+                  {.prompt_sizes = {8}, .gen_sizes = {}, .repetitions = 4, .energy = &meter});
+  EXPECT_DOUBLE_EQ(rows[0].energy.value().energy_joules.value(), 4 * 1.5);
 }
 
 TEST(ModelBench, WhatDoesNotFitIsRefused) {

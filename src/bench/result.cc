@@ -1,5 +1,6 @@
 #include "bench/result.h"
 
+#include <dnnl.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
@@ -24,6 +25,14 @@ std::string cpu_name() {
   return "unknown";
 }
 
+std::string compiler_name() {
+#ifdef __clang__
+  return __VERSION__;  // "Clang 14.0.6"
+#else
+  return std::string("g++ ") + __VERSION__;
+#endif
+}
+
 }  // namespace
 
 std::string version() { return std::string(KVQUANT_VERSION) + " (" + KVQUANT_COMMIT + ")"; }
@@ -46,7 +55,10 @@ Json machine_info() {
           {"backends", backends},
           {"backend", backend_name(best_backend())},
           {"version", KVQUANT_VERSION},
-          {"commit", KVQUANT_COMMIT}};
+          {"commit", KVQUANT_COMMIT},
+          {"compiler", compiler_name()},
+          {"onednn", fmt::format("{}.{}.{}", dnnl_version()->major, dnnl_version()->minor,
+                                 dnnl_version()->patch)}};
 }
 
 Json model_info(const Model& model) {

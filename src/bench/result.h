@@ -14,7 +14,7 @@ namespace kvquant {
 // Insertion order is kept: files read in the order in which they were written.
 using Json = nlohmann::ordered_json;
 
-// CPU, cores, instruction sets, memory, kvquant's version and commit.
+// CPU, cores, instruction sets, memory; kvquant's version and commit, its compiler and oneDNN.
 Json machine_info();
 
 // Name, architecture and sizes of the model, its fingerprint.

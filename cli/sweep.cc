@@ -1,0 +1,164 @@
+// kvquant sweep: a grid of prompts, batches and cache specs, measured one by one into a folder.
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "base/check.h"
+#include "cli/commands.h"
+#include "cli/sweep_children.h"
+#include "cli/sweep_plan.h"
+
+namespace kvquant::cli {
+namespace {
+
+std::string number(const Json& result, const char* key, const char* format) {
+  const auto it = result.find(key);
+  if (it == result.end() || !it->is_number()) return "-";
+  return fmt::format(fmt::runtime(format), it->get<double>());
+}
+
+std::string bytes(const Json& result, const char* key) {
+  const auto it = result.find(key);
+  return it == result.end() || !it->is_number() ? "-" : format_bytes(it->get<int64_t>());
+}
+
+std::vector<std::string> row_of(const Json& result) {
+  const std::string status = result.at("status");
+  return {result.at("spec"),
+          fmt::format("{}", result.at("n_prompt").get<int64_t>()),
+          number(result, "batch", "{:.0f}"),
+          number(result, "n_gen", "{:.0f}"),
+          number(result, "prefill_tokens_per_s", "{:.1f}"),
+          number(result, "decode_tokens_per_s", "{:.1f}"),
+          number(result, "time_to_first_token_s", "{:.3f}"),
+          number(result, "requests_per_s", "{:.3g}"),
+          bytes(result, "cache_bytes"),
+          bytes(result, "peak_cache_bytes"),
+          number(result, "decode_joules_per_token", "{:.4g}"),
+          status == "ok" && result.contains("is_largest_batch") ? "largest batch" : status};
+}
+
+// Of those configurations of the plan that have results.
+void print_results(const SweepPlan& plan, const SweepOptions& options) {
+  std::vector<std::vector<std::string>> rows = {{"cache", "prompt", "batch", "gen", "prefill t/s",
+                                                 "decode t/s", "first token s", "requests/s",
+                                                 "cache bytes", "cache peak", "J/token", "status"}};
+  Json document = make_document("sweep", nullptr, plan.configuration());
+  std::string energy;
+  for (const auto& item : plan.items()) {
+    if (plan.results().state(item.stem) == ResultState::kMissing) continue;
+    const Json one = plan.results().read(item.stem);
+    const Json& result = one.at("results")[0];
+    document["model"] = one.at("model");
+    document["results"].push_back(result);
+    rows.push_back(row_of(result));
+    if (result.contains("energy_note")) {
+      energy = result.at("energy").get<std::string>() + " (" +
+               result.at("energy_note").get<std::string>() + ")";
+    }
+  }
+  write_json(options.common, document);
+  if (json_on_stdout(options.common)) return;
+  fmt::print("{}", format_table(rows, TableStyle::kMarkdown));
+  if (!energy.empty()) fmt::print("energy: {}\n", energy);
+}
+
+void print_list(const SweepPlan& plan) {
+  for (const auto& item : plan.items()) {
+    const bool is_finished = plan.results().state(item.stem) == ResultState::kFinished;
+    fmt::print("{} {}\n", is_finished ? "finished" : "missing ", item.name);
+  }
+}
+
+int run(const SweepOptions& options) {
+  const SweepPlan plan(options);
+  if (options.here) {
+    run_here(plan, options);
+    return kDone;
+  }
+  if (plan.num_too_long() > 0) {
+    fmt::print(stderr,
+               "kvquant: {} configurations are longer than the model's context and left out\n",
+               plan.num_too_long());
+  }
+  check_arg(!plan.items().empty(), "no configuration is left to measure");
+  if (options.list) {
+    print_list(plan);
+    return kDone;
+  }
+  SweepCounts counts;
+  try {
+    counts = run_children(plan, options.common.quiet);
+  } catch (const Interrupted&) {
+    fmt::print(stderr, "sweep: stopped; the same command goes on from here\n");
+    throw;
+  }
+  print_results(plan, options);
+  if (!options.common.quiet) {
+    fmt::print(stderr, "sweep: {} measured, {} out of memory, {} failed, {} were there; {}\n",
+               counts.measured, counts.out_of_memory, counts.failed, counts.skipped,
+               options.output);
+  }
+  return counts.failed > 0 ? kCheckFailed : kDone;
+}
+
+constexpr const char* kFooter =
+    "A grid is JSON: {\"prompt\": [512, 4096], \"batch\": [1, 8], \"kv\": [\"fp16\", "
+    "\"nuq3-1%\"]},\noptionally gen, block, sink, recent. Every configuration is measured in a "
+    "process of its own and\nwritten to a file of its own; those that have one are skipped, so "
+    "an interrupted sweep is simply\nstarted again. Out of memory is a result. Exit code 1: some "
+    "failed otherwise, see *.failed.json.";
+
+void add_limit_flags(CLI::App& command, SweepOptions& options) {
+  command.add_option("--warmup", options.warmups, "repetitions that don't count (default: 5)")
+      ->check(CLI::Range(1, 1000));
+  command
+      .add_option("--min-repetitions", options.min_repetitions, "that count, at least (default: 5)")
+      ->check(CLI::Range(1, 100000));
+  command.add_option("--max-repetitions", options.max_repetitions, "and at most (default: 50)")
+      ->check(CLI::Range(1, 100000));
+  command
+      .add_option("--target-error", options.target_error,
+                  "repeat until the standard error of the time is below this share (default: 0.02)")
+      ->check(amount());
+  command
+      .add_option("--max-seconds", options.max_seconds,
+                  "of warming up, and again of what counts, of prefill and of decoding each "
+                  "(default: 60; 0: no limit)")
+      ->check(amount());
+}
+
+}  // namespace
+
+void add_sweep(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<SweepOptions>();
+  auto* command =
+      app.add_subcommand("sweep", "speed, memory and energy over a grid, into a folder of results");
+  command->footer(kFooter);
+  add_common_flags(*command, options->common, kModelFlags | kSpecFlags | kRunFlags);
+  for (const char* flag : {"--kv", "--ctk", "--ctv", "--preset", "--ctx"}) {
+    command->remove_option(command->get_option(flag));
+  }
+  command->add_option("--grid", options->grid, "file of the grid (grids/ has some)");
+  command
+      ->add_option("--config", options->configs,
+                   "a configuration by name, e.g. len16384_batch16_nuq3-1% (repeat for more)")
+      ->allow_extra_args(false);
+  command->add_option("-o,--output_path", options->output, "folder of the results")
+      ->required()
+      ->check([](const std::string& path) {
+        return path.empty() ? "the path of the results is empty" : std::string();
+      });
+  command->add_flag("--quick", options->quick,
+                    "few repetitions; without --grid and --config a small grid of its own");
+  command->add_option("--memory-budget", options->memory_budget,
+                      "bytes for the caches, e.g. 2GiB: larger ones are out of memory, and the "
+                      "largest batch of every prompt and spec is measured");
+  command->add_flag("--list", options->list, "say which configurations have results, run nothing");
+  command->add_flag("--here", options->here)->group("");  // for the processes of a sweep
+  add_limit_flags(*command, *options);
+  add_energy_flags(*command, options->energy);
+  command->callback([options, &exit_code] { exit_code = run(*options); });
+}
+
+}  // namespace kvquant::cli

@@ -1,0 +1,62 @@
+// What a sweep is to do: its configurations, the names of their results, and the command that
+// measures one of them in a process of its own.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/sweep_grid.h"
+#include "bench/sweep_results.h"
+#include "bench/sweep_run.h"
+#include "cli/common.h"
+#include "cli/energy_flags.h"
+
+namespace kvquant::cli {
+
+struct SweepOptions {
+  CommonOptions common;
+  EnergyFlags energy;
+  std::string grid;                  // file
+  std::vector<std::string> configs;  // names
+  std::string output;
+  std::string memory_budget;
+  bool quick = false, list = false;
+  bool here = false;  // measure the one configuration in this process
+  // In place of the defaults, or of those of --quick.
+  std::optional<int> warmups, min_repetitions, max_repetitions;
+  std::optional<double> target_error, max_seconds;
+};
+
+SweepLimits limits_of(const SweepOptions& options);
+
+class SweepPlan {
+ public:
+  struct Item {
+    SweepPoint point;
+    std::string name, stem;
+  };
+
+  // Opens the model's file, without loading it. Throws FormatError, IoError, std::invalid_argument
+  // for bad grids, names, specs and folders.
+  explicit SweepPlan(const SweepOptions& options);
+
+  const std::vector<Item>& items() const { return items_; }
+  int64_t num_too_long() const { return num_too_long_; }  // left out: the model reads less
+  const SweepResults& results() const { return results_; }
+
+  // A document for a result of this item; of a model that was not loaded.
+  Json document(const Item& item) const;
+  const Json& configuration() const { return configuration_; }
+  std::vector<std::string> command(const Item& item) const;
+
+ private:
+  const SweepOptions& options_;
+  Json model_, configuration_;
+  SweepResults results_;
+  std::vector<Item> items_;
+  int64_t num_too_long_ = 0;
+};
+
+}  // namespace kvquant::cli
