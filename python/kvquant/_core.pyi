@@ -984,3 +984,83 @@ def choose_policy_for_run(config: PolicyModel | Model, memory: int, batch: int, 
     The least compressed policy that fits into `memory` bytes and whose ppl_budget (relative)
     is within the one given. ValueError when none is.
     """
+
+class EnergyReading:
+    """
+    Energy of the whole machine over a time; None where it was neither
+    measured nor assumed.
+    """
+
+    @property
+    def duration_s(self) -> float: ...
+
+    @property
+    def energy_joules(self) -> float | None: ...
+
+    @property
+    def avg_power_watts(self) -> float | None: ...
+
+    @property
+    def carbon_kg(self) -> float | None: ...
+
+    @property
+    def idle_joules(self) -> float | None:
+        """Of them, what an idle machine takes; after measure_idle."""
+
+    @property
+    def kind(self) -> str:
+        """'measured', 'assumed' or 'not measured'."""
+
+    @property
+    def note(self) -> str:
+        """By what, or why not."""
+
+    def __repr__(self) -> str: ...
+
+class EnergyMonitor:
+    """A stopwatch of energy."""
+
+    def __init__(self, gpu_id: int = 0, assume_power_watts: float | None = None, carbon_kg_per_kwh: float | None = None, powercap: str | os.PathLike[str] = ..., nvml: str | os.PathLike[str] = ...) -> None:
+        """
+        gpu_id -1: no GPU. A power is assumed only where no counter can be read. The carbon
+        intensity is the world's where none is given.
+        """
+
+    def start(self) -> None: ...
+
+    def stop(self) -> EnergyReading:
+        """What was taken since start."""
+
+    def measure_idle(self, seconds: float) -> float | None:
+        """Watts of the idle machine; None without counters."""
+
+    @property
+    def counters(self) -> list[str]: ...
+
+    @property
+    def missing(self) -> list[str]:
+        """What can't be read, and why."""
+
+class EnergyScope:
+    """What DetailedEnergyProfiler.profile returns."""
+
+    def __enter__(self) -> EnergyScope: ...
+
+    def __exit__(self, exc_type: object | None = None, exc_value: object | None = None, traceback: object | None = None) -> None: ...
+
+    def set_tokens(self, count: int) -> None: ...
+
+class DetailedEnergyProfiler:
+    """Energy per named operation."""
+
+    def __init__(self, output_dir: str | os.PathLike[str], gpu_id: int = 0, assume_power_watts: float | None = None, carbon_kg_per_kwh: float | None = None, powercap: str | os.PathLike[str] = ..., nvml: str | os.PathLike[str] = ...) -> None:
+        """As EnergyMonitor; makes the folder."""
+
+    def profile(self, operation: str) -> EnergyScope:
+        """with profiler.profile('prefill') as scope: …"""
+
+    def save_summary(self) -> None:
+        """
+        energy_summary.json and energy_measurements.csv (energy_assumed.csv where the power
+        was assumed) in output_dir.
+        """

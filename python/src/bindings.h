@@ -17,5 +17,6 @@ void bind_evaluation(nanobind::module_& module);
 void bind_calibration(nanobind::module_& module);
 void bind_preset(nanobind::module_& module);
 void bind_policy(nanobind::module_& module);
+void bind_energy(nanobind::module_& module);
 
 }  // namespace kvquant::python

@@ -26,4 +26,5 @@ NB_MODULE(_core, module) {
   python::bind_calibration(module);
   python::bind_preset(module);
   python::bind_policy(module);
+  python::bind_energy(module);
 }
