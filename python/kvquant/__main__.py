@@ -19,6 +19,10 @@ def find_program() -> Path:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["report"]:  # with this interpreter and its packages
+        from kvquant.report.__main__ import main as report
+
+        return report(sys.argv[2:])
     try:
         program = find_program()
         os.execv(program, [str(program), *sys.argv[1:]])

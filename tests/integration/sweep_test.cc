@@ -118,10 +118,10 @@ TEST_F(Sweep, OutOfMemoryIsAResultAndTheSweepGoesOn) {
 
 TEST_F(Sweep, AProcessWithoutMemoryIsAResultToo) {
   const std::string limited = "sh -c 'ulimit -v 1500000; exec " + std::string(KVQUANT_PROGRAM) +
-                              " " + sweep("--config len2000_batch512_gen2_fp16") +
+                              " " + sweep("--config len16_batch60000_gen2_fp16") +
                               "' >/dev/null 2>&1";
   EXPECT_EQ(std::system(limited.c_str()), 0);
-  const Json result = result_of("len2000_batch512_gen2_fp16");
+  const Json result = result_of("len16_batch60000_gen2_fp16");
   EXPECT_EQ(result.at("status"), "out_of_memory");
   EXPECT_NE(result.at("reason").get<std::string>().find("memory"), std::string::npos);
 }

@@ -1,0 +1,204 @@
+"""What a folder of results says: documents of sweep, perplexity and eval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+BASELINE = "fp16"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A configuration of a sweep that was measured, or found no memory."""
+
+    spec: str
+    spec_resolved: str
+    prompt: int
+    batch: int
+    gen: int
+    is_ok: bool
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    time_to_first_token_s: float | None = None
+    requests_per_s: float | None = None
+    cache_bytes: int | None = None
+    peak_cache_bytes: int | None = None
+    decode_joules_per_token: float | None = None
+    prefill_joules_per_token: float | None = None
+    is_energy_assumed: bool = False
+    is_largest_batch: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A spec as perplexity judged it."""
+
+    spec: str
+    spec_resolved: str
+    kl_mean: float | None
+    perplexity: float | None
+    top1_agreement: float | None
+    true_bits: float | None
+
+
+@dataclass(frozen=True)
+class NeedleCell:
+    spec: str
+    length: int
+    depth: float
+    score: float  # from 0 to 1
+
+
+@dataclass
+class Results:
+    model: str
+    machine: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    speeds: list[Speed] = field(default_factory=list)
+    qualities: list[Quality] = field(default_factory=list)
+    needles: list[NeedleCell] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)  # files and why, a line each
+
+    @property
+    def measured(self) -> list[Speed]:
+        return [speed for speed in self.speeds if speed.is_ok]
+
+
+def _number(result: dict[str, Any], key: str) -> float | None:
+    value = result.get(key)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and value is not None else None
+
+
+def _count(result: dict[str, Any], key: str) -> int | None:
+    value = _number(result, key)
+    return None if value is None else int(value)
+
+
+def _speed(result: dict[str, Any]) -> Speed:
+    return Speed(
+        spec=str(result["spec"]),
+        spec_resolved=str(result["spec_resolved"]),
+        prompt=int(result["n_prompt"]),
+        batch=int(result["batch"] or 0),
+        gen=int(result["n_gen"]),
+        is_ok=result["status"] == "ok",
+        prefill_tokens_per_s=_number(result, "prefill_tokens_per_s"),
+        decode_tokens_per_s=_number(result, "decode_tokens_per_s"),
+        time_to_first_token_s=_number(result, "time_to_first_token_s"),
+        requests_per_s=_number(result, "requests_per_s"),
+        cache_bytes=_count(result, "cache_bytes"),
+        peak_cache_bytes=_count(result, "peak_cache_bytes"),
+        decode_joules_per_token=_number(result, "decode_joules_per_token"),
+        prefill_joules_per_token=_number(result, "prefill_joules_per_token"),
+        is_energy_assumed=result.get("energy") == "assumed",
+        is_largest_batch=bool(result.get("is_largest_batch", False)),
+        reason=str(result.get("reason", "")),
+    )
+
+
+def _quality(result: dict[str, Any]) -> Quality:
+    return Quality(
+        spec=str(result["spec"]),
+        spec_resolved=str(result["spec_resolved"]),
+        kl_mean=_number(result, "kl_mean"),
+        perplexity=_number(result, "perplexity"),
+        top1_agreement=_number(result, "top1_agreement"),
+        true_bits=_number(result, "true_bits"),
+    )
+
+
+def _needles(result: dict[str, Any]) -> list[NeedleCell]:
+    if result.get("task") not in ("needle", "passkey"):
+        return []
+    metric = str(result["metric"])
+    return [
+        NeedleCell(
+            str(result["spec"]), int(cell["context_length"]), float(cell["depth"]), cell[metric]
+        )
+        for cell in result.get("cells", [])
+        if "depth" in cell
+    ]
+
+
+def _add(document: dict[str, Any], out: Results) -> None:
+    command = document["command"]
+    for result in document["results"]:
+        if command == "sweep":
+            if result.get("status") != "failed":
+                out.speeds.append(_speed(result))
+        elif command == "perplexity":
+            out.qualities.append(_quality(result))
+        else:
+            out.needles.extend(_needles(result))
+    if command == "sweep" or not out.machine:
+        out.machine = document.get("machine") or {}
+        out.config = document.get("config") or {}
+
+
+def _read(path: Path) -> dict[str, Any] | str | None:
+    """A document, or why it can't be used; None: not one of ours."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{path}: {error}"
+    if not isinstance(document, dict) or "command" not in document:
+        return None
+    if document["command"] not in ("sweep", "perplexity", "eval"):
+        return None
+    if document.get("schema") != SCHEMA:
+        return f"{path}: schema {document.get('schema')}, this version reads {SCHEMA}"
+    if not isinstance(document.get("results"), list) or not isinstance(document.get("model"), dict):
+        return f"{path}: no results of a model"
+    return document
+
+
+def _once(speeds: list[Speed], passed_over: list[str]) -> list[Speed]:
+    """The first of those that measured the same."""
+    seen: dict[tuple[object, ...], Speed] = {}
+    for speed in speeds:
+        key = (speed.spec, speed.prompt, speed.batch, speed.gen, speed.is_largest_batch)
+        if key in seen:
+            passed_over.append(
+                f"{speed.spec}, prompt {speed.prompt}, batch {speed.batch} was measured more than"
+                " once: the first one counts"
+            )
+        seen.setdefault(key, speed)
+    return sorted(seen.values(), key=lambda s: (s.prompt, s.batch))
+
+
+def load_results(folder: Path, model: str | None = None) -> Results:
+    """All *.json of a folder. ValueError when it has none, or of several models and none named."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of results")
+    documents: list[dict[str, Any]] = []
+    passed_over: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        read = _read(path)
+        if isinstance(read, str):
+            passed_over.append(read)
+        elif read is not None:
+            documents.append(read)
+    models = sorted({str(document["model"].get("name")) for document in documents})
+    if not documents:
+        why = f" ({passed_over[0]})" if passed_over else ""
+        raise ValueError(f"{folder} has no results of sweep, perplexity or eval{why}")
+    if model is None and len(models) > 1:
+        raise ValueError(f"{folder} has results of {', '.join(models)}: name one with --model")
+    if model is not None and model not in models:
+        raise ValueError(f"{folder} has no results of {model}, but of {', '.join(models)}")
+    out = Results(model or models[0], passed_over=passed_over)
+    for document in documents:
+        if str(document["model"].get("name")) != out.model:
+            continue
+        try:
+            _add(document, out)
+        except (KeyError, TypeError, ValueError) as error:
+            passed_over.append(f"a document of {document['command']} lacks or garbles {error}")
+    out.speeds = _once(out.speeds, passed_over)
+    return out
