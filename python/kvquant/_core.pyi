@@ -449,12 +449,14 @@ class KvCache:
     them. One layer after the other: append or attend, for all layers of a chunk.
     """
 
-    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, spec: str | CacheSpec = 'nuq4-1%', mode: str = 'as-served', rope_theta: float = 10000.0, frequencies: Sequence[float] | None = None, max_positions: int = 131072, sliding_window: int = 0, calibration: str | os.PathLike[str] | None = None, precision: str = 'auto', num_threads: int = 0) -> None:
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, spec: str | CacheSpec = 'nuq4-1%', mode: str = 'as-served', rope_theta: float = 10000.0, frequencies: Sequence[float] | None = None, max_positions: int = 131072, sliding_window: int = 0, calibration: str | os.PathLike[str] | None = None, precision: str = 'auto', num_threads: int = 0, scaling_factors: Sequence[Array] | None = None) -> None:
         """
         spec: a string or CacheSpec. mode: 'as-served' (the chunk's own tokens and the tail are
         exact) or 'strict' (every token is read as it is stored). frequencies [head_dim / 2]:
         angles of RoPE between neighbouring positions, instead of those of rope_theta.
         calibration: a file of kvquant calibrate. num_threads 0: one for each core.
+        scaling_factors: instead of a calibration, scales of key channels, one float32
+        [num_kv_heads, head_dim] per layer, of keys before RoPE, around zero points of 0.
         """
 
     def add_sequence(self) -> int:

@@ -17,8 +17,10 @@
 #include "cache/cache_file.h"
 #include "engine.h"
 #include "guard.h"
+#include "layer_files.h"
 #include "model/model.h"
 #include "ops/attend.h"
+#include "quant/scaling_calibration.h"
 #include "specs.h"
 
 using namespace nanobind::literals;
@@ -162,6 +164,20 @@ std::vector<double> frequencies_of(int64_t head_dim, double rope_theta, int64_t 
                   ", not a finite number of at least 0");
   }
   return *given;
+}
+
+// What keys are coded with: of a file, or factors per layer; null: neither.
+std::shared_ptr<const Calibration> calibration_of(
+    const KvShape& shape, const CacheSpec& spec, const std::optional<Path>& file,
+    const std::optional<std::vector<Array>>& scaling_factors) {
+  check_arg(!file || !scaling_factors,
+            "KvCache: calibration and scaling_factors can't be given together");
+  if (file) return std::make_shared<const Calibration>(load_calibration(file->string()));
+  if (!scaling_factors) return nullptr;
+  std::vector<LayerScalingFactors> layers;
+  for (const Array& layer : *scaling_factors) layers.push_back(scales_of("scaling_factors", layer));
+  const CalibrationShape fitted{shape.num_layers, 0, shape.num_kv_heads, shape.head_dim};
+  return std::make_shared<const Calibration>(scaling_calibration(layers, fitted, spec));
 }
 
 Precision precision_of(const std::string& name) {
@@ -332,34 +348,36 @@ void bind_cache(nb::module_& module) {
                   const SpecArgument& spec, const std::string& mode, double rope_theta,
                   const std::optional<std::vector<double>>& frequencies, int64_t max_positions,
                   int64_t sliding_window, const std::optional<Path>& calibration,
-                  const std::string& precision, int num_threads) {
-        std::shared_ptr<const Calibration> loaded;
-        if (calibration) {
-          loaded = std::make_shared<const Calibration>(load_calibration(calibration->string()));
-        }
+                  const std::string& precision, int num_threads,
+                  const std::optional<std::vector<Array>>& scaling_factors) {
+        const KvShape shape{num_layers, num_kv_heads, head_dim, sliding_window};
+        const CacheSpec parsed = to_spec(spec);
+        auto fitted = calibration_of(shape, parsed, calibration, scaling_factors);
         check_arg(num_threads >= 0,
                   "KvCache: num_threads is " + std::to_string(num_threads) + ", not 0 or more");
         check_arg(max_positions > 0,
                   "KvCache: max_positions is " + std::to_string(max_positions) + ", not positive");
         return std::make_shared<Cache>(
             CacheOptions{
-                .shape = {num_layers, num_kv_heads, head_dim, sliding_window},
-                .spec = to_spec(spec),
+                .shape = shape,
+                .spec = parsed,
                 .mode = parse_mode(mode),
                 .frequencies = frequencies_of(head_dim, rope_theta, max_positions, frequencies),
                 .max_positions = max_positions,
                 .precision = precision_of(precision),
                 .num_threads = num_threads},
-            std::move(loaded));
+            std::move(fitted));
       }),
       "num_layers"_a, "num_kv_heads"_a, "head_dim"_a, "spec"_a = "nuq4-1%", "mode"_a = "as-served",
       "rope_theta"_a = 10000.0, "frequencies"_a = nb::none(), "max_positions"_a = 131072,
       "sliding_window"_a = 0, "calibration"_a = nb::none(), "precision"_a = "auto",
-      "num_threads"_a = 0,
+      "num_threads"_a = 0, "scaling_factors"_a = nb::none(),
       "spec: a string or CacheSpec. mode: 'as-served' (the chunk's own tokens and the tail are\n"
       "exact) or 'strict' (every token is read as it is stored). frequencies [head_dim / 2]:\n"
       "angles of RoPE between neighbouring positions, instead of those of rope_theta.\n"
-      "calibration: a file of kvquant calibrate. num_threads 0: one for each core.");
+      "calibration: a file of kvquant calibrate. num_threads 0: one for each core.\n"
+      "scaling_factors: instead of a calibration, scales of key channels, one float32\n"
+      "[num_kv_heads, head_dim] per layer, of keys before RoPE, around zero points of 0.");
   bind_sequences(cls);
   bind_attention_calls(cls);
   bind_properties(cls);

@@ -273,3 +273,29 @@ def test_the_spec_comes_back_with_its_windows() -> None:
     assert served.spec.resolved == "k=nuq4-1%,v=nuq4-1%,sink=4,recent=64,block=256"
     assert strict.spec.resolved == "k=nuq4-1%,v=nuq4-1%,sink=0,recent=0,block=256"
     assert (served.mode, strict.mode) == ("as-served", "strict")
+
+
+@pytest.mark.parametrize("spec", ["nuq3", "nuq3-1%"])
+def test_scaling_factors_are_what_keys_are_normalised_by(spec: str) -> None:
+    """Without RoPE, so that keys are read as they are stored."""
+    factors = [np.full((HEADS, DIM), 1 + layer, np.float32) for layer in range(LAYERS)]
+    factors[1][1, 5] = 0
+    cache = make(spec, "strict", frequencies=[0.0] * (DIM // 2), scaling_factors=factors)
+    sequence = cache.add_sequence()
+    _, k, _, _ = feed(cache, sequence, [70, 1])
+    found, _ = cache.read(LAYERS - 1, sequence)
+    x = k.astype(np.float16).astype(np.float32)
+    scale = factors[-1]
+    normalised = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)
+    levels = kvquant.get_cached_codebook("nuq3")
+    codes = kvquant.quantize_to_nuq(np.clip(normalised, -1, 1), levels)
+    expected = kvquant.dequantize_from_nuq(codes, levels) * scale
+    if spec != "nuq3":
+        expected = np.where(np.abs(x) > scale, x, expected)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_scaling_factors_and_a_calibration_exclude_each_other() -> None:
+    factors = [np.ones((HEADS, DIM), np.float32)] * LAYERS
+    with pytest.raises(ValueError, match="can't be given together"):
+        make("nuq3", calibration="some.safetensors", scaling_factors=factors)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import kvquant
 import pytest
 import torch
 from hf_models import config_of, generate, left_padded, logits_of, make, tiny, tokens
-from kvquant.hf import QuantizedModelWrapper
+from kvquant.hf import ActivationCollector, QuantizedModelWrapper
 from kvquant.hf.attach import is_attached
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
@@ -18,8 +20,8 @@ def fresh(name: str = "llama") -> Any:
     return model
 
 
-def wrap(model: Any, codebook: str = "nuq3") -> QuantizedModelWrapper:
-    return QuantizedModelWrapper(model, codebook, precision="f32", num_threads=2)
+def wrap(model: Any, codebook: str = "nuq3", scaling_factors: Any = None) -> QuantizedModelWrapper:
+    return QuantizedModelWrapper(model, codebook, scaling_factors, precision="f32", num_threads=2)
 
 
 def test_unpatching_restores_every_bit() -> None:
@@ -113,6 +115,68 @@ def test_what_a_patched_model_refuses() -> None:
             logits_of(model, tokens(1, 1), old)
         with pytest.raises(RuntimeError, match="another QuantizedModelWrapper"):
             wrap(model).patch()
-    scales: Any = [torch.ones(2, 32)] * 2
-    with pytest.raises(ValueError, match="scaling_factors"):
-        QuantizedModelWrapper(model, "nuq3", scales)
+
+
+def scales_of(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """For each layer, from the keys of a text."""
+    collector = ActivationCollector(model, max_samples=1)
+    collector.install_hooks()
+    logits_of(model, ids)
+    collector.increment_sample_count()
+    collector.remove_hooks()
+    rule = kvquant.ScaleRule.max_abs()
+    return [
+        kvquant.estimate_scaling_factors(collector.get_keys(layer_idx=i), None, rule)
+        for i in range(model.config.num_hidden_layers)
+    ]
+
+
+@pytest.mark.parametrize("codebook", ["nuq4", "nuq4-1%", "int8"])
+def test_scaling_factors_take_the_place_of_fitted_ranges(codebook: str, tmp_path: Path) -> None:
+    model = fresh()
+    ids = tokens(2, 60)
+    before, hooks = logits_of(model, ids), _hooks(model)
+    with wrap(model, codebook):
+        fitted = logits_of(model, ids)
+    scales = scales_of(model, ids)
+    kvquant.save_per_layer_scaling_factors(tmp_path, scales)
+    errors = []
+    for factors in (
+        scales,
+        kvquant.load_per_layer_scaling_factors(tmp_path),
+        torch.ones(2, 32),
+        [torch.ones(2, 32)] * 2,
+    ):
+        with wrap(model, codebook, scaling_factors=factors):
+            patched = logits_of(model, ids)
+            assert not torch.equal(patched, fitted)
+            errors.append(float((patched - before).abs().mean()))
+        assert torch.equal(logits_of(model, ids), before)
+        assert _hooks(model) == hooks
+    assert errors[0] == errors[1]
+    assert errors[2] == errors[3]
+    assert errors[0] > 0
+    if codebook != "nuq4-1%":  # which keeps exactly what is larger than its factor
+        assert errors[2] > 2 * errors[0]
+
+
+def test_scaling_factors_that_do_not_fit_are_refused() -> None:
+    model = fresh()
+    before, hooks = logits_of(model, tokens(1, 10)), _hooks(model)
+    ones = torch.ones(2, 32)
+    for factors, message in (
+        ([ones] * 3, "3 layers, not the cache's 2"),
+        (torch.ones(32, 2), r"layer 0 are \[32, 2\], not .* = \[2, 32\]"),
+        ([ones, torch.ones(4, 16)], r"layer 1 are \[4, 16\]"),
+        (torch.ones(32), "shape"),
+        ([ones, -ones], "layer 1: head 0, channel 0 is -1, not between"),
+        (ones * torch.nan, "channel 0 is -?nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrap(model, scaling_factors=factors).patch()
+    with pytest.raises(ValueError, match="keys of k=fp16,v=nuq3 have no scales"):
+        wrap(model, "k=fp16,v=nuq3", scaling_factors=ones).patch()
+    with pytest.raises(ValueError, match="needs a whole calibration: codec 'pca8"):
+        wrap(model, "k=nuq3,v=pca8", scaling_factors=ones).patch()
+    assert _hooks(model) == hooks
+    assert torch.equal(logits_of(model, tokens(1, 10)), before)

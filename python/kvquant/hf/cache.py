@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -18,6 +19,9 @@ from kvquant.hf.layers import CompressorLayer, EngineLayer
 from kvquant.hf.rope import Rope
 from kvquant.hf.shape import ModelShape
 from kvquant.hf.store import Store
+
+if TYPE_CHECKING:
+    from kvquant._types import Array
 
 PathLike = str | os.PathLike[str]
 
@@ -60,13 +64,16 @@ class CompressedDynamicCache(Cache):
         fused: bool = True,
         precision: str = "auto",
         num_threads: int = 0,
+        scaling_factors: Array | Sequence[Array] | None = None,
     ) -> CompressedDynamicCache:
         """A cache of the engine for one model; see docs/huggingface.md.
 
         model_or_config: a transformers model, or its config (then attach(model) before use).
         calibration: a file of `kvquant calibrate`. mode: "as-served" or "strict". fused: attention
         reads the compressed bytes; else update() returns keys and values decoded, for any
-        attention implementation. precision, num_threads: as of KvCache.
+        attention implementation. precision, num_threads: as of KvCache. scaling_factors: scales of
+        key channels (before RoPE) in place of fitted ranges, float32 [num_kv_heads, head_dim] for
+        each layer, or one for all.
         """
         is_model = isinstance(model_or_config, torch.nn.Module)
         config = model_or_config.config if is_model else model_or_config
@@ -90,6 +97,7 @@ class CompressedDynamicCache(Cache):
             calibration=calibration,
             precision=precision,
             num_threads=num_threads,
+            scaling_factors=_factors_per_layer(scaling_factors, shape.num_layers),
         )
         is_exact = not fused and _is_exact(spec, shape.num_layers)
         exact = DynamicCache(config=config) if is_exact else None
@@ -207,6 +215,16 @@ class CompressedDynamicCache(Cache):
         if self._store is None:
             return 0 if self.spec is not None else self.get_seq_length()
         return max(map(self._store.engine.num_compressed_tokens, self._store.ids), default=0)
+
+
+def _factors_per_layer(
+    factors: Array | Sequence[Array] | None, num_layers: int
+) -> list[Array] | None:
+    if factors is None:
+        return None
+    if isinstance(factors, (torch.Tensor, np.ndarray)) and factors.ndim == 2:
+        return [factors] * num_layers
+    return list(factors)
 
 
 def _codecs(spec: CacheSpec, num_layers: int) -> set[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvquant._core import CacheSpec
 from kvquant.hf.attach import attach, detach, is_attached
@@ -12,14 +13,19 @@ from kvquant.hf.cache import CompressedDynamicCache
 from kvquant.hf.calibrated import check_calibration_exists
 from kvquant.hf.fingerprint import check_fits
 
+if TYPE_CHECKING:
+    from kvquant._types import Array
+
 
 class QuantizedModelWrapper:
     """Between patch() and unpatch() every pass of the model uses a strict compressed cache.
 
     codebook: "nuq3" and the like, or any cache spec. Ranges of keys are fitted to each sequence, or
-    come from calibration, a file of `kvquant calibrate`. scaling_factors has to be None: the
-    engine's cache has no others. A pass without a cache, or with a new one as generate() makes it,
-    gets a compressed one; CompressedDynamicCache objects of the caller are used as they are.
+    come from calibration, a file of `kvquant calibrate`, or are scaling_factors around 0: of keys
+    before RoPE (ActivationCollector.get_keys), float32 [num_kv_heads, head_dim] for each layer or
+    one for all, as estimate_scaling_factors and load_per_layer_scaling_factors give them. A pass
+    without a cache, or with a new one as generate() makes it, gets a compressed one;
+    CompressedDynamicCache objects of the caller are used as they are.
 
     Also a context manager: `with QuantizedModelWrapper(model, "nuq3-1%"): ...`.
     """
@@ -28,17 +34,12 @@ class QuantizedModelWrapper:
         self,
         model: Any,
         codebook: str | CacheSpec = "nuq3",
-        scaling_factors: None = None,
+        scaling_factors: Array | Sequence[Array] | None = None,
         *,
         calibration: str | os.PathLike[str] | None = None,
         precision: str = "auto",
         num_threads: int = 0,
     ) -> None:
-        if scaling_factors is not None:
-            raise ValueError(
-                "scaling_factors can't be given: caches take scales from a calibration file "
-                "(calibration=) or fit them to the sequence"
-            )
         self.model = model
         self.spec = codebook
         self._options: dict[str, Any] = {
@@ -46,6 +47,7 @@ class QuantizedModelWrapper:
             "mode": "strict",
             "precision": precision,
             "num_threads": num_threads,
+            "scaling_factors": scaling_factors,
         }
         self._was_attached = False
         self.is_patched = False
@@ -53,7 +55,8 @@ class QuantizedModelWrapper:
     def patch(self) -> None:
         """From now on attention reads compressed keys and values; patching twice does nothing more.
 
-        ValueError for models, specs and calibrations that don't fit, and nothing is patched then.
+        ValueError for models, specs, factors and calibrations that don't fit, and nothing is
+        patched then.
         """
         if self.is_patched:
             return
