@@ -33,8 +33,9 @@ constexpr int64_t kMostVectorRows = 12;
 // 4900 with 256; one model, two cores of Granite Rapids), the latter fewer where there are few
 // panels: each thread is to have so many tasks. How rows are cut changes no result.
 constexpr int64_t kRowBlock = 256, kTileRowBlock = 512, kTasksOfThread = 8;
-// Rows are padded to multiples of this for oneDNN, which makes a kernel for each number of rows.
-constexpr int64_t kRowMultiple = 16;
+// Rows are padded to multiples of this for oneDNN, which makes a kernel for each number of rows,
+// and for AMX, whose registers have as many.
+constexpr int64_t kRowMultiple = amxbf16::kTileRows;
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -247,18 +248,18 @@ bool multiply(const Job& job, const Task& task, bool unpack, std::byte* unpacked
       if (unpack) simd::unpack_panel(panel, reinterpret_cast<float*>(unpacked));
       break;
     case Path::kMatrixBf16:
+    case Path::kTileBf16:
       if (unpack) avx512bf16::unpack_panel(panel, reinterpret_cast<BFloat16*>(unpacked));
       break;
-    case Path::kTileBf16: {
-      if (unpack) avx512bf16::unpack_panel(panel, reinterpret_cast<BFloat16*>(unpacked));
-      PanelInput<BFloat16> tiles = input_of<BFloat16>(task);
-      tiles.num_rows = round_up(task.num_rows, kRowMultiple);
-      amxbf16::panel_product({unpack ? unpacked : panel.data, panel.padded_in, WeightType::kBF16},
-                             tiles, y);
-      return true;
-    }
   }
-  return PanelGemm::multiply(*task.plan, task.worker, task.x, unpack ? unpacked : panel.data, y);
+  const std::byte* weights = unpack ? unpacked : panel.data;
+  if (job.path == Path::kTileBf16) {
+    PanelInput<BFloat16> rows = input_of<BFloat16>(task);
+    rows.num_rows = round_up(task.num_rows, amxbf16::kTileRows);
+    amxbf16::panel_product({weights, panel.padded_in, WeightType::kBF16}, rows, y);
+    return true;
+  }
+  return PanelGemm::multiply(*task.plan, task.worker, task.x, weights, y);
 }
 
 void store(const Job& job, const Workspace& workspace, const PanelOutput& out) {
