@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "base/backend.h"
+#include "commit.h"
 
 namespace kvquant {
 namespace {
