@@ -86,7 +86,8 @@ void check_budgets(const Options& options, const SensitivityOptions& candidates,
   }
   const double least = (key + value) / 2;
   for (const double bits : options.bits) {
-    check_arg(std::isfinite(bits) && bits >= least,
+    check_arg(std::isfinite(bits), fmt::format("--bits {}: not a finite number", bits));
+    check_arg(bits >= least,
               fmt::format("--bits {:g} is less than the {:.2f} of the smallest candidates: raise "
                           "it, or name smaller ones with --codecs",
                           bits, least));

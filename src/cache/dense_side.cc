@@ -1,10 +1,10 @@
 #include "cache/dense_side.h"
 
 #include <algorithm>
-#include <bit>
 #include <span>
 #include <type_traits>
 
+#include "base/finite_half.h"
 #include "base/half.h"
 #include "ops/rows.h"
 
@@ -13,12 +13,6 @@ namespace {
 
 constexpr int64_t kMaxHeadDim = 1024;  // of the copy on the stack; KvCache checks it
 
-// Of a finite number, without branches, so that loops vectorise: half subnormals become normal in
-// the product, which is exact.
-float finite_to_float(Half x) {
-  const float magnitude = std::bit_cast<float>((x.bits & 0x7FFFu) << 13) * 0x1p112f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | (x.bits & 0x8000u) << 16);
-}
 float finite_to_float(BFloat16 x) { return to_float(x); }
 float finite_to_float(float x) { return x; }
 
