@@ -12,7 +12,7 @@
 namespace kvquant {
 namespace {
 
-constexpr int64_t kChannelsPerTask = 16;  // of a cache line of a row
+constexpr int64_t kChannelsPerTask = 32;  // a cache line of a row
 
 }  // namespace
 
@@ -33,27 +33,24 @@ std::span<Half> KeySegments::add(int64_t tile) {
 }
 
 void KeySegments::begin(int64_t tile, const HalfRows& rows, ThreadPool& pool) {
-  const int64_t num_rows = rows.num_rows();
-  assert(num_rows > 0);
-  const std::span<Half> ranges = add(tile);
+  assert(rows.num_rows() > 0);
+  const std::span<Half> out = add(tile);
+  std::vector<const Half*> starts;
+  for (int64_t t = 0; t < rows.num_rows(); ++t) starts.push_back(rows.row(t).data());
   const int64_t num_tasks = (row_size_ + kChannelsPerTask - 1) / kChannelsPerTask;
   pool.parallel_for(num_tasks, [&](int64_t task, int) {
     const int64_t first = task * kChannelsPerTask;
-    const int64_t end = std::min(row_size_, first + kChannelsPerTask);
-    std::vector<float> columns(static_cast<size_t>((end - first) * num_rows));
-    float row[kChannelsPerTask];
-    for (int64_t t = 0; t < num_rows; ++t) {
-      rows.widen_block(t, 1, first, end - first, row);
-      for (int64_t c = 0; c < end - first; ++c) columns[c * num_rows + t] = row[c];
-    }
-    for (int64_t c = first; c < end; ++c) {
-      const std::span column = std::span(columns).subspan((c - first) * num_rows, num_rows);
-      const ChannelRange range = fit_channel(column, outlier_percent_);
-      ranges[c] = range.scale;
-      ranges[row_size_ + c] = range.zero;
+    const int64_t count = std::min(row_size_ - first, kChannelsPerTask);
+    std::vector<const Half*> columns = starts;
+    for (const Half*& row : columns) row += first;
+    ChannelRange ranges[kChannelsPerTask];
+    fit_channels(columns, outlier_percent_, std::span(ranges).first(static_cast<size_t>(count)));
+    for (int64_t i = 0; i < count; ++i) {
+      out[first + i] = ranges[i].scale;
+      out[row_size_ + first + i] = ranges[i].zero;
       if (outlier_percent_ == 0) continue;
-      ranges[2 * row_size_ + c] = range.low;
-      ranges[3 * row_size_ + c] = range.high;
+      out[2 * row_size_ + first + i] = ranges[i].low;
+      out[3 * row_size_ + first + i] = ranges[i].high;
     }
   });
 }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <vector>
 
+#include "base/finite_half.h"
+#include "quant/column_ends.h"
 #include "quant/row_candidates.h"
 
 namespace kvquant {
@@ -65,7 +67,7 @@ int64_t num_left_out(size_t size, double percent) {
 
 ChannelRange channel_range(float lowest, float highest) {
   const RowRange range = range_of(lowest, highest);
-  return {range.scale, range.zero, to_half(lowest), to_half(highest)};
+  return {range.scale, range.zero, to_half(lowest + 0.0f), to_half(highest + 0.0f)};
 }
 
 // Marks the `count` values that come first by (sign * value descending, index ascending) among
@@ -124,6 +126,24 @@ ChannelRange fit_sorted_channel(std::span<const float> values, double percent) {
   assert(!values.empty() && std::is_sorted(values.begin(), values.end()));
   const auto left_out = static_cast<size_t>(num_left_out(values.size(), percent));
   return channel_range(values[left_out], values[values.size() - 1 - left_out]);
+}
+
+void fit_channels(std::span<const Half* const> rows, double percent,
+                  std::span<ChannelRange> ranges) {
+  assert(!rows.empty());
+  const auto num_channels = static_cast<int64_t>(ranges.size());
+  const int64_t left_out = num_left_out(rows.size(), percent);
+  int64_t done = 0;
+  if (left_out <= kMostLeftOut) {
+    std::vector<float> low(ranges.size()), high(ranges.size());
+    done = find_column_ends(rows, num_channels, left_out, low.data(), high.data());
+    for (int64_t c = 0; c < done; ++c) ranges[c] = channel_range(low[c], high[c]);
+  }
+  std::vector<float> column(rows.size());
+  for (; done < num_channels; ++done) {
+    for (size_t i = 0; i < rows.size(); ++i) column[i] = finite_to_float(rows[i][done]);
+    ranges[done] = fit_channel(column, percent);
+  }
 }
 
 RowRange fit_row(std::span<const float> row, int64_t num_outliers, std::span<uint8_t> outliers) {

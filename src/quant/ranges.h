@@ -28,6 +28,11 @@ ChannelRange fit_channel(std::span<float> values, double percent);
 // The same for values that are ascending already.
 ChannelRange fit_sorted_channel(std::span<const float> values, double percent);
 
+// fit_channel for columns: ranges[c] of the rows' numbers c. rows: their first numbers; some,
+// finite.
+void fit_channels(std::span<const Half* const> rows, double percent,
+                  std::span<ChannelRange> ranges);
+
 struct RowRange {
   Half scale{};
   Half zero{};

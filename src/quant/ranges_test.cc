@@ -57,6 +57,39 @@ TEST(FitChannel, AConstantHasScaleZero) {
   EXPECT_EQ(to_float(range.zero), -2.5f);
 }
 
+TEST(FitChannels, HaveTheRangesOfTheirColumns) {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  std::uniform_int_distribution<int> few(-2, 2);  // ties, and zeros of both signs
+  for (const int64_t num_channels : {1, 7, 8, 16, 30, 96}) {
+    for (const int64_t num_rows : {1, 2, 17, 448, 1000}) {
+      std::vector<std::vector<Half>> numbers(num_rows);
+      std::vector<const Half*> rows;
+      for (std::vector<Half>& row : numbers) {
+        for (int64_t c = 0; c < num_channels; ++c) {
+          const int tied = few(random);
+          row.push_back(c % 3 == 0 ? to_half(tied == 0 ? -0.0f : static_cast<float>(tied / 2))
+                                   : to_half(normal(random) * (c % 3 == 1 ? 1.0f : 1e-6f)));
+        }
+        rows.push_back(row.data());
+      }
+      for (const double percent : {0.0, 0.1, 0.5, 1.0, 2.0, 5.0}) {
+        std::vector<ChannelRange> ranges(num_channels);
+        fit_channels(rows, percent, ranges);
+        for (int64_t c = 0; c < num_channels; ++c) {
+          std::vector<float> column;
+          for (const Half* row : rows) column.push_back(to_float(row[c]));
+          const ChannelRange expected = fit_channel(column, percent);
+          ASSERT_EQ(ranges[c].scale.bits, expected.scale.bits) << num_rows << " " << percent;
+          ASSERT_EQ(ranges[c].zero.bits, expected.zero.bits);
+          ASSERT_EQ(ranges[c].low.bits, expected.low.bits);
+          ASSERT_EQ(ranges[c].high.bits, expected.high.bits);
+        }
+      }
+    }
+  }
+}
+
 TEST(FitRow, TakesTheLargestAndSmallestWithTiesToTheLowerIndex) {
   const std::vector<float> row = {1, 5, 5, 5, 0, -3, -3, 2, 1, 0};
   std::vector<uint8_t> marks(row.size());
