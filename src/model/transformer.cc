@@ -103,9 +103,8 @@ void Transformer::check_chunks(std::span<const ForwardChunk> chunks, const KvCac
 
 void Transformer::reserve(int64_t num_tokens) {
   normed_.reserve_discarding(num_tokens * config_.hidden);
-  qkv_.reserve_discarding(num_tokens * qkv_width(config_));
+  wide_.reserve_discarding(num_tokens * std::max(qkv_width(config_), config_.ffn));
   attention_.reserve_discarding(num_tokens * qkv_width(config_));
-  mlp_.reserve_discarding(num_tokens * config_.ffn);
 }
 
 void Transformer::embed(std::span<const int32_t> tokens, TensorView<float, 2> out) const {
@@ -176,7 +175,7 @@ void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk
   const int64_t width = qkv_width(config_);
   const auto normed = row_major(normed_.data(), {n, config_.hidden});
   norm_rows(as_const(residual), weights.attention_norm, normed);
-  linear(weights.qkv, as_const(normed), row_major(qkv_.data(), {n, width}), Epilogue::kStore,
+  linear(weights.qkv, as_const(normed), row_major(wide_.data(), {n, width}), Epilogue::kStore,
          linear_context());
   finish_qkv(weights, n);
   const PackedMatrix* absorbed =
@@ -200,12 +199,12 @@ void Transformer::attention_block(LayerIndex layer, std::span<const ForwardChunk
          Epilogue::kAdd, linear_context());
 }
 
-// Biases, and the norms of queries and keys, of all rows of qkv_.
+// Biases, and the norms of queries and keys, of all rows of wide_.
 void Transformer::finish_qkv(const LayerWeights& weights, int64_t num_rows) {
   const int64_t width = qkv_width(config_), head_dim = config_.head_dim;
   if (!weights.qkv_bias.empty()) {
     for (int64_t row = 0; row < num_rows; ++row) {
-      float* out = qkv_.data() + row * width;
+      float* out = wide_.data() + row * width;
       for (int64_t i = 0; i < width; ++i) out[i] += weights.qkv_bias[static_cast<size_t>(i)];
     }
   }
@@ -215,25 +214,25 @@ void Transformer::finish_qkv(const LayerWeights& weights, int64_t num_rows) {
     rms_norm(as_const(heads), weight, config_.norm_eps, heads);
   };
   for (int64_t row = 0; row < num_rows; ++row) {
-    float* queries = qkv_.data() + row * width;
+    float* queries = wide_.data() + row * width;
     norm_heads(queries, config_.num_q_heads, weights.query_norm);
     norm_heads(queries + config_.num_q_heads * head_dim, config_.num_kv_heads, weights.key_norm);
   }
 }
 
-// One chunk, whose first token is row `row` of qkv_: append, rotate, attend.
+// One chunk, whose first token is row `row` of wide_: append, rotate, attend.
 void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int64_t row,
                                KvCache& cache, int64_t latent_width) {
   const int64_t width = qkv_width(config_);
   const auto num_new = static_cast<int64_t>(chunk.tokens.size());
   const int64_t first = cache.length(chunk.sequence);  // moves on with the last layer
-  const auto keys = heads_of<const float>(qkv_.data(), config_, row, num_new, config_.num_q_heads,
+  const auto keys = heads_of<const float>(wide_.data(), config_, row, num_new, config_.num_q_heads,
                                           config_.num_kv_heads);
   const auto values =
-      heads_of<const float>(qkv_.data(), config_, row, num_new,
+      heads_of<const float>(wide_.data(), config_, row, num_new,
                             config_.num_q_heads + config_.num_kv_heads, config_.num_kv_heads);
   cache.append(layer.cache, chunk.sequence, keys, values);
-  const auto queries = heads_of<float>(qkv_.data(), config_, row, num_new, 0, config_.num_q_heads);
+  const auto queries = heads_of<float>(wide_.data(), config_, row, num_new, 0, config_.num_q_heads);
   if (is_observed()) copy_rows(queries, observed_);
   for_row_ranges(num_new, pool_, [&](int64_t begin, int64_t end) {
     rope(rows_of(queries, begin, end), first + begin, rope_);
@@ -253,7 +252,7 @@ void Transformer::attend_chunk(LayerIndex layer, const ForwardChunk& chunk, int6
   const int64_t latents_of_token = config_.num_q_heads * latent_width;
   for (int64_t head = 0; head < config_.num_kv_heads; ++head) {
     const int64_t offset = row * width + head * config_.group() * config_.head_dim;
-    jobs.push_back({.query = qkv_.data() + offset,
+    jobs.push_back({.query = wide_.data() + offset,
                     .out = attention_.data() + offset,
                     .query_stride = width,
                     .num_queries = num_new,
@@ -276,8 +275,8 @@ void Transformer::mlp_block(int64_t layer, TensorView<float, 2> residual) {
   const auto normed = row_major(normed_.data(), {n, config_.hidden});
   norm_rows(as_const(residual), weights.mlp_norm, normed);
   linear_swiglu(weights.gate, weights.up, as_const(normed),
-                row_major(mlp_.data(), {n, config_.ffn}), linear_context());
-  linear(weights.down, row_major<const float, 2>(mlp_.data(), {n, config_.ffn}), residual,
+                row_major(wide_.data(), {n, config_.ffn}), linear_context());
+  linear(weights.down, row_major<const float, 2>(wide_.data(), {n, config_.ffn}), residual,
          Epilogue::kAdd, linear_context());
 }
 
@@ -288,8 +287,7 @@ void Transformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2>
 int64_t Transformer::scratch_bytes() const {
   int64_t total = linear_scratch_.input.num_bytes();
   for (const auto& buffer : linear_scratch_.per_worker) total += buffer.num_bytes();
-  for (const auto* buffer :
-       {&residual_, &normed_, &qkv_, &attention_, &latents_, &mlp_, &observed_}) {
+  for (const auto* buffer : {&residual_, &normed_, &wide_, &attention_, &latents_, &observed_}) {
     total += buffer->num_bytes();
   }
   return total;

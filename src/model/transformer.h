@@ -132,10 +132,9 @@ class Transformer {
   // Scratch of one call, [tokens of the batch, ...].
   Buffer<float> residual_;   // [n, hidden]
   Buffer<float> normed_;     // [n, hidden]
-  Buffer<float> qkv_;        // [n, (num_q_heads + 2 num_kv_heads) * head_dim]
-  Buffer<float> attention_;  // the same strides as qkv_, only the query part is used
+  Buffer<float> wide_;       // [n, (num_q_heads + 2 num_kv_heads) * head_dim], then [n, ffn]
+  Buffer<float> attention_;  // the same strides as queries, keys and values in wide_
   Buffer<float> latents_;    // [n, num_q_heads * width], absorbed layers only
-  Buffer<float> mlp_;        // [n, ffn]
   Buffer<float> observed_;   // [n, num_q_heads * head_dim], queries before RoPE of a chunk
   LinearScratch linear_scratch_;
   LayerObserver observer_;
