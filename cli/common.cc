@@ -189,7 +189,7 @@ Model load_model(const CommonOptions& options) {
                                                         .context = options.context,
                                                         .value_decoders = decoders});
   const auto preset = preset_of(options);
-  if (preset) check_preset_fits(*preset, model.checkpoint());
+  if (preset) check_preset_fits(*preset, preset_model(model.checkpoint()));
   const std::string calibration = calibration_file_of(options, preset);
   if (!calibration.empty()) model.set_calibration(load_calibration(calibration));
   return model;

@@ -13,15 +13,14 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/quote.h"
-#include "base/sha256.h"
 #include "cli/calibrate_in_memory.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "eval/disjoint_texts.h"
 #include "eval/evaluate.h"
 #include "eval/tune_candidates.h"
+#include "eval/tune_preset.h"
 #include "kvquant/error.h"
-#include "model/presets.h"
 #include "quant/compact_calibration.h"
 
 namespace kvquant::cli {
@@ -44,7 +43,7 @@ struct Options {
 
 // What lies beside the preset.
 struct Files {
-  std::string preset, calibration;     // the result
+  std::string preset;
   std::string log, whole_calibration;  // of the work, for a run that goes on
 };
 
@@ -52,8 +51,7 @@ Files files_of(const Options& options) {
   const auto beside = [&](const char* extension) {
     return fs::path(options.output).replace_extension(extension).string();
   };
-  return {options.output, beside(".safetensors"), beside(".tune.jsonl"),
-          beside(".tune.safetensors")};
+  return {options.output, beside(".tune.jsonl"), beside(".tune.safetensors")};
 }
 
 std::vector<int64_t> ranks_of(const std::vector<std::string>& grid) {
@@ -170,47 +168,12 @@ Json to_json(const CandidateScore& score) {
   return out;
 }
 
-Preset preset_of_winner(const Options& options, const Model& model, const TuneTexts& texts,
-                        const TuneResult& result) {
-  const CandidateScore& winner = result.measured[*result.winner];
-  Preset preset;
-  preset.spec = winner.spec.text;
-  describe_preset(preset, model.checkpoint());
-  preset.name = options.name.empty() ? fs::path(options.output).stem().string() : options.name;
-  preset.compression_ratio = 16 / winner.true_bits;
-  if (preset.target == PresetTarget::kBoth) preset.side_compression = preset.compression_ratio;
-  preset.baseline_ppl = winner.baseline;
-  preset.compressed_ppl = winner.perplexity;
-  preset.ppl_delta = winner.ppl_delta;
-  preset.ppl_delta_low = winner.ppl_delta_low;
-  preset.ppl_delta_high = winner.ppl_delta_high;
-  preset.kl_divergence = winner.kl_mean;
-  preset.top1_agreement = winner.top1_agreement;
-  preset.true_bits = winner.true_bits;
-  preset.target_ppl_delta = options.target_ppl_delta;
-  for (const CandidateScore& score : result.candidates) {
-    if (resolved(score.spec) == resolved(winner.spec)) preset.selection_ppl_delta = score.ppl_delta;
-  }
-  preset.window = window_of(options, model);
-  preset.eval_tokens = winner.tokens;
-  preset.eval_text = fs::path(texts.test_file).filename().string();
-  preset.eval_begin = texts.test_begin;
-  preset.eval_text_sha256 = sha256_hex(read_text(texts.test_file));
-  for (const CandidateScore& score : result.measured) {
-    preset.pareto.push_back({score.spec.text, score.true_bits, score.ppl_delta, score.kl_mean});
-  }
-  preset.made_by = "kvquant tune " + version().substr(0, version().find(' '));
-  return preset;
-}
-
-// The calibration first: a preset that can be read has all it names.
-void write(const Files& files, const Model& model, Preset& preset) {
-  const CacheSpec spec = parse_spec(preset.spec);
-  if (model.calibration() != nullptr && reads_calibration(spec, model.config().num_layers)) {
-    save_calibration(compact_calibration(*model.calibration(), spec), files.calibration);
-    preset.calibration_file = fs::path(files.calibration).filename().string();
-  }
-  save_preset(preset, files.preset);
+TunePresetOptions preset_options(const Options& options, const Model& model) {
+  return {.model = preset_model(model.checkpoint()),
+          .name = options.name.empty() ? fs::path(options.output).stem().string() : options.name,
+          .target_ppl_delta = options.target_ppl_delta,
+          .window = window_of(options, model),
+          .program = version()};
 }
 
 std::string percent(double share) { return fmt::format("{:+.2f}%", 100 * share); }
@@ -250,33 +213,6 @@ void print_result(const Options& options, const TuneResult& result, const Files&
   }
 }
 
-void tell_failure(const Options& options, const TuneResult& result) {
-  const auto& scores = result.measured.empty() ? result.candidates : result.measured;
-  const auto closest = std::min_element(
-      scores.begin(), scores.end(),
-      [](const CandidateScore& a, const CandidateScore& b) { return a.ppl_delta < b.ppl_delta; });
-  fmt::print(
-      stderr,
-      "kvquant: PPL degradation too high: of {} settings none is smaller than fp16 and within "
-      "{:.2f}%, {} comes closest ({}, KL {:.4f}, {:.2f} bits); no preset is written: raise the "
-      "rank "
-      "(--rank-grid), compress values only (--target v), take int8 rather than int4 "
-      "(--bits-options)\n",
-      result.candidates.size(), 100 * options.target_ppl_delta, closest->spec.text,
-      percent(closest->ppl_delta), closest->kl_mean, closest->true_bits);
-}
-
-// On text that the model itself would write, perplexity rises by exp(KL) - 1. Where text is foreign
-// to it, noise may even lower it.
-void warn_of_divergence(const Options& options, const CandidateScore& winner) {
-  const double expected = std::expm1(winner.kl_mean);
-  if (expected <= options.target_ppl_delta) return;
-  fmt::print(stderr,
-             "kvquant: warning: {} is within the budget, but its KL of {:.4f} is that of a rise by "
-             "{:.2f}%: this text may be foreign to the model: try another one\n",
-             winner.spec.text, winner.kl_mean, 100 * expected);
-}
-
 Json config_of(const Options& options, Model& model, const TuneTexts& texts) {
   Json config = common_config(options.common, model);
   config.update({{"target_ppl_delta", options.target_ppl_delta},
@@ -314,7 +250,7 @@ int run(const Options& options) {
                files.log, log.num_read());
   }
   const TuneResult result = tune(
-      model, {texts.selection, texts.test}, specs,
+      engine_runtime(model), {texts.selection, texts.test}, specs,
       {.target_ppl_delta = options.target_ppl_delta,
        .window = window_of(options, model),
        .ubatch = options.common.ubatch,
@@ -330,14 +266,20 @@ int run(const Options& options) {
   for (const CandidateScore& score : result.measured) document["test"].push_back(to_json(score));
   document["preset"] = nullptr;
   if (result.winner) {
-    Preset preset = preset_of_winner(options, model, texts, result);
-    write(files, model, preset);
+    Preset preset = tuned_preset(result, texts, preset_options(options, model));
+    save_tuned_preset(preset, model.calibration().get(), files.preset);
     document["preset"] = Json::parse(preset_json(preset));
   }
   write_json(options.common, document);
   if (!json_on_stdout(options.common)) print_result(options, result, files);
-  if (!result.winner) tell_failure(options, result);
-  if (result.winner) warn_of_divergence(options, result.measured[*result.winner]);
+  if (!result.winner) {
+    fmt::print(stderr, "kvquant: {}\n", describe_failure(result, options.target_ppl_delta));
+  }
+  if (result.winner) {
+    const auto warning =
+        divergence_warning(result.measured[*result.winner], options.target_ppl_delta);
+    if (!warning.empty()) fmt::print(stderr, "kvquant: warning: {}\n", warning);
+  }
   return result.winner ? kDone : kCheckFailed;
 }
 

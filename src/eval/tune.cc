@@ -7,7 +7,6 @@
 
 #include "base/check.h"
 #include "base/hash.h"
-#include "eval/perplexity.h"
 #include "model/calibration_source.h"
 
 namespace kvquant {
@@ -19,29 +18,17 @@ constexpr double kConfidence = 1.96;  // standard errors of an interval of 95%
 // independent, so twice that of the interval.
 constexpr double kClearly = 4;
 
-std::string run_key(Model& model, std::span<const int32_t> text, const TuneOptions& options) {
+std::string run_key(const TuneRuntime& runtime, std::span<const int32_t> text,
+                    const TuneOptions& options) {
   Hash64 hash;
   hash.add_text(options.program);
   hash.add_text(options.run);
-  hash.add_text(model.checkpoint().fingerprint());
-  hash.add_text(model.calibration() == nullptr ? "" : calibration_hash(*model.calibration()));
+  hash.add_text(runtime.fingerprint);
+  hash.add_text(runtime.calibration);
   hash.add_text(hash_of_tokens(text));
   hash.add_integer(options.window);
   hash.add_integer(options.ubatch);
   return hash.hex();
-}
-
-WindowScore score_of(const PerplexityResult& result) {
-  const double nll = std::log(result.perplexity);
-  return {.tokens = result.tokens,
-          .nll = nll,
-          .baseline_nll = nll - result.nll_delta_mean,
-          .delta = result.nll_delta_mean,
-          .delta_sd = result.nll_delta_sd,
-          .kl = result.kl_mean,
-          .top1 = result.top1_agreement,
-          .cache_bytes = result.cache_bytes,
-          .true_bits = result.true_bits};
 }
 
 // The pooled mean of the deltas, and its standard error.
@@ -73,18 +60,19 @@ bool is_clearly_above(std::span<const WindowScore> windows, double budget) {
 // Scores the specs that are left, window by window.
 class Scoring {
  public:
-  Scoring(Model& model, std::span<const int32_t> text, std::span<const CacheSpec> specs,
-          const TuneOptions& options, TuneLog& log, const Progress& progress)
-      : model_(model),
+  Scoring(const TuneRuntime& runtime, std::span<const int32_t> text,
+          std::span<const CacheSpec> specs, const TuneOptions& options, TuneLog& log,
+          const Progress& progress)
+      : runtime_(runtime),
         text_(text),
         specs_(specs),
         options_(options),
         log_(log),
         progress_(progress),
-        run_(run_key(model, text, options)),
-        scores_(specs.size()) {
-    const TokenizerData& data = model.tokenizer().data();
-    size_ = options.window - (data.add_bos && data.bos >= 0 ? 1 : 0);
+        run_(run_key(runtime, text, options)),
+        scores_(specs.size()),
+        size_(options.window - runtime.num_bos) {
+    check_arg(size_ > 0, fmt::format("tune: a window of {} tokens", options.window));
     num_windows_ = static_cast<int64_t>(text.size()) / size_;
     check_arg(
         num_windows_ > 0 && num_windows_ * size_ == static_cast<int64_t>(text.size()),
@@ -140,16 +128,16 @@ class Scoring {
     for (const size_t i : which) specs.push_back(specs_[i]);
     const auto tokens =
         text_.subspan(static_cast<size_t>(window * size_), static_cast<size_t>(size_));
-    const auto results = evaluate_perplexity(
-        model_, tokens, specs, {.window = options_.window, .ubatch = options_.ubatch},
-        [&](int64_t done, int64_t total) {
+    const auto scores =
+        runtime_.score_window(tokens, specs, options_, [&](int64_t done, int64_t total) {
           const double part = static_cast<double>(done) / static_cast<double>(total);
           tell(window, begin + share * part);
         });
+    check_arg(scores.size() == specs.size(),
+              fmt::format("tune: {} scores of {} specs", scores.size(), specs.size()));
     for (size_t i = 0; i < which.size(); ++i) {
-      const WindowScore score = score_of(results[i]);
-      log_.add(run_, resolved(specs[i]), window, score);
-      scores_[which[i]].push_back(score);
+      log_.add(run_, resolved(specs[i]), window, scores[i]);
+      scores_[which[i]].push_back(scores[i]);
     }
   }
 
@@ -165,7 +153,7 @@ class Scoring {
     report(progress_, std::min<int64_t>(steps, 999), static_cast<int64_t>(kSteps));
   }
 
-  Model& model_;
+  const TuneRuntime& runtime_;
   std::span<const int32_t> text_;
   std::span<const CacheSpec> specs_;
   const TuneOptions& options_;
@@ -173,7 +161,8 @@ class Scoring {
   const Progress& progress_;
   std::string run_;
   std::vector<std::vector<WindowScore>> scores_;  // by spec
-  int64_t size_ = 0, num_windows_ = 0, num_dropped_ = 0;
+  int64_t size_ = 0;                              // of the text in a window
+  int64_t num_windows_ = 0, num_dropped_ = 0;
 };
 
 bool is_usable(const CandidateScore& candidate) {
@@ -181,6 +170,37 @@ bool is_usable(const CandidateScore& candidate) {
 }
 
 }  // namespace
+
+TuneRuntime engine_runtime(Model& model) {
+  const TokenizerData& data = model.tokenizer().data();
+  const auto score = [&model](std::span<const int32_t> text, std::span<const CacheSpec> specs,
+                              const TuneOptions& options, const Progress& progress) {
+    std::vector<WindowScore> out;
+    for (const PerplexityResult& result : evaluate_perplexity(
+             model, text, specs, {.window = options.window, .ubatch = options.ubatch}, progress)) {
+      out.push_back(window_score(result));
+    }
+    return out;
+  };
+  const bool is_calibrated = model.calibration() != nullptr;
+  return {.fingerprint = model.checkpoint().fingerprint(),
+          .calibration = is_calibrated ? calibration_hash(*model.calibration()) : "",
+          .num_bos = data.add_bos && data.bos >= 0 ? 1 : 0,
+          .score_window = score};
+}
+
+WindowScore window_score(const PerplexityResult& result) {
+  const double nll = std::log(result.perplexity);
+  return {.tokens = result.tokens,
+          .nll = nll,
+          .baseline_nll = nll - result.nll_delta_mean,
+          .delta = result.nll_delta_mean,
+          .delta_sd = result.nll_delta_sd,
+          .kl = result.kl_mean,
+          .top1 = result.top1_agreement,
+          .cache_bytes = result.cache_bytes,
+          .true_bits = result.true_bits};
+}
 
 CandidateScore combine_windows(const CacheSpec& spec, std::span<const WindowScore> windows) {
   CandidateScore out;
@@ -210,11 +230,12 @@ CandidateScore combine_windows(const CacheSpec& spec, std::span<const WindowScor
   return out;
 }
 
-std::vector<CandidateScore> score_candidates(Model& model, std::span<const int32_t> text,
+std::vector<CandidateScore> score_candidates(const TuneRuntime& runtime,
+                                             std::span<const int32_t> text,
                                              std::span<const CacheSpec> specs,
                                              const TuneOptions& options, TuneLog& log,
                                              const Progress& progress) {
-  return Scoring(model, text, specs, options, log, progress).all();
+  return Scoring(runtime, text, specs, options, log, progress).all();
 }
 
 double loss_of(const CandidateScore& candidate) {
@@ -253,13 +274,14 @@ std::vector<size_t> pareto_set(std::span<const CandidateScore> candidates) {
   return out;
 }
 
-TuneResult tune(Model& model, const TuneTokens& texts, std::span<const CacheSpec> specs,
-                const TuneOptions& options, TuneLog& log, const TuneProgress& progress) {
+TuneResult tune(const TuneRuntime& runtime, const TuneTokens& texts,
+                std::span<const CacheSpec> specs, const TuneOptions& options, TuneLog& log,
+                const TuneProgress& progress) {
   const double budget = options.target_ppl_delta;
   check_arg(budget >= 0, fmt::format("tune: a budget of {} is not a number of at least 0", budget));
   TuneResult out;
   out.candidates =
-      score_candidates(model, texts.selection, specs, options, log, progress.selection);
+      score_candidates(runtime, texts.selection, specs, options, log, progress.selection);
   const auto best = smallest_within(out.candidates, budget);
   if (!best) return out;
   auto chosen = pareto_set(out.candidates);
@@ -271,7 +293,7 @@ TuneResult tune(Model& model, const TuneTokens& texts, std::span<const CacheSpec
   for (const size_t i : chosen) measured.push_back(out.candidates[i].spec);
   TuneOptions all = options;
   all.target_ppl_delta = std::numeric_limits<double>::infinity();
-  out.measured = score_candidates(model, texts.test, measured, all, log, progress.test);
+  out.measured = score_candidates(runtime, texts.test, measured, all, log, progress.test);
   for (size_t i = 0; i < chosen.size() && !out.winner; ++i) {
     if (!(loss_of(out.candidates[chosen[i]]) <= budget)) continue;
     if (loss_of(out.measured[i]) <= budget) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <span>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "base/progress.h"
+#include "eval/perplexity.h"
 #include "eval/tune_log.h"
 #include "kvquant/spec.h"
 #include "model/model.h"
@@ -39,13 +41,31 @@ struct CandidateScore {
   bool is_dropped = false;
 };
 
+// What runs the model: the engine (engine_runtime), or another program with the engine's caches.
+struct TuneRuntime {
+  std::string fingerprint{};  // of the model
+  std::string calibration{};  // hash; empty: none
+  int64_t num_bos = 0;        // tokens before the text of every window
+  // Scores of the specs, in their order, strict, with the calibration, on one window of text.
+  // Throws what evaluate_perplexity does.
+  std::function<std::vector<WindowScore>(std::span<const int32_t> text,
+                                         std::span<const CacheSpec> specs,
+                                         const TuneOptions& options, const Progress& progress)>
+      score_window{};
+};
+// The model must outlive it and keep its calibration.
+TuneRuntime engine_runtime(Model& model);
+
+WindowScore window_score(const PerplexityResult& result);  // of one window
+
 // How scores of windows add up.
 CandidateScore combine_windows(const CacheSpec& spec, std::span<const WindowScore> windows);
 
-// Strict, with the model's calibration, on whole windows of `text`. What the log has is not run
-// again, each new score is added to it; what is thrown (by progress, for instance) leaves what is
-// done in the log. In the order of the specs. Throws what evaluate_perplexity and TuneLog do.
-std::vector<CandidateScore> score_candidates(Model& model, std::span<const int32_t> text,
+// On whole windows of `text`. What the log has is not run again, each new score is added to it;
+// what is thrown (by progress, for instance) leaves what is done in the log. In the order of the
+// specs. Throws what the runtime and TuneLog do.
+std::vector<CandidateScore> score_candidates(const TuneRuntime& runtime,
+                                             std::span<const int32_t> text,
                                              std::span<const CacheSpec> specs,
                                              const TuneOptions& options, TuneLog& log,
                                              const Progress& progress = {});
@@ -81,7 +101,8 @@ struct TuneProgress {
 // The Pareto set and smaller ones within the budget are measured on the test text; the winner is
 // the smallest that is within the budget on both. Throws std::invalid_argument for a budget that is
 // negative or not a number, and what score_candidates does.
-TuneResult tune(Model& model, const TuneTokens& texts, std::span<const CacheSpec> specs,
-                const TuneOptions& options, TuneLog& log, const TuneProgress& progress = {});
+TuneResult tune(const TuneRuntime& runtime, const TuneTokens& texts,
+                std::span<const CacheSpec> specs, const TuneOptions& options, TuneLog& log,
+                const TuneProgress& progress = {});
 
 }  // namespace kvquant

@@ -125,7 +125,7 @@ TEST_F(Tune, ScoresAreThoseOfThePerplexityOfTheWholeText) {
   TuneLog log;
   const auto all = specs({"int8", "nuq4-1%", "fp16"});
   options_.target_ppl_delta = 1e9;
-  const auto scores = score_candidates(model_, windows(0, 3), all, options_, log);
+  const auto scores = score_candidates(engine_runtime(model_), windows(0, 3), all, options_, log);
   const auto whole = evaluate_perplexity(model_, windows(0, 3), all, {.window = 128, .ubatch = 64});
   for (size_t i = 0; i < all.size(); ++i) {
     EXPECT_EQ(scores[i].tokens, whole[i].tokens);
@@ -143,8 +143,8 @@ TEST_F(Tune, ScoresAreThoseOfThePerplexityOfTheWholeText) {
 TEST_F(Tune, DropsWhatIsClearlyAboveTheBudgetAndNothingElse) {
   TuneLog log;
   options_.target_ppl_delta = 0.02;
-  const auto scores =
-      score_candidates(model_, windows(0, 3), specs({"int8", "nuq2", "nuq4-1%"}), options_, log);
+  const auto scores = score_candidates(engine_runtime(model_), windows(0, 3),
+                                       specs({"int8", "nuq2", "nuq4-1%"}), options_, log);
   EXPECT_FALSE(scores[0].is_dropped);
   EXPECT_EQ(scores[0].windows, 3);
   EXPECT_TRUE(scores[1].is_dropped);
@@ -160,12 +160,13 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
   const auto all = specs({"int8", "nuq4", "nuq3", "nuq4-1%"});
   TuneLog in_memory;
   const TuneResult expected =
-      tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, in_memory);
+      tune(engine_runtime(model_), {windows(0, 2), windows(4, 2)}, all, options_, in_memory);
   struct Stopped {};
   int64_t calls = 0;
   try {
     TuneLog log(path);
-    tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, log, {[&](int64_t, int64_t) {
+    tune(engine_runtime(model_), {windows(0, 2), windows(4, 2)}, all, options_, log,
+         {[&](int64_t, int64_t) {
            if (++calls == 9) throw Stopped{};  // in the second pair of specs
          }});
     FAIL();
@@ -176,7 +177,8 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
   write_file_atomic(path, half + "{\"run\":\"unfini");  // killed while writing
   TuneLog log(path);
   EXPECT_EQ(log.num_read(), 2);
-  const TuneResult result = tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, log);
+  const TuneResult result =
+      tune(engine_runtime(model_), {windows(0, 2), windows(4, 2)}, all, options_, log);
   const std::string whole = read_text(path);
   EXPECT_EQ(whole.substr(0, half.size()), half);
   ASSERT_EQ(result.measured.size(), expected.measured.size());
@@ -186,9 +188,9 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
   }
   // Nothing is run a third time; another text is.
   TuneLog again(path);
-  tune(model_, {windows(0, 2), windows(4, 2)}, all, options_, again);
+  tune(engine_runtime(model_), {windows(0, 2), windows(4, 2)}, all, options_, again);
   EXPECT_EQ(read_text(path), whole);
-  tune(model_, {windows(1, 2), windows(4, 2)}, all, options_, again);
+  tune(engine_runtime(model_), {windows(1, 2), windows(4, 2)}, all, options_, again);
   EXPECT_GT(read_text(path).size(), whole.size());
   std::filesystem::remove(path);
 }
@@ -196,7 +198,7 @@ TEST_F(Tune, GoesOnWhereItWasStopped) {
 TEST_F(Tune, MeasuresTheParetoSetAndChoosesTheSmallestOfIt) {
   TuneLog log;
   options_.target_ppl_delta = 0.2;
-  const TuneResult result = tune(model_, {windows(0, 2), windows(4, 2)},
+  const TuneResult result = tune(engine_runtime(model_), {windows(0, 2), windows(4, 2)},
                                  specs({"int8", "v=int8", "nuq4-1%", "nuq2"}), options_, log);
   ASSERT_TRUE(result.winner);
   const CandidateScore& winner = result.measured[*result.winner];
@@ -212,8 +214,8 @@ TEST_F(Tune, MeasuresTheParetoSetAndChoosesTheSmallestOfIt) {
 TEST_F(Tune, HasNoWinnerWhereNothingIsWithinTheBudget) {
   TuneLog log;
   options_.target_ppl_delta = 0.01;
-  const TuneResult result =
-      tune(model_, {windows(0, 1), windows(4, 1)}, specs({"nuq2", "fp16"}), options_, log);
+  const TuneResult result = tune(engine_runtime(model_), {windows(0, 1), windows(4, 1)},
+                                 specs({"nuq2", "fp16"}), options_, log);
   EXPECT_EQ(result.winner, std::nullopt);
   EXPECT_TRUE(result.measured.empty());
 }
@@ -239,17 +241,62 @@ TEST_F(Tune, MeasuresWhatACompactCalibrationGivesToTheBit) {
   std::filesystem::remove(path);
 }
 
+TEST_F(Tune, AnotherRuntimeIsAskedWindowByWindow) {
+  // int8 loses nothing, nuq2 a lot, and everything beside them half of the budget.
+  int64_t calls = 0;
+  const auto score = [&](std::span<const int32_t> text, std::span<const CacheSpec> which,
+                         const TuneOptions&, const Progress&) {
+    EXPECT_EQ(text.size(), 126u);
+    ++calls;
+    std::vector<WindowScore> out;
+    for (const CacheSpec& spec : which) {
+      const double loss = spec.text == "int8" ? 0 : spec.text == "nuq2" ? 1 : 0.02;
+      const double bits = spec.text == "int8" ? 8 : spec.text == "nuq2" ? 2 : 4;
+      out.push_back({.tokens = 125,
+                     .nll = 2 + loss,
+                     .baseline_nll = 2,
+                     .delta = loss,
+                     .kl = loss,
+                     .top1 = 1,
+                     .cache_bytes = 100,
+                     .true_bits = bits});
+    }
+    return out;
+  };
+  const TuneRuntime other{.fingerprint = "f", .num_bos = 2, .score_window = score};
+  TuneLog log;
+  options_.specs_at_once = 8;
+  const TuneResult result = tune(other, {std::span(text_).first(252), std::span(text_).last(126)},
+                                 specs({"int8", "nuq4", "nuq2"}), options_, log);
+  EXPECT_EQ(calls, 3);
+  EXPECT_TRUE(result.candidates[2].is_dropped);
+  EXPECT_EQ(result.candidates[2].windows, 1);
+  ASSERT_TRUE(result.winner);
+  EXPECT_EQ(result.measured[*result.winner].spec.text, "nuq4");
+  EXPECT_NEAR(result.measured[*result.winner].ppl_delta, std::expm1(0.02), 1e-12);
+
+  TuneRuntime forgetful = other;
+  forgetful.score_window = [](auto, auto, const auto&, const auto&) {
+    return std::vector<WindowScore>{};
+  };
+  TuneLog empty;
+  EXPECT_THROW(
+      score_candidates(forgetful, std::span(text_).first(126), specs({"int8"}), options_, empty),
+      std::invalid_argument);
+}
+
 TEST_F(Tune, RefusesBadOptions) {
   TuneLog log;
   for (const double budget : {-0.1, std::nan("")}) {
     options_.target_ppl_delta = budget;
-    EXPECT_THROW(tune(model_, {windows(0, 1), windows(4, 1)}, specs({"int8"}), options_, log),
+    EXPECT_THROW(tune(engine_runtime(model_), {windows(0, 1), windows(4, 1)}, specs({"int8"}),
+                      options_, log),
                  std::invalid_argument);
   }
   options_.target_ppl_delta = 0.1;
-  EXPECT_THROW(
-      score_candidates(model_, std::span(text_).first(100), specs({"int8"}), options_, log),
-      std::invalid_argument);
+  EXPECT_THROW(score_candidates(engine_runtime(model_), std::span(text_).first(100),
+                                specs({"int8"}), options_, log),
+               std::invalid_argument);
 }
 
 TEST(TuneLog, RefusesLinesOfAnotherKindByNumber) {

@@ -19,12 +19,19 @@ std::vector<Preset> list_presets();
 // std::invalid_argument for a rank above the model's head_dim.
 Preset get_preset_info(const std::string& model, const std::string& preset);
 
+// Of a model that a preset is for, whatever runs it.
+struct PresetModel {
+  std::string name, fingerprint;
+  int64_t num_layers = 0, num_kv_heads = 0, head_dim = 0;
+};
+PresetModel preset_model(const Checkpoint& checkpoint);
+
 // Throws std::invalid_argument naming what differs: head_dim, layers, or the model's name where the
 // fingerprint differs too.
-void check_preset_fits(const Preset& preset, const Checkpoint& checkpoint);
+void check_preset_fits(const Preset& preset, const PresetModel& model);
 
 // Fills in what follows from the spec and the model: rank, target, bits, ratios by marginal bits
 // (what one more token takes), model and its shape.
-void describe_preset(Preset& preset, const Checkpoint& checkpoint);
+void describe_preset(Preset& preset, const PresetModel& model);
 
 }  // namespace kvquant

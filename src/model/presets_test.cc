@@ -17,13 +17,13 @@ Preset embedded_preset(const char* spec) {
   Preset preset;
   preset.name = "test";
   preset.spec = spec;
-  describe_preset(preset, *open_checkpoint(kEmbedded));
+  describe_preset(preset, preset_model(*open_checkpoint(kEmbedded)));
   return preset;
 }
 
 std::string refusal(const Preset& preset, const char* model) {
   try {
-    check_preset_fits(preset, *open_checkpoint(model));
+    check_preset_fits(preset, preset_model(*open_checkpoint(model)));
   } catch (const std::invalid_argument& error) {
     return error.what();
   }
