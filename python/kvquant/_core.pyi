@@ -785,6 +785,9 @@ def choose_samples(texts: Sequence[tuple[str, Tokens]], bos: int, options: Calib
 def fingerprint_of_checkpoint(path: str | os.PathLike[str]) -> str:
     """Model.fingerprint of a file or folder, without loading it."""
 
+def name_of_checkpoint(path: str | os.PathLike[str]) -> str:
+    """What presets call the model of a file or folder."""
+
 def check_calibration_fits(calibration: str | os.PathLike[str], fingerprint: str, num_layers: int, num_q_heads: int, num_kv_heads: int, head_dim: int) -> None:
     """ValueError when a calibration file was made for another model."""
 
@@ -928,6 +931,44 @@ def spec_of_preset_name(name: str) -> CacheSpec | None:
     """
     The spec that 'r120-vonly' or 'r96-kv-int8' stands for; None when it is no such name.
     """
+
+class TuneTexts:
+    """What tuning calibrates on, selects on and tests on: no two share text."""
+
+    def __init__(self, texts: Sequence[tuple[str, Tokens]], test: Sequence[tuple[str, Tokens]], calibration: str | os.PathLike[str] | None, window_tokens: int, windows: int, test_windows: int, calibration_tokens: int) -> None:
+        """
+        texts: token ids with the names of their files; test: one of its own, or none.
+        calibration: a file that is there already. window_tokens, calibration_tokens: of a
+        window and of a sample, without BOS.
+        """
+
+    @property
+    def calibration(self) -> list[tuple[str, list[int]]]:
+        """
+        (name, token ids) of what a calibration is to be made from; [] where there is one.
+        """
+
+    def made(self, calibration: str | os.PathLike[str], fingerprint: str, options: CalibrateOptions, num_bos: int) -> bool:
+        """Whether a file is what calibrating on these texts would give."""
+
+def tune_candidates(num_layers: int, head_dim: int, target: str, ranks: Sequence[int], bits: Sequence[int], codecs: Sequence[str], specs: Sequence[str], sink: int | None = None, recent: int | None = None) -> list[CacheSpec]:
+    """
+    The specs that kvquant tune would try. ranks []: its grid; bits []: no low-rank ones.
+    """
+
+def round_calibration(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """A calibration with the numbers that the file of a preset has."""
+
+def tune_with(measure: Callable[[list[int], list[CacheSpec]], list[dict[str, Any]]], texts: TuneTexts, specs: Sequence[CacheSpec], *, model: str, fingerprint: str, shape: tuple[int, int, int], name: str, target_ppl_delta: float, window: int, num_bos: int, run: str, calibration: str | os.PathLike[str] | None, log: str | os.PathLike[str], output: str | os.PathLike[str]) -> Preset:
+    """
+    kvquant tune of a model that another program runs: measure gives the results of specs on
+    the tokens of one window, without BOS, strict, with the names of evaluate_perplexity.
+    shape: (num_layers, num_kv_heads, head_dim); run: what else decides figures; log: what is
+    measured already. Writes the preset and its calibration; ValueError where none is found.
+    """
+
+def check_preset_fits(preset: Preset, name: str, fingerprint: str, num_layers: int, head_dim: int) -> None:
+    """ValueError when a preset was made for another model."""
 
 class KVPolicyName(enum.Enum):
     """From the least to the most compressed."""

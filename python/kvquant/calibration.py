@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,11 @@ def estimate_fisher(
 
 
 def tune(
-    model: str | Model = "",
+    model: str | Model | Any = "",
     data: PathLike | Sequence[PathLike] | None = None,
     *,
     output: PathLike,
+    tokenizer: SupportsEncode | Tokenizer | None = None,
     target_ppl_delta: float = 0.05,
     target: str = "v",
     rank_grid: Sequence[int | str] = (),
@@ -135,25 +137,51 @@ def tune(
 ) -> Preset:
     """The smallest cache within a budget of perplexity: what `kvquant tune` finds and writes.
 
-    model: a name or path that the engine runs, or a Model, whose path is taken. rank_grid: ranks to
-    try, ("none",) for none. options: the program's other ones with underscores (sink, recent, test,
-    windows, test_windows, calib, samples, seq_len, ctx, threads, name, ...). ValueError "PPL
-    degradation too high" when nothing is within the budget.
+    model: a name or path that the engine runs, or a Model, whose path is taken; or a transformers
+    model with its tokenizer, whose candidates torch measures and the same code chooses from.
+    rank_grid: ranks to try, ("none",) for none. options: the program's other ones with underscores
+    (sink, recent, test, windows, test_windows, calib, samples, seq_len, ctx, ubatch, seed, name;
+    for the engine threads and the like as well). ValueError "PPL degradation too high" when nothing
+    is within the budget.
     """
+    chosen = {
+        "target_ppl_delta": target_ppl_delta,
+        "target": target,
+        "rank_grid": rank_grid,
+        "bits_options": bits_options,
+        "codecs": codecs,
+        "kv": kv,
+        **options,
+    }
+    if isinstance(model, (str, Model)):
+        name = model.path if isinstance(model, Model) else model
+        return _run_tune(name, data, output, chosen, quiet)
+    return _tune_transformers(model, tokenizer, data, output, chosen)
+
+
+def _run_tune(
+    model: str,
+    data: PathLike | Sequence[PathLike] | None,
+    output: PathLike,
+    options: dict[str, Any],
+    quiet: bool,
+) -> Preset:
+    """The program, with the options as its flags."""
     from kvquant.__main__ import find_program
 
-    name = model.path if isinstance(model, Model) else model
-    command = [str(find_program()), "tune", "--output", str(output), "--target", target]
-    command += ["--target-ppl-delta", str(target_ppl_delta)]
-    command += ["--model", name] if name else []
+    command = [str(find_program()), "tune", "--output", str(output)]
+    command += ["--model", model] if model else []
     files = [data] if isinstance(data, (str, os.PathLike)) else list(data or ())
-    lists = {"--data": files, "--rank-grid": rank_grid, "--codecs": codecs}
-    for flag, values in {**lists, "--bits-options": bits_options}.items():
-        command += [flag, *map(str, values)] if values else []
-    for spec in kv:
-        command += ["--kv", str(spec)]
+    command += ["--data", *map(str, files)] if files else []
     for option, value in options.items():
-        command += [f"--{option.replace('_', '-')}", str(value)]
+        flag = f"--{option.replace('_', '-')}"
+        if option == "kv":
+            for spec in value:
+                command += [flag, str(spec)]
+        elif option in ("rank_grid", "codecs", "bits_options"):
+            command += [flag, *map(str, value)] if value else []
+        else:
+            command += [flag, str(value)]
     done = subprocess.run(
         [*command, *(["--quiet"] if quiet else [])],
         stdout=subprocess.PIPE,
@@ -166,6 +194,27 @@ def tune(
     said = (done.stderr or "").strip().splitlines()
     message = said[-1].removeprefix("kvquant: ") if said else "kvquant tune: see its messages"
     raise (OutOfMemory if done.returncode == 3 else ValueError)(message)
+
+
+def _tune_transformers(
+    model: Any,
+    tokenizer: SupportsEncode | Tokenizer | None,
+    data: PathLike | Sequence[PathLike] | None,
+    output: PathLike,
+    options: dict[str, Any],
+) -> Preset:
+    from kvquant.hf.tuning import TuneOptions
+    from kvquant.hf.tuning import tune as for_transformers
+
+    if tokenizer is None:
+        tokenizer = tokenizer_of(model)
+    test = options.pop("test", None)
+    unknown = sorted(set(options) - {field.name for field in fields(TuneOptions)})
+    if unknown:
+        raise ValueError(f"tune of a transformers model has no option {', '.join(unknown)}")
+    texts = read_texts(data, tokenizer)
+    tested = read_texts(test, tokenizer) if test is not None else []
+    return for_transformers(model, tokenizer, texts, tested, TuneOptions(**options), output)
 
 
 def tokenizer_of(model: Any) -> Tokenizer:

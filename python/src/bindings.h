@@ -15,6 +15,7 @@ void bind_model(nanobind::module_& module);
 void bind_session(nanobind::module_& module);
 void bind_evaluation(nanobind::module_& module);
 void bind_calibration(nanobind::module_& module);
+void bind_tuning(nanobind::module_& module);
 void bind_preset(nanobind::module_& module);
 void bind_policy(nanobind::module_& module);
 void bind_energy(nanobind::module_& module);

@@ -17,6 +17,7 @@
 #include "engine.h"
 #include "model/calibration_fit.h"
 #include "ops/rope_scaling.h"
+#include "texts.h"
 
 using namespace nanobind::literals;
 
@@ -25,13 +26,6 @@ namespace {
 
 using OnProgress = std::function<void(int64_t, int64_t)>;
 using Text = std::tuple<std::string, int64_t, int64_t, std::string>;  // of CalibrationText
-using NamedTokens = std::vector<std::pair<std::string, nb::object>>;
-
-std::vector<TokenizedText> to_texts(const NamedTokens& named) {
-  std::vector<TokenizedText> texts;
-  for (const auto& [name, tokens] : named) texts.push_back({name, to_tokens("tokens", tokens)});
-  return texts;
-}
 
 // Writes the file; what it says of itself.
 nb::dict save(Calibration calibration, const Path& path) {
@@ -239,6 +233,12 @@ void bind_fit(nb::module_& module) {
 
 }  // namespace
 
+std::vector<TokenizedText> to_texts(const NamedTokens& named) {
+  std::vector<TokenizedText> texts;
+  for (const auto& [name, tokens] : named) texts.push_back({name, to_tokens("tokens", tokens)});
+  return texts;
+}
+
 void bind_calibration(nb::module_& module) {
   bind_options(module);
   bind_fit(module);
@@ -270,6 +270,10 @@ void bind_calibration(nb::module_& module) {
       "fingerprint_of_checkpoint",
       [](const Path& path) { return open_checkpoint(path.string())->fingerprint(); }, "path"_a,
       "Model.fingerprint of a file or folder, without loading it.");
+  module.def(
+      "name_of_checkpoint",
+      [](const Path& path) { return open_checkpoint(path.string())->config().name; }, "path"_a,
+      "What presets call the model of a file or folder.");
   module.def(
       "check_calibration_fits",
       [](const Path& calibration, const std::string& fingerprint, int64_t num_layers,

@@ -27,6 +27,8 @@ nb::dict fields(const PerplexityResult& result, CacheMode mode) {
   out["ppl_stderr"] = result.ppl_stderr;
   out["ppl_delta"] = result.ppl_delta;
   out["ppl_delta_rel"] = result.ppl_delta_rel;
+  out["nll_delta_mean"] = result.nll_delta_mean;
+  out["nll_delta_sd"] = result.nll_delta_sd;
   out["kl_mean"] = result.kl_mean;
   out["kl_median"] = result.kl_median;
   out["kl_p99"] = result.kl_p99;

@@ -25,6 +25,7 @@ NB_MODULE(_core, module) {
   python::bind_evaluation(module);
   python::bind_calibration(module);
   python::bind_preset(module);
+  python::bind_tuning(module);
   python::bind_policy(module);
   python::bind_energy(module);
 }

@@ -13,9 +13,12 @@ import torch
 from kvquant._core import (
     FormatError,
     IoError,
+    Preset,
     check_calibration_fits,
+    check_preset_fits,
     find_model,
     fingerprint_of_checkpoint,
+    name_of_checkpoint,
 )
 from kvquant.hf.shape import ModelShape
 
@@ -45,6 +48,29 @@ def fingerprint_of(model_or_config: Any) -> str | None:
             pass  # an architecture that the engine doesn't know
     is_model = isinstance(model_or_config, torch.nn.Module)
     return _weights_of(model_or_config) if is_model else None
+
+
+def name_of(model_or_config: Any) -> str:
+    """What presets call the model: as the engine does, or after its folder or type."""
+    config = getattr(model_or_config, "config", model_or_config)
+    place = checkpoint_of(model_or_config)
+    if place is None:
+        return str(getattr(config, "model_type", type(config).__name__))
+    try:
+        return name_of_checkpoint(find_model(place))
+    except (FormatError, IoError):
+        return Path(place).stem
+
+
+def check_preset(preset: Preset, model_or_config: Any) -> None:
+    """ValueError when a preset was made for another model; so far as is known which this is."""
+    fingerprint = fingerprint_of(model_or_config)
+    if fingerprint is None or not preset.model_fingerprint:
+        return
+    # A model type says nothing; the name of a checkpoint will do, as it does for the engine.
+    name = name_of(model_or_config) if checkpoint_of(model_or_config) else ""
+    shape = ModelShape.of(getattr(model_or_config, "config", model_or_config))
+    check_preset_fits(preset, name, fingerprint, shape.num_layers, shape.head_dim)
 
 
 def check_fits(calibration: str | os.PathLike[str], model_or_config: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,16 @@ Window = tuple[list[int], int]  # tokens, and the first one that is scored
 
 
 def evaluate_windows(
-    model: Any, windows: Sequence[Window], specs: Sequence[CacheSpec], mode: str, ubatch: int
+    model: Any,
+    windows: Sequence[Window],
+    specs: Sequence[CacheSpec],
+    mode: str,
+    ubatch: int,
+    calibration: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
     """A result for each spec; ubatch tokens go through the layers at once."""
-    baseline = _Run(model, BASELINE, mode, ubatch)
-    runs = [_Run(model, spec, mode, ubatch) for spec in specs]
+    baseline = _Run(model, BASELINE, mode, ubatch, None)
+    runs = [_Run(model, spec, mode, ubatch, calibration) for spec in specs]
     with torch.no_grad():
         for tokens, first in windows:
             exact = baseline.log_probabilities(tokens, first)
@@ -54,13 +60,22 @@ def windows_of(
 class _Run:
     """What is added up for one spec."""
 
-    def __init__(self, model: Any, spec: CacheSpec, mode: str, ubatch: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        spec: CacheSpec,
+        mode: str,
+        ubatch: int,
+        calibration: str | os.PathLike[str] | None,
+    ) -> None:
         self.model, self.spec, self.mode, self.ubatch = model, spec, mode, ubatch
         self.losses: list[torch.Tensor] = []
         self.exact: list[torch.Tensor] = []
         self.divergences: list[torch.Tensor] = []
         self.agreements: list[torch.Tensor] = []
-        self.cache = CompressedDynamicCache.from_spec(model, spec, mode=mode)
+        self.cache = CompressedDynamicCache.from_spec(
+            model, spec, mode=mode, calibration=calibration
+        )
         self.full = (0, 0, 0)  # tokens, cache bytes, compressed tokens of the longest window
 
     def log_probabilities(self, tokens: list[int], first: int) -> torch.Tensor:
@@ -101,6 +116,8 @@ class _Run:
             "ppl_stderr": perplexity * error,
             "ppl_delta": perplexity - baseline,
             "ppl_delta_rel": perplexity / baseline - 1,
+            "nll_delta_mean": float((loss - exact).mean()),
+            "nll_delta_sd": float((loss - exact).std()) if len(loss) > 1 else 0.0,
             "kl_mean": float(divergence.mean()),
             "kl_median": float(divergence.median()),
             "kl_p99": float(divergence.quantile(0.99)),

@@ -12,6 +12,7 @@ from kvquant._core import CacheSpec, KVPolicyName, Model, PolicyModel, Preset, l
 from kvquant._core import build_compressor_config_for_policy as build_for_shape
 from kvquant.hf.cache import CompressedDynamicCache
 from kvquant.hf.calibrated import load_calibrated_compressors
+from kvquant.hf.fingerprint import check_preset
 from kvquant.hf.shape import ModelShape
 
 LOW_RANK = re.compile(r"pca(\d+)(?:\+(fp16|int8|int4))?")
@@ -44,6 +45,7 @@ def create_cache_from_preset(
                 f"the preset is for another model, {preset.model}: its {name} is {theirs}, the "
                 f"model's {ours}"
             )
+    check_preset(preset, model)
     return CompressedDynamicCache.from_spec(model, preset.spec, calibration=file, **options)
 
 
