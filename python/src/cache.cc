@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -187,6 +188,19 @@ Precision precision_of(const std::string& name) {
   throw std::invalid_argument("precision is '" + name + "', not 'auto', 'f32' or 'bf16'");
 }
 
+using Windows = std::variant<int64_t, std::vector<int64_t>>;  // of all layers, or one for each
+
+KvShape shape_of(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim,
+                 const Windows& windows) {
+  KvShape shape{num_layers, num_kv_heads, head_dim};
+  if (const auto* window = std::get_if<int64_t>(&windows)) {
+    shape.sliding_window = *window;
+  } else {
+    shape.layer_windows = std::get<std::vector<int64_t>>(windows);
+  }
+  return shape;
+}
+
 void append(Cache& self, int64_t layer, int64_t sequence, const Array& key, const Array& value) {
   const Floats<3> keys("key", key), values("value", value);
   check_arg(key.is_given() && value.is_given(), "append: key and value can't be None");
@@ -310,11 +324,11 @@ void bind_attention_calls(Class& cls) {
           "num_q_heads, head_dim] of these tokens to all that the layer holds, causally. Query\n"
           "before RoPE, or after it with is_rotated; scale of the scores, 1 / sqrt(head_dim) by\n"
           "default. Returns float32 of query's shape. Before the next layer is appended.")
-      .def(
-          "read", &read, "layer"_a, "sequence"_a,
-          "(keys after RoPE, values), float32 [num_tokens, num_kv_heads, head_dim] each, as the\n"
-          "last query reads them: decoded, in the framework of the last append. Costs what the\n"
-          "sequence takes in float32; not for low-rank codecs. Before the next layer is appended.");
+      .def("read", &read, "layer"_a, "sequence"_a,
+           "(keys after RoPE, values), float32 [num_tokens, num_kv_heads, head_dim] each, as the\n"
+           "last query reads them: decoded, in the framework of the last append. Costs what the\n"
+           "sequence takes in float32; low-rank sides are expanded. Before the next layer is "
+           "appended.");
 }
 
 void bind_properties(Class& cls) {
@@ -347,10 +361,10 @@ void bind_cache(nb::module_& module) {
       nb::new_([](int64_t num_layers, int64_t num_kv_heads, int64_t head_dim,
                   const SpecArgument& spec, const std::string& mode, double rope_theta,
                   const std::optional<std::vector<double>>& frequencies, int64_t max_positions,
-                  int64_t sliding_window, const std::optional<Path>& calibration,
+                  const Windows& sliding_window, const std::optional<Path>& calibration,
                   const std::string& precision, int num_threads,
                   const std::optional<std::vector<Array>>& scaling_factors) {
-        const KvShape shape{num_layers, num_kv_heads, head_dim, sliding_window};
+        const KvShape shape = shape_of(num_layers, num_kv_heads, head_dim, sliding_window);
         const CacheSpec parsed = to_spec(spec);
         auto fitted = calibration_of(shape, parsed, calibration, scaling_factors);
         check_arg(num_threads >= 0,
@@ -375,6 +389,7 @@ void bind_cache(nb::module_& module) {
       "spec: a string or CacheSpec. mode: 'as-served' (the chunk's own tokens and the tail are\n"
       "exact) or 'strict' (every token is read as it is stored). frequencies [head_dim / 2]:\n"
       "angles of RoPE between neighbouring positions, instead of those of rope_theta.\n"
+      "sliding_window: tokens that a query reads, 0: all; a list says it for each layer.\n"
       "calibration: a file of kvquant calibrate. num_threads 0: one for each core.\n"
       "scaling_factors: instead of a calibration, scales of key channels, one float32\n"
       "[num_kv_heads, head_dim] per layer, of keys before RoPE, around zero points of 0.");

@@ -62,7 +62,7 @@ TEST(Forecast, IsWithinTwoPercentOfARealCache) {
 
 TEST(Forecast, IsWithinTwoPercentAtOtherShapes) {
   ThreadPool pool(1, ThreadPool::Pin::kNo);
-  for (const KvShape shape : {KvShape{1, 1, 16}, KvShape{1, 8, 128}, KvShape{3, 5, 80}}) {
+  for (const KvShape& shape : {KvShape{1, 1, 16}, KvShape{1, 8, 128}, KvShape{3, 5, 80}}) {
     for (const char* text : {"nuq4-1%", "nuq2-0.5%,sink=16,recent=128"}) {
       const CacheSpec spec = parse_spec(text);
       const CacheForecast forecast = forecast_cache(shape, spec, pool);

@@ -50,8 +50,13 @@ KvShape checked(const KvShape& shape, const RopeTable& rope) {
             fmt::format("cache: {} layers, {} KV heads, head_dim {}: sizes must be positive and "
                         "head_dim a multiple of 8 up to {}",
                         shape.num_layers, shape.num_kv_heads, shape.head_dim, kMaxDenseHeadDim));
-  check_arg(shape.sliding_window >= 0,
-            fmt::format("cache: a sliding window of {} tokens", shape.sliding_window));
+  check_arg(shape.layer_windows.empty() || std::ssize(shape.layer_windows) == shape.num_layers,
+            fmt::format("cache: {} sliding windows for {} layers", shape.layer_windows.size(),
+                        shape.num_layers));
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+    check_arg(shape.window_of(layer) >= 0,
+              fmt::format("cache: a sliding window of {} tokens", shape.window_of(layer)));
+  }
   check_arg(rope.head_dim() == shape.head_dim,
             fmt::format("cache: head_dim {} differs from the RoPE table's {}", shape.head_dim,
                         rope.head_dim()));
@@ -104,7 +109,7 @@ KvCache::Impl::Impl(const KvShape& cache_shape, const CacheSpec& cache_spec, Cac
     plan.sink = std::min<int64_t>(*spec.sink, rope.num_positions());
     plan.recent = *spec.recent;
     plan.mode = mode;
-    if (shape.sliding_window > 0) plan.max_lag = shape.sliding_window;
+    if (shape.window_of(layer) > 0) plan.max_lag = shape.window_of(layer);
     plan.num_kv_heads = shape.num_kv_heads;
     plan.head_dim = shape.head_dim;
     plan.rope = &rope;

@@ -39,6 +39,11 @@ struct KvShape {
   // Of the model: a query reads so many tokens, its own included, sinks and recent ones among them;
   // 0: all. What no query will read any more is kept all the same.
   int64_t sliding_window = 0;
+  std::vector<int64_t> layer_windows{};  // where layers differ, in place of it: [num_layers]
+
+  int64_t window_of(int64_t layer) const {
+    return layer_windows.empty() ? sliding_window : layer_windows[static_cast<size_t>(layer)];
+  }
 };
 
 enum class CacheMode {
@@ -149,8 +154,8 @@ class KvCache {
   void prepare_view(int64_t layer, SequenceId id);
   bool reads_codes(int64_t layer) const;
   // What the last query reads of a layer, sinks and window included, as attention would multiply
-  // it; the same as a view tells. It costs what the sequence would take in f32. Throws
-  // std::invalid_argument as prepare_view does, and where keys or values are latents.
+  // it; the same as a view tells. It costs what the sequence would take in f32; latents are
+  // expanded. Throws std::invalid_argument as prepare_view does.
   ReadTokens read(int64_t layer, SequenceId id) const;
   // Of a layer whose values are latents, one per KV head; empty: they are none. Valid as long as
   // the cache.

@@ -9,11 +9,6 @@
 namespace kvquant {
 namespace {
 
-bool has_latents(const LayerPlan& plan) {
-  return (plan.key.nuq && !plan.key.nuq->latents.empty()) ||
-         (plan.value.nuq && !plan.value.nuq->latents.empty());
-}
-
 // A tile of a run, from f32 tiles of all heads (LayerStore::fill_tile) into rows of `out`.
 class TileReader {
  public:
@@ -66,8 +61,6 @@ ReadTokens KvCache::read(int64_t layer, SequenceId id) const {
   const LayerStore& store = *sequence.layers[static_cast<size_t>(layer)];
   check_arg(store.can_view(),
             fmt::format("cache: layer {} must be read before the next layer is appended", layer));
-  check_arg(!has_latents(store.plan()),
-            fmt::format("cache: layer {} holds latents, which are not expanded", layer));
   ReadTokens out;
   out.first_position = std::max<int64_t>(0, store.length() - store.plan().max_lag);
   out.num_tokens = store.length() - out.first_position;

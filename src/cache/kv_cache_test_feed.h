@@ -17,6 +17,11 @@ struct FedCache {
       : pool(num_threads, ThreadPool::Pin::kNo),
         cache({2, 3, 16, sliding_window}, parse_spec(spec), mode, rope, pool) {}
 
+  FedCache(const char* spec, CacheMode mode, int num_threads,
+           const std::vector<int64_t>& layer_windows)
+      : pool(num_threads, ThreadPool::Pin::kNo),
+        cache({2, 3, 16, 0, layer_windows}, parse_spec(spec), mode, rope, pool) {}
+
   // Rows [first, first + num_new) of a stream.
   void append(KvCache::SequenceId id, const std::vector<Row>& rows, int64_t first,
               int64_t num_new) {

@@ -230,7 +230,10 @@ void LayerStore::fill_tile(const RunPlan& run, int64_t tile, const Staging& stag
         rows_to_planar(rows + head * head_dim, plan_->row_size(), head_dim, /*first_token=*/0,
                        num_tokens, scratch.planar);
       }
-      if (side == &key_) {
+      const bool is_rotated = run.kind == RunKind::kEncoded && side->nuq->has_rotated_latents();
+      if (side == &key_ && is_rotated) {
+        planar_to_key_tile(scratch.planar, head_dim, target);
+      } else if (side == &key_) {
         rotate_to_key_tile(scratch.planar, scratch.cos, scratch.sin, head_dim, target);
       } else {
         planar_to_value_tile(scratch.planar, head_dim, target);

@@ -6,8 +6,11 @@
 #include <cstring>
 #include <utility>
 
+#include "formats/code_bands_inl.h"
 #include "formats/codec_table.h"
+#include "formats/dense_tile.h"
 #include "ops/hadamard.h"
+#include "ops/latent.h"
 
 namespace kvquant {
 NuqSide::NuqSide(const NuqPlan& plan)
@@ -143,7 +146,34 @@ CodedSide NuqSide::coded_side(int64_t head) const {
 }
 
 void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
-  assert(plan_->latents.empty());
+  if (plan_->latents.empty()) return decode_stored(tile, head, planar);
+  if (plan_->shape.has_codes()) {
+    decode_stored(tile, head, planar);
+  } else {
+    read_halves(tile, head, planar);
+  }
+  const LatentMap& map = plan_->latents[static_cast<size_t>(head)];
+  const int64_t count = std::min<int64_t>(kTileTokens, num_tokens_ - tile * kTileTokens);
+  for (int64_t t = 0; t < count; ++t) {
+    float latents[kMaxNuqHeadDim], row[kMaxNuqHeadDim] = {};
+    for (int64_t r = 0; r < map.width; ++r) latents[r] = planar[r * kTileTokens + t];
+    expand_latents(map, latents, /*weight=*/1, /*factor=*/1, row);
+    for (int64_t c = 0; c < map.head_dim; ++c) planar[c * kTileTokens + t] = row[c];
+  }
+}
+
+void NuqSide::read_halves(int64_t tile, int64_t head, float* planar) const {
+  const int64_t width = plan_->shape.head_dim;
+  const auto* stored = reinterpret_cast<const Half*>(codes(tile, head));
+  for (int64_t t = 0; t < kTileTokens; ++t) {
+    for (int64_t r = 0; r < width; ++r) {
+      const int64_t at = has_rotated_latents() ? key_index(t, r) : value_index(t, r, width);
+      planar[r * kTileTokens + t] = to_float(stored[at]);
+    }
+  }
+}
+
+void NuqSide::decode_stored(int64_t tile, int64_t head, float* planar) const {
   const int64_t head_dim = plan_->shape.head_dim;
   float scales[kMaxNuqHeadDim], zeros[kMaxNuqHeadDim];
   const ScaleAxis axis = load_params(tile, head, scales, zeros);
@@ -157,6 +187,11 @@ void NuqSide::decode(int64_t tile, int64_t head, float* planar) const {
   if (plan_->shape.has_outliers) {
     job.outliers = {*outlier_start(tile, head), *outlier_count(tile, head),
                     chains_[head].pages.all()};
+  }
+  uint8_t wide[kTileTokens * kMaxNuqHeadDim];
+  if (plan_->shape.bands.is_banded()) {
+    widen_codes(job.codes, plan_->shape.bands, wide);
+    job.codes = wide;
   }
   decode_tile(job, planar);
   if (plan_->hadamard) hadamard_planar(planar, head_dim);  // its own inverse

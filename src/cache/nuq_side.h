@@ -78,9 +78,10 @@ class NuqSide {
   // One head of what is there, for attention to read as it lies; valid until the next append.
   // Requires is_fitted().
   CodedSide coded_side(int64_t head) const;
-  // Planar [head_dim][64] of one tile; columns past num_tokens are zero. From any thread. Requires:
-  // no latents, which nobody expands.
+  // Planar [head_dim][64] of one tile; columns past num_tokens are any. From any thread. Latents
+  // are expanded: those of keys are of rotated ones.
   void decode(int64_t tile, int64_t head, float* planar) const;
+  bool has_rotated_latents() const { return plan_->rope != nullptr; }
   int64_t block_bytes() const;  // blocks and pages, shared ones, too
   // What it holds beside blocks and pages: tables of them, key parameters.
   int64_t table_bytes() const;
@@ -101,6 +102,9 @@ class NuqSide {
   uint32_t* outlier_start(int64_t tile, int64_t head) const;
   uint16_t* outlier_count(int64_t tile, int64_t head) const;
   uint8_t* codes(int64_t tile, int64_t head) const;
+  // A tile as it is stored, [shape.head_dim][64]: codes, and latents of fp16.
+  void decode_stored(int64_t tile, int64_t head, float* planar) const;
+  void read_halves(int64_t tile, int64_t head, float* planar) const;
 
   bool fits_keys() const { return plan_->side == KvSide::kKey && plan_->ranges.empty(); }
   std::span<const Half> key_ranges(int64_t tile) const {
