@@ -50,31 +50,33 @@ std::vector<WindowScore> scores_in_python(const nb::callable& measure,
   return out;
 }
 
-struct TuneFiles {
+struct Run {
   std::optional<Path> calibration;  // that measure reads, rounded
   Path log, output;
+  std::string name;  // what else decides figures
+  int64_t num_bos = 0;
 };
 
 Preset tune_in_python(const nb::callable& measure, const TuneTexts& texts,
                       const std::vector<CacheSpec>& specs, const TunePresetOptions& options,
-                      const TuneFiles& files, const std::string& run, int64_t num_bos) {
+                      const Run& run) {
   std::optional<Calibration> calibration;
-  if (files.calibration) calibration = load_calibration(files.calibration->string());
+  if (run.calibration) calibration = load_calibration(run.calibration->string());
   const TuneRuntime runtime{
       .fingerprint = options.model.fingerprint,
       .calibration = calibration ? calibration_hash(*calibration) : "",
-      .num_bos = num_bos,
+      .num_bos = run.num_bos,
       .score_window = [&](auto text, auto which, const TuneOptions&, const Progress& progress) {
         auto scores = scores_in_python(measure, text, which);
         report(progress, 1, 1);
         return scores;
       }};
-  TuneLog log(files.log.string());
+  TuneLog log(run.log.string());
   const TuneResult result = tune(runtime, {texts.selection, texts.test}, specs,
                                  {.target_ppl_delta = options.target_ppl_delta,
                                   .window = options.window,
                                   .program = options.program,
-                                  .run = run},
+                                  .run = run.name},
                                  log);
   check_arg(result.winner.has_value(), describe_failure(result, options.target_ppl_delta));
   const auto warning =
@@ -83,8 +85,8 @@ Preset tune_in_python(const nb::callable& measure, const TuneTexts& texts,
     throw nb::python_error();
   }
   Preset preset = tuned_preset(result, texts, options);
-  save_tuned_preset(preset, calibration ? &*calibration : nullptr, files.output.string());
-  return load_preset(files.output.string());
+  save_tuned_preset(preset, calibration ? &*calibration : nullptr, run.output.string());
+  return load_preset(run.output.string());
 }
 
 TuneTexts split(const NamedTokens& named, const NamedTokens& test,
@@ -141,10 +143,47 @@ void bind_texts(nb::module_& module) {
           "Whether a file is what calibrating on these texts would give.");
 }
 
+void bind_tune_with(nb::module_& module) {
+  module.def(
+      "tune_with",
+      [](const nb::callable& measure, const TuneTexts& texts, const std::vector<CacheSpec>& specs,
+         const std::string& model, const std::string& fingerprint,
+         const std::tuple<int64_t, int64_t, int64_t>& shape, const std::string& name,
+         double target_ppl_delta, int64_t window, int64_t num_bos, const std::string& run,
+         const std::optional<Path>& calibration, const Path& log, const Path& output) {
+        const auto [num_layers, num_kv_heads, head_dim] = shape;
+        return tune_in_python(measure, texts, specs,
+                              {.model = {.name = model,
+                                         .fingerprint = fingerprint,
+                                         .num_layers = num_layers,
+                                         .num_kv_heads = num_kv_heads,
+                                         .head_dim = head_dim},
+                               .name = name,
+                               .target_ppl_delta = target_ppl_delta,
+                               .window = window,
+                               .program = version()},
+                              {calibration, log, output, run, num_bos});
+      },
+      "measure"_a, "texts"_a, "specs"_a, nb::kw_only(), "model"_a, "fingerprint"_a, "shape"_a,
+      "name"_a, "target_ppl_delta"_a, "window"_a, "num_bos"_a, "run"_a, "calibration"_a.none(),
+      "log"_a, "output"_a,
+      nb::sig("def tune_with(measure: collections.abc.Callable[[list[int], list[CacheSpec]], "
+              "list[dict[str, typing.Any]]], texts: TuneTexts, specs: "
+              "collections.abc.Sequence[CacheSpec], *, model: str, fingerprint: str, shape: "
+              "tuple[int, int, int], name: str, target_ppl_delta: float, window: int, num_bos: "
+              "int, run: str, calibration: str | os.PathLike | None, log: str | os.PathLike, "
+              "output: str | os.PathLike) -> Preset"),
+      "kvquant tune of a model that another program runs: measure gives the results of specs on\n"
+      "the tokens of one window, without BOS, strict, with the names of evaluate_perplexity.\n"
+      "shape: (num_layers, num_kv_heads, head_dim); run: what else decides figures; log: what is\n"
+      "measured already. Writes the preset and its calibration; ValueError where none is found.");
+}
+
 }  // namespace
 
 void bind_tuning(nb::module_& module) {
   bind_texts(module);
+  bind_tune_with(module);
   module.def(
       "tune_candidates",
       [](int64_t num_layers, int64_t head_dim, const std::string& target,
@@ -171,39 +210,6 @@ void bind_tuning(nb::module_& module) {
         save_calibration(calibration, output.string());
       },
       "path"_a, "output"_a, "A calibration with the numbers that the file of a preset has.");
-  module.def(
-      "tune_with",
-      [](const nb::callable& measure, const TuneTexts& texts, const std::vector<CacheSpec>& specs,
-         const std::string& model, const std::string& fingerprint,
-         const std::tuple<int64_t, int64_t, int64_t>& shape, const std::string& name,
-         double target_ppl_delta, int64_t window, int64_t num_bos, const std::string& run,
-         const std::optional<Path>& calibration, const Path& log, const Path& output) {
-        const auto [num_layers, num_kv_heads, head_dim] = shape;
-        return tune_in_python(measure, texts, specs,
-                              {.model = {.name = model,
-                                         .fingerprint = fingerprint,
-                                         .num_layers = num_layers,
-                                         .num_kv_heads = num_kv_heads,
-                                         .head_dim = head_dim},
-                               .name = name,
-                               .target_ppl_delta = target_ppl_delta,
-                               .window = window,
-                               .program = version()},
-                              {calibration, log, output}, run, num_bos);
-      },
-      "measure"_a, "texts"_a, "specs"_a, nb::kw_only(), "model"_a, "fingerprint"_a, "shape"_a,
-      "name"_a, "target_ppl_delta"_a, "window"_a, "num_bos"_a, "run"_a, "calibration"_a.none(),
-      "log"_a, "output"_a,
-      nb::sig("def tune_with(measure: collections.abc.Callable[[list[int], list[CacheSpec]], "
-              "list[dict[str, typing.Any]]], texts: TuneTexts, specs: "
-              "collections.abc.Sequence[CacheSpec], *, model: str, fingerprint: str, shape: "
-              "tuple[int, int, int], name: str, target_ppl_delta: float, window: int, num_bos: "
-              "int, run: str, calibration: str | os.PathLike | None, log: str | os.PathLike, "
-              "output: str | os.PathLike) -> Preset"),
-      "kvquant tune of a model that another program runs: measure gives the results of specs on\n"
-      "the tokens of one window, without BOS, strict, with the names of evaluate_perplexity.\n"
-      "shape: (num_layers, num_kv_heads, head_dim); run: what else decides figures; log: what is\n"
-      "measured already. Writes the preset and its calibration; ValueError where none is found.");
   module.def(
       "check_preset_fits",
       [](const Preset& preset, const std::string& name, const std::string& fingerprint,

@@ -8,12 +8,22 @@ from typing import Any
 
 import torch
 from kvquant.hf import CompressedDynamicCache
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EMBEDDED = ROOT / "assets/ref5m"
 VOCAB = 128
-ARCHITECTURES = ("llama", "yarn", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "yarn", "mistral", "qwen2", "qwen3", "mixed", "gemma2")
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
 
 
@@ -33,7 +43,41 @@ def config_of(name: str) -> Any:
         return LlamaConfig(**shape, rope_parameters=scaled)
     if name == "mistral":
         return MistralConfig(**shape, sliding_window=24)
+    if name == "mixed":
+        return Qwen2Config(**shape, use_sliding_window=True, sliding_window=24, max_window_layers=1)
+    if name.startswith("gemma"):
+        return _gemma(name, shape)
+    if name == "dynamic":
+        return LlamaConfig(**shape | {"max_position_embeddings": 32}, rope_parameters=DYNAMIC)
+    if name == "phi3":
+        return _phi3(shape)
     return {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[name](**shape)
+
+
+def _gemma(name: str, shape: dict[str, Any]) -> Any:
+    """Layers with and without a window, other scales of scores; "gemma2-capped" has a softcap."""
+    if name == "gemma3":
+        return Gemma3TextConfig(**shape, sliding_window=24, query_pre_attn_scalar=16,
+                                layer_types=["sliding_attention", "full_attention"])  # fmt: skip
+    cap = 50.0 if name == "gemma2-capped" else None
+    return Gemma2Config(**shape, sliding_window=24, query_pre_attn_scalar=16,
+                        attn_logit_softcapping=cap)  # fmt: skip
+
+
+def _phi3(shape: dict[str, Any]) -> Any:
+    """Half of the channels are rotated, by angles that grow with the length of the text."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+    }
+    usual = {name: value for name, value in shape.items() if name != "head_dim"}
+    return Phi3Config(
+        **usual, original_max_position_embeddings=64, rope_parameters=rope, pad_token_id=0
+    )
 
 
 @cache

@@ -191,6 +191,27 @@ def test_calibrations_of_other_models_are_refused(whole: Path, tmp_path: Path) -
         kvquant.QuantizedModelWrapper(embedded(), "nuq4-1%", calibration=changed).patch()
 
 
+@pytest.mark.parametrize("name", ["yarn", "qwen3"])
+def test_low_rank_sides_are_expanded_without_fused_attention(name: str, tmp_path: Path) -> None:
+    hf, file = tiny(name), tmp_path / "tiny.safetensors"
+    kvquant.calibrate(hf, output=file, tokenizer=Letters(), samples=3, seq_len=64)
+    ids = torch.tensor([Letters().encode(TEXT.read_text()[:180], add_special_tokens=True)])
+    for spec in (
+        "k=fp16,v=pca16",
+        "v=pca24+int8,k=nuq4",
+        "k=pca24,v=fp16",
+        "k=pca16+int8,v=pca16+int4",
+    ):
+        logits = []
+        for fused in (True, False):
+            cache = make(hf, spec, calibration=file, mode="strict", fused=fused)
+            first = hf(ids[:, :120], past_key_values=cache).logits
+            logits.append(torch.cat([first, hf(ids[:, 120:], past_key_values=cache).logits], 1))
+            assert cache.num_compressed_tokens() > 0
+        apart, lost = logits[0] - logits[1], logits[1] - hf(ids).logits
+        assert float(apart.abs().mean()) < 0.1 * float(lost.abs().mean())
+
+
 def test_fisher_information_is_what_finite_differences_say(tmp_path: Path) -> None:
     hf, file = tiny("llama"), tmp_path / "fisher.safetensors"
     text = tmp_path / "a.txt"

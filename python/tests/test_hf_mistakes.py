@@ -20,7 +20,9 @@ from transformers import BertConfig, BertModel, GPT2Config, LlamaConfig, LlamaFo
         (torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1]]), "row 1 has a hole"),
         (torch.ones(2, 5), r"shape \[2, 5\], not .* = \[2, 4\]"),
         (torch.ones(3, 4), r"shape \[3, 4\]"),
-        (torch.ones(2, 1, 4, 4), "4 dimensions"),
+        (torch.ones(2, 1, 4, 4), "adds numbers to scores"),
+        (torch.ones(2, 1, 4, 4, dtype=torch.bool), "row 0 isn't causal: query 3"),
+        (torch.ones(2, 4, 4), "3 dimensions"),
     ],
 )
 def test_masks_that_break_their_rules(mask: torch.Tensor, message: str, fused: bool) -> None:
@@ -141,7 +143,8 @@ def test_activations_that_are_not_finite() -> None:
         ({"mode": "loose"}, "'loose'"),
         ({"spec": "v=pca16"}, "calibration"),
         ({"spec": "v=pca64"}, "64"),
-        ({"spec": "v=pca16", "fused": False}, "need fused=True"),
+        ({"spec": "v=pca16", "fused": False}, "calibration"),
+        ({"keys": "rotated"}, "keys is 'rotated'"),
         ({"spec": "nuq3,layers=5-6:fp16"}, "layer"),
         ({"precision": "f64"}, "'f64'"),
     ],

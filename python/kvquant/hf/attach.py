@@ -24,7 +24,7 @@ class Announced(Protocol):
         self,
         config: Any,
         inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         position_ids: torch.Tensor | None,
     ) -> bool: ...
 
@@ -62,9 +62,8 @@ class Attachment:
         inputs = given.get("inputs_embeds") if inputs is None else inputs
         if inputs is None:
             return None  # the model says it better
-        mask = _checked(given.get("attention_mask"))
         config: Any = base.config
-        if cache.begin(config, inputs, mask, given.get("position_ids")):
+        if cache.begin(config, inputs, given.get("attention_mask"), given.get("position_ids")):
             self._implementation = config._attn_implementation
             config._attn_implementation = NAME
         return (), given
@@ -73,13 +72,6 @@ class Attachment:
         if self._implementation is not None:
             config: Any = base.config
             config._attn_implementation, self._implementation = self._implementation, None
-
-
-def _checked(mask: Any) -> torch.Tensor | None:
-    if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2):
-        return mask
-    found = f"{mask.dim()} dimensions" if isinstance(mask, torch.Tensor) else f"type {type(mask)}"
-    raise ValueError(f"attention_mask has {found}; compressed caches want one of [batch, seq_len]")
 
 
 _attached: WeakKeyDictionary[torch.nn.Module, Attachment] = WeakKeyDictionary()

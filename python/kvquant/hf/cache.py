@@ -17,7 +17,7 @@ from kvquant.hf.compressors import Compressor
 from kvquant.hf.fingerprint import check_fits
 from kvquant.hf.layers import CompressorLayer, EngineLayer
 from kvquant.hf.rope import Rope
-from kvquant.hf.shape import ModelShape
+from kvquant.hf.shape import AFTER_ROPE, BEFORE_ROPE, ModelShape
 from kvquant.hf.store import Store
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class CompressedDynamicCache(Cache):
         calibration: PathLike | None = None,
         mode: str = "as-served",
         fused: bool = True,
+        keys: str = BEFORE_ROPE,
         precision: str = "auto",
         num_threads: int = 0,
         scaling_factors: Array | Sequence[Array] | None = None,
@@ -71,20 +72,29 @@ class CompressedDynamicCache(Cache):
         model_or_config: a transformers model, or its config (then attach(model) before use).
         calibration: a file of `kvquant calibrate`. mode: "as-served" or "strict". fused: attention
         reads the compressed bytes; else update() returns keys and values decoded, for any
-        attention implementation. precision, num_threads: as of KvCache. scaling_factors: scales of
+        attention implementation. keys: "before-rope", or "after-rope", which stores them as they
+        come, for models whose RoPE can't be undone: codes of keys lose some quality, and nothing
+        fitted to keys before RoPE can be used. precision, num_threads: as of KvCache.
+        scaling_factors: scales of
         key channels (before RoPE) in place of fitted ranges, float32 [num_kv_heads, head_dim] for
         each layer, or one for all.
         """
         is_model = isinstance(model_or_config, torch.nn.Module)
         config = model_or_config.config if is_model else model_or_config
-        shape, rope = ModelShape.of(config), Rope(config)
+        shape = ModelShape.of(config, keys)
+        rope = Rope(config, keys, shape.head_dim)
         if calibration is not None:
             check_calibration_exists(calibration)
             check_fits(calibration, model_or_config)
         spec = spec if isinstance(spec, CacheSpec) else CacheSpec(spec)
         check_spec_fits(spec, shape.num_layers, shape.head_dim)
-        if not fused and _has_latents(spec, shape.num_layers):
-            raise ValueError(f"{spec}: low-rank codecs are never expanded; they need fused=True")
+        if keys == AFTER_ROPE:
+            _check_keys_after_rope(spec, shape.num_layers, calibration, scaling_factors)
+        if fused and shape.softcap:
+            raise ValueError(
+                f"attn_logit_softcapping is {shape.softcap}, which the fused attention has "
+                "not: fused=False works"
+            )
         engine = KvCache(
             shape.num_layers,
             shape.num_kv_heads,
@@ -93,7 +103,7 @@ class CompressedDynamicCache(Cache):
             mode,
             frequencies=rope.frequencies.double().tolist(),
             max_positions=shape.max_positions,
-            sliding_window=shape.sliding_window if fused else 0,  # else the mask does it
+            sliding_window=list(shape.windows) if fused else 0,  # else the mask does it
             calibration=calibration,
             precision=precision,
             num_threads=num_threads,
@@ -125,7 +135,7 @@ class CompressedDynamicCache(Cache):
         self,
         config: Any,
         inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         position_ids: torch.Tensor | None,
     ) -> bool:
         """Called before every forward pass of an attached model; whether attention is to be fused.
@@ -135,10 +145,10 @@ class CompressedDynamicCache(Cache):
         """
         if self._store is None:
             return False
-        if ModelShape.of(config) != self._store.shape:
+        shape = ModelShape.of(config, self._store.shape.keys)
+        if shape != self._store.shape:
             raise ValueError(
-                f"the cache was made for another model: {self._store.shape}, not "
-                f"{ModelShape.of(config)}"
+                f"the cache was made for another model: {self._store.shape}, not {shape}"
             )
         self._store.begin(inputs.shape[0], inputs.shape[1], attention_mask, position_ids)
         return self.fused
@@ -235,8 +245,19 @@ def _is_exact(spec: CacheSpec, num_layers: int) -> bool:
     return _codecs(spec, num_layers) == {"fp16"}
 
 
-def _has_latents(spec: CacheSpec, num_layers: int) -> bool:
-    return any(codec.startswith(("pca", "lnns")) for codec in _codecs(spec, num_layers))
+def _check_keys_after_rope(
+    spec: CacheSpec, num_layers: int, calibration: PathLike | None, scaling_factors: Any
+) -> None:
+    if scaling_factors is not None:
+        raise ValueError("scaling_factors are of keys before RoPE; keys='after-rope' has none")
+    plain = all(spec.key_of(layer) in ("fp16", "bf16", "fp32") for layer in range(num_layers))
+    if calibration is not None and not plain:
+        raise ValueError(
+            "calibrations are of keys before RoPE; with keys='after-rope' they can be used where "
+            "keys aren't coded (k=fp16)"
+        )
+    if any(spec.key_of(layer).startswith(("pca", "lnns")) for layer in range(num_layers)):
+        raise ValueError("low-rank keys need the model's RoPE; keys='after-rope' has none")
 
 
 def _layer_bytes(layer: Any) -> int:

@@ -30,6 +30,15 @@ def calibrate(
         raise ValueError(
             f"seq_len is {options.seq_len}, and the model's context {shape.max_positions} tokens"
         )
+    if len(set(shape.windows)) > 1 and options.seq_len > min(filter(None, shape.windows)):
+        raise ValueError(
+            f"seq_len is {options.seq_len}, but layers differ in their sliding windows of "
+            f"{min(filter(None, shape.windows))} tokens: calibrate on samples that fit into these"
+        )
+    if shape.softcap:
+        raise ValueError(
+            f"attn_logit_softcapping is {shape.softcap}: what is fitted to scores knows none"
+        )
     samples, origins = choose_samples(texts, bos_of(tokenizer), options)
     fit = CalibrationFit(
         shape.num_layers,
@@ -40,7 +49,7 @@ def calibrate(
         options,
         origins,
         rope.frequencies.double().tolist(),
-        score_scale=shape.head_dim**-0.5 * rope.attention_scaling**2,
+        score_scale=shape.score_scale * rope.attention_scaling**2,
         sliding_window=shape.sliding_window,
     )
     try:

@@ -20,7 +20,7 @@ from kvquant._core import (
     fingerprint_of_checkpoint,
     name_of_checkpoint,
 )
-from kvquant.hf.shape import ModelShape
+from kvquant.hf.shape import AFTER_ROPE, ModelShape
 
 NUM_SAMPLED = 64  # elements of a weight
 _of_weights: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
@@ -69,7 +69,7 @@ def check_preset(preset: Preset, model_or_config: Any) -> None:
         return
     # A model type says nothing; the name of a checkpoint will do, as it does for the engine.
     name = name_of(model_or_config) if checkpoint_of(model_or_config) else ""
-    shape = ModelShape.of(getattr(model_or_config, "config", model_or_config))
+    shape = ModelShape.of(getattr(model_or_config, "config", model_or_config), AFTER_ROPE)
     check_preset_fits(preset, name, fingerprint, shape.num_layers, shape.head_dim)
 
 
@@ -82,7 +82,7 @@ def check_fits(calibration: str | os.PathLike[str], model_or_config: Any) -> Non
     if key in _checked:
         return
     config = getattr(model_or_config, "config", model_or_config)
-    shape = ModelShape.of(config)
+    shape = ModelShape.of(config, AFTER_ROPE)  # RoPE doesn't matter here
     check_calibration_fits(
         calibration,
         fingerprint,

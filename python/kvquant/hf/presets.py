@@ -13,7 +13,7 @@ from kvquant._core import build_compressor_config_for_policy as build_for_shape
 from kvquant.hf.cache import CompressedDynamicCache
 from kvquant.hf.calibrated import load_calibrated_compressors
 from kvquant.hf.fingerprint import check_preset
-from kvquant.hf.shape import ModelShape
+from kvquant.hf.shape import AFTER_ROPE, BEFORE_ROPE, ModelShape
 
 LOW_RANK = re.compile(r"pca(\d+)(?:\+(fp16|int8|int4))?")
 
@@ -37,7 +37,8 @@ def create_cache_from_preset(
     file = calibration or preset.calibration_path or preset.calibration_file or None
     if model is None:
         return _of_compressors(preset, device, file)
-    shape = ModelShape.of(model.config if isinstance(model, torch.nn.Module) else model)
+    config = model.config if isinstance(model, torch.nn.Module) else model
+    shape = ModelShape.of(config, options.get("keys", BEFORE_ROPE))
     for name in ("num_layers", "head_dim"):
         ours, theirs = getattr(shape, name), getattr(preset, name)
         if theirs and ours != theirs:
@@ -74,7 +75,7 @@ def _of_compressors(
 
 def policy_model(config: Any) -> PolicyModel:
     """What of a transformers config decides the size of its cache; weight_bytes not known."""
-    shape = ModelShape.of(config)
+    shape = ModelShape.of(config, AFTER_ROPE)  # RoPE doesn't matter here
     return PolicyModel(
         shape.num_layers,
         shape.num_kv_heads,

@@ -7,16 +7,25 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from kvquant.hf.shape import BEFORE_ROPE
+
 Angles = tuple[torch.Tensor, torch.Tensor]  # cos and sin, float32 [batch, 1, seq_len, head_dim / 2]
 
 
 class Rope:
-    """The rotation of a model: two halves of a head, as all of transformers' models do it."""
+    """The rotation of a model: two halves of a head, as all of transformers' models do it.
 
-    def __init__(self, config: Any) -> None:
-        embedding = LlamaRotaryEmbedding(config)  # those of the other models compute the same
-        self.frequencies = embedding.inv_freq.detach().cpu().float()
-        self.attention_scaling = float(embedding.attention_scaling)
+    Where keys are stored after RoPE, none: all frequencies are 0, and nothing is undone or done.
+    """
+
+    def __init__(self, config: Any, keys: str = BEFORE_ROPE, head_dim: int = 0) -> None:
+        if keys == BEFORE_ROPE:
+            embedding = LlamaRotaryEmbedding(config)  # those of the other models compute the same
+            self.frequencies = embedding.inv_freq.detach().cpu().float()
+            self.attention_scaling = float(embedding.attention_scaling)
+        else:
+            self.frequencies = torch.zeros(head_dim // 2)
+            self.attention_scaling = 1.0
 
     def angles(self, positions: torch.Tensor, dtype: torch.dtype) -> Angles:
         """What a model of this dtype multiplies by at positions [batch, seq_len]."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kvquant._core import KvCache
+from kvquant.hf.masks import plain_mask
 from kvquant.hf.rope import Angles, Rope, rotate, unrotate
 from kvquant.hf.rows import Chunk, Row, extend, shorten
 from kvquant.hf.shape import ModelShape
@@ -35,17 +36,22 @@ class Store:
         self,
         batch: int,
         num_new: int,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         position_ids: torch.Tensor | None,
     ) -> None:
-        """Announces what a forward pass is going to append to all layers."""
+        """Announces what a forward pass is going to append to all layers.
+
+        attention_mask: as the model takes it (masks.py, rows.py say which ones are known).
+        """
         self._check_whole()
         if self.rows and len(self.rows) != batch:
             raise ValueError(
                 f"the cache holds a batch of {len(self.rows)}, the inputs one of {batch}"
             )
         rows = self.rows or (Row(),) * batch
-        self.chunk = extend(rows, num_new, attention_mask, position_ids)
+        spans = [(row.before, row.before + row.length) for row in rows]
+        mask = plain_mask(attention_mask, spans, rows[0].places, self.shape.windows)
+        self.chunk = extend(rows, num_new, mask, position_ids)
         self._angles = {}
         if not self.ids:
             self.ids = [self.engine.add_sequence() for _ in range(batch)]

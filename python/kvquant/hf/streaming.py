@@ -33,6 +33,11 @@ class _Stop(Exception):  # noqa: N818  (it ends a pass, nothing is wrong)
 
 def sides_of(attention: Any) -> dict[str, torch.nn.Module]:
     """The modules whose outputs are queries and keys before RoPE, and values."""
+    if not hasattr(attention, "q_proj"):
+        raise ValueError(
+            f"a {type(attention).__name__} projects queries, keys and values in one; activations "
+            "are collected from q_proj, k_proj and v_proj"
+        )
     return {
         "queries": getattr(attention, "q_norm", attention.q_proj),
         "keys": getattr(attention, "k_norm", attention.k_proj),
