@@ -449,11 +449,12 @@ class KvCache:
     them. One layer after the other: append or attend, for all layers of a chunk.
     """
 
-    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, spec: str | CacheSpec = 'nuq4-1%', mode: str = 'as-served', rope_theta: float = 10000.0, frequencies: Sequence[float] | None = None, max_positions: int = 131072, sliding_window: int = 0, calibration: str | os.PathLike[str] | None = None, precision: str = 'auto', num_threads: int = 0, scaling_factors: Sequence[Array] | None = None) -> None:
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, spec: str | CacheSpec = 'nuq4-1%', mode: str = 'as-served', rope_theta: float = 10000.0, frequencies: Sequence[float] | None = None, max_positions: int = 131072, sliding_window: int | Sequence[int] = 0, calibration: str | os.PathLike[str] | None = None, precision: str = 'auto', num_threads: int = 0, scaling_factors: Sequence[Array] | None = None) -> None:
         """
         spec: a string or CacheSpec. mode: 'as-served' (the chunk's own tokens and the tail are
         exact) or 'strict' (every token is read as it is stored). frequencies [head_dim / 2]:
         angles of RoPE between neighbouring positions, instead of those of rope_theta.
+        sliding_window: tokens that a query reads, 0: all; a list says it for each layer.
         calibration: a file of kvquant calibrate. num_threads 0: one for each core.
         scaling_factors: instead of a calibration, scales of key channels, one float32
         [num_kv_heads, head_dim] per layer, of keys before RoPE, around zero points of 0.
@@ -525,7 +526,7 @@ class KvCache:
         """
         (keys after RoPE, values), float32 [num_tokens, num_kv_heads, head_dim] each, as the
         last query reads them: decoded, in the framework of the last append. Costs what the
-        sequence takes in float32; not for low-rank codecs. Before the next layer is appended.
+        sequence takes in float32; low-rank sides are expanded. Before the next layer is appended.
         """
 
     def memory_bytes(self, sequences: Sequence[int] | None = None) -> int:
@@ -951,14 +952,6 @@ class TuneTexts:
     def made(self, calibration: str | os.PathLike[str], fingerprint: str, options: CalibrateOptions, num_bos: int) -> bool:
         """Whether a file is what calibrating on these texts would give."""
 
-def tune_candidates(num_layers: int, head_dim: int, target: str, ranks: Sequence[int], bits: Sequence[int], codecs: Sequence[str], specs: Sequence[str], sink: int | None = None, recent: int | None = None) -> list[CacheSpec]:
-    """
-    The specs that kvquant tune would try. ranks []: its grid; bits []: no low-rank ones.
-    """
-
-def round_calibration(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """A calibration with the numbers that the file of a preset has."""
-
 def tune_with(measure: Callable[[list[int], list[CacheSpec]], list[dict[str, Any]]], texts: TuneTexts, specs: Sequence[CacheSpec], *, model: str, fingerprint: str, shape: tuple[int, int, int], name: str, target_ppl_delta: float, window: int, num_bos: int, run: str, calibration: str | os.PathLike[str] | None, log: str | os.PathLike[str], output: str | os.PathLike[str]) -> Preset:
     """
     kvquant tune of a model that another program runs: measure gives the results of specs on
@@ -966,6 +959,14 @@ def tune_with(measure: Callable[[list[int], list[CacheSpec]], list[dict[str, Any
     shape: (num_layers, num_kv_heads, head_dim); run: what else decides figures; log: what is
     measured already. Writes the preset and its calibration; ValueError where none is found.
     """
+
+def tune_candidates(num_layers: int, head_dim: int, target: str, ranks: Sequence[int], bits: Sequence[int], codecs: Sequence[str], specs: Sequence[str], sink: int | None = None, recent: int | None = None) -> list[CacheSpec]:
+    """
+    The specs that kvquant tune would try. ranks []: its grid; bits []: no low-rank ones.
+    """
+
+def round_calibration(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """A calibration with the numbers that the file of a preset has."""
 
 def check_preset_fits(preset: Preset, name: str, fingerprint: str, num_layers: int, head_dim: int) -> None:
     """ValueError when a preset was made for another model."""
