@@ -20,7 +20,7 @@ class PresetProgram : public test::ProgramTest {
     preset.name = name;
     preset.spec = spec;
     preset.calibration_file = calibration;
-    describe_preset(preset, *open_checkpoint(KVQUANT_SOURCE_DIR "/assets/ref5m"));
+    describe_preset(preset, preset_model(*open_checkpoint(KVQUANT_SOURCE_DIR "/assets/ref5m")));
     save_preset(preset, path(name + ".json"));
   }
   void calibrate(const std::string& name) const {
