@@ -8,6 +8,7 @@
 #include "ops/attend_cuda.h"
 #include "ops/attend_cuda_bf16.h"
 #include "ops/attend_cuda_f32.h"
+#include "ops/attend_cuda_launch.cuh"
 #include "ops/attend_cuda_merge.h"
 #include "ops/cuda_block.cuh"
 
@@ -40,14 +41,10 @@ TaskKernel kernel_of(const CudaAttendCall& packed, int64_t head_dim) {
   return is_wide ? attend_bf16_kernel<2, 8> : attend_bf16_kernel<4, 4>;
 }
 
-template <class T>
-DeviceBuffer<T> upload(const std::vector<T>& items, const DeviceStream& stream) {
-  DeviceBuffer<T> buffer(std::ssize(items));
-  if (!items.empty()) stream.copy_to_device(buffer.data(), items.data(), buffer.num_bytes());
-  return buffer;
-}
+}  // namespace
 
-void launch(const CudaAttendCall& packed, const CudaAttend& call, const DeviceStream& stream) {
+void launch_attend(const CudaAttendCall& packed, const CudaAttend& call,
+                   const DeviceStream& stream) {
   auto* queue = static_cast<cudaStream_t>(stream.handle());
   const TaskKernel kernel = kernel_of(packed, call.head_dim);
   const auto bytes = static_cast<int>(packed.shared_bytes(call.head_dim));
@@ -62,6 +59,15 @@ void launch(const CudaAttendCall& packed, const CudaAttend& call, const DeviceSt
         call);
     check_launch("attend: launching merges");
   }
+}
+
+namespace {
+
+template <class T>
+DeviceBuffer<T> upload(const std::vector<T>& items, const DeviceStream& stream) {
+  DeviceBuffer<T> buffer(std::ssize(items));
+  if (!items.empty()) stream.copy_to_device(buffer.data(), items.data(), buffer.num_bytes());
+  return buffer;
 }
 
 // A call whose memory is on the device.
@@ -92,7 +98,7 @@ class Prepared {
     stream_.wait();
   }
 
-  void launch() const { cuda::launch(packed_, call_, stream_); }
+  void launch() const { launch_attend(packed_, call_, stream_); }
 
   void read_back() const {
     std::vector<std::byte> outputs(static_cast<size_t>(image_.num_bytes() - image_.first_output()));

@@ -1,0 +1,146 @@
+// Where CUDA kernels run and the memory that they read: a GPU, or the CPU that plays one for tests.
+// Work is queued and done in the order of the calls. Not thread-safe.
+//
+//   cuda_device.cu           a GPU
+//   cuda_device_nocuda.cc    in its place in a program without CUDA
+//   cuda_device_emulated.cc  the CPU
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "base/threads.h"
+#include "ops/attend_cuda.h"
+#include "ops/cuda_rows.h"
+#include "ops/cuda_store.h"
+#include "ops/linear.h"
+
+namespace kvquant {
+
+using CudaCall =
+    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaArgmax, CudaNarrow,
+                 CudaWiden, CudaRound, CudaFit, CudaEncode, CudaOutliers, CudaDense>;
+
+// out (+)= x W^T, as linear() does it. Of bf16 weights x is rounded to bf16 first.
+struct CudaProduct {
+  const float* weights = nullptr;  // [num_out, num_in]; one of the two is null
+  const BFloat16* bf16_weights = nullptr;
+  int64_t num_out = 0;
+  int64_t num_in = 0;
+  const float* x = nullptr;  // [num_rows, num_in]
+  int64_t x_stride = 0;      // floats, here and below
+  float* out = nullptr;      // [num_rows, num_out]
+  int64_t out_stride = 0;
+  int64_t num_rows = 0;
+  Epilogue epilogue = Epilogue::kStore;
+};
+
+class CudaDevice {
+ public:
+  CudaDevice() = default;
+  CudaDevice(const CudaDevice&) = delete;
+  CudaDevice& operator=(const CudaDevice&) = delete;
+  virtual ~CudaDevice() = default;
+
+  // Not cleared, aligned to 256 bytes; null for none. Throws OutOfMemory naming the size.
+  std::byte* allocate(int64_t num_bytes);
+  // num_bytes: as it was allocated.
+  void release(std::byte* data, int64_t num_bytes) noexcept;
+  int64_t allocated_bytes() const { return allocated_bytes_; }
+
+  // `from` may change when it returns.
+  virtual void copy_in(void* to, const void* from, int64_t num_bytes) = 0;
+  // Waits for all that was queued.
+  virtual void copy_out(void* to, const void* from, int64_t num_bytes) = 0;
+  virtual void copy(void* to, const void* from, int64_t num_bytes) = 0;  // they don't overlap
+  virtual void clear(void* to, int64_t num_bytes) = 0;
+
+  virtual void run(const CudaCall& call) = 0;
+  // Of what pack_attend made; `call` has addresses of the device.
+  virtual void attend(const CudaAttendCall& packed, const CudaAttend& call) = 0;
+  virtual void multiply(const CudaProduct& product) = 0;
+
+ private:
+  virtual void* take(int64_t num_bytes) = 0;
+  virtual void give(void* data) noexcept = 0;
+
+  int64_t allocated_bytes_ = 0;
+};
+
+namespace cuda {
+// Throws DeviceError as check_device() does.
+std::unique_ptr<CudaDevice> open_device(int index);
+}  // namespace cuda
+namespace emulated {
+// max_bytes: of its memory; 0: what there is. `pool` must outlive it.
+std::unique_ptr<CudaDevice> open_device(ThreadPool& pool, int64_t max_bytes = 0);
+}  // namespace emulated
+
+// Memory of a device, owned. Not cleared.
+template <class T>
+class DeviceArray {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  explicit DeviceArray(CudaDevice& device) : device_(&device) {}
+  DeviceArray(CudaDevice& device, int64_t size) : device_(&device) { resize(size); }
+  DeviceArray(CudaDevice& device, std::span<const T> items) : device_(&device) { assign(items); }
+  DeviceArray(DeviceArray&& other) noexcept
+      : device_(other.device_),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)) {}
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~DeviceArray() { release(); }
+
+  T* data() const { return reinterpret_cast<T*>(data_); }
+  int64_t size() const { return size_; }
+  int64_t num_bytes() const { return size_ * static_cast<int64_t>(sizeof(T)); }
+
+  // Room for `size` elements; what was in it is lost when it grows, which is by half at least.
+  void reserve_discarding(int64_t size) {
+    if (size > size_) resize(std::max(size, size_ + size_ / 2));
+  }
+  // The first elements become these.
+  void assign(std::span<const T> items) {
+    reserve_discarding(std::ssize(items));
+    if (!items.empty()) {
+      device_->copy_in(data_, items.data(), static_cast<int64_t>(items.size_bytes()));
+    }
+  }
+  // The first `size` elements. Waits.
+  std::vector<T> read(int64_t size) const {
+    std::vector<T> out(static_cast<size_t>(size));
+    if (size > 0) device_->copy_out(out.data(), data_, size * static_cast<int64_t>(sizeof(T)));
+    return out;
+  }
+
+ private:
+  void resize(int64_t size) {
+    release();
+    data_ = device_->allocate(size * static_cast<int64_t>(sizeof(T)));
+    size_ = size;
+  }
+  void release() noexcept {
+    if (data_ != nullptr) device_->release(data_, num_bytes());
+    data_ = nullptr;
+    size_ = 0;
+  }
+
+  CudaDevice* device_;
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace kvquant
