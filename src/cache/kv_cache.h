@@ -179,6 +179,7 @@ class KvCache {
   int64_t num_compressed_tokens(SequenceId id) const;
 
  private:
+  friend class DeviceCache;  // which has the same plans
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

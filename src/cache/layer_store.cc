@@ -8,6 +8,36 @@
 #include "ops/rows.h"
 
 namespace kvquant {
+int64_t num_seen_compressed(const LayerPlan& plan, int64_t length, int64_t num_compressed) {
+  const int64_t num_sinks = std::min(length, plan.sink);
+  const int64_t num_unseen = std::max<int64_t>(0, length - plan.max_lag - num_sinks);
+  return std::max<int64_t>(0, num_compressed - num_unseen);
+}
+
+std::vector<RunPlan> plan_runs(const LayerPlan& plan, const LayerState& state) {
+  if (!plan.is_compressed()) return {{.num_tokens = state.length, .max_lag = plan.max_lag}};
+  const int64_t sinks = std::min(state.length, plan.sink), encoded = state.num_encoded;
+  const bool strict = plan.mode == CacheMode::kStrict;
+  std::vector<RunPlan> runs;
+  runs.push_back({.num_tokens = sinks, .max_lag = plan.max_lag});
+  runs.push_back({.kind = RunKind::kEncoded,
+                  .first_position = sinks,
+                  .num_tokens = encoded,
+                  .min_lag = strict ? plan.recent : 0,
+                  .max_lag = plan.max_lag});
+  const int64_t oldest_needed = state.length - state.last_chunk - plan.recent + 1;
+  const int64_t tail = strict ? std::max(sinks, oldest_needed) : sinks + encoded;
+  if (!strict || plan.recent > 0) {
+    const int64_t max_lag = strict ? std::min(plan.recent, plan.max_lag) : plan.max_lag;
+    const int64_t staged = std::max(tail, state.length - state.pending);
+    for (const auto& [first, end] : {std::pair(tail, staged), std::pair(staged, state.length)}) {
+      runs.push_back({.first_position = first, .num_tokens = end - first, .max_lag = max_lag});
+    }
+  }
+  std::erase_if(runs, [](const RunPlan& run) { return run.num_tokens == 0; });
+  return runs;
+}
+
 LayerStore::LayerStore(const LayerPlan& plan) : plan_(&plan) {
   if (plan.key.dense) key_.dense.emplace(*plan.key.dense);
   if (plan.key.nuq) key_.nuq.emplace(*plan.key.nuq);
@@ -82,12 +112,6 @@ void LayerStore::append(TensorView<const float, 3> keys, TensorView<const float,
     side->nuq->append(rows, pool);
   }
   set_read_compressed(std::clamp<int64_t>(length_ - plan_->recent - plan_->sink, 0, num_encoded()));
-}
-
-// Of the first num_compressed tokens behind the sinks, those count that the last query sees.
-void LayerStore::set_read_compressed(int64_t num_compressed) {
-  const int64_t num_unseen = std::max<int64_t>(0, length_ - plan_->max_lag - num_sinks());
-  read_compressed_ = std::max<int64_t>(0, num_compressed - num_unseen);
 }
 
 // Makes room for num_rows rows in a window that nobody else sees; its rows [first, first +
@@ -174,30 +198,6 @@ bool LayerStore::can_view() const {
   }
   return plan_->recent == 0 || length_ <= plan_->sink ||
          window_first() <= std::max(plan_->sink, chunk_first - plan_->recent + 1);
-}
-
-std::vector<RunPlan> LayerStore::runs() const {
-  if (!plan_->is_compressed()) return {{.num_tokens = length_, .max_lag = plan_->max_lag}};
-  const int64_t sinks = num_sinks(), encoded = num_encoded();
-  const bool strict = plan_->mode == CacheMode::kStrict;
-  std::vector<RunPlan> runs;
-  runs.push_back({.num_tokens = sinks, .max_lag = plan_->max_lag});
-  runs.push_back({.kind = RunKind::kEncoded,
-                  .first_position = sinks,
-                  .num_tokens = encoded,
-                  .min_lag = strict ? plan_->recent : 0,
-                  .max_lag = plan_->max_lag});
-  const int64_t oldest_needed = length_ - last_chunk_ - plan_->recent + 1;
-  const int64_t tail = strict ? std::max(sinks, oldest_needed) : sinks + encoded;
-  if (!strict || plan_->recent > 0) {
-    const int64_t max_lag = strict ? std::min(plan_->recent, plan_->max_lag) : plan_->max_lag;
-    const int64_t staged = std::max(tail, staging_first());
-    for (const auto& [first, end] : {std::pair(tail, staged), std::pair(staged, length_)}) {
-      runs.push_back({.first_position = first, .num_tokens = end - first, .max_lag = max_lag});
-    }
-  }
-  std::erase_if(runs, [](const RunPlan& run) { return run.num_tokens == 0; });
-  return runs;
 }
 
 const Half* LayerStore::exact_row(const Side& side, const Buffer<Half>& staging,

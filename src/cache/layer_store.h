@@ -76,6 +76,19 @@ struct RunPlan {
   int64_t num_tiles() const { return (num_tokens + kTileTokens - 1) / kTileTokens; }
 };
 
+// What the runs of a layer depend on, in tokens.
+struct LayerState {
+  int64_t length = 0;
+  int64_t num_encoded = 0;
+  int64_t last_chunk = 0;  // of the last append
+  int64_t pending = 0;     // in staging, the last ones
+};
+
+// The runs that the queries of the last chunk read; none is empty.
+std::vector<RunPlan> plan_runs(const LayerPlan& plan, const LayerState& state);
+// Of the first num_compressed tokens behind the sinks, those that the last query sees.
+int64_t num_seen_compressed(const LayerPlan& plan, int64_t length, int64_t num_compressed);
+
 // Scratch of one thread for fill_tile: a planar tile, cos and sin of its positions.
 struct TileScratch {
   float* planar = nullptr;  // [head_dim][64]
@@ -128,7 +141,9 @@ class LayerStore {
 
   // False when exact tokens that the last chunk's queries need are gone.
   bool can_view() const;
-  std::vector<RunPlan> runs() const;  // none is empty
+  std::vector<RunPlan> runs() const {
+    return plan_runs(*plan_, {length_, num_encoded(), last_chunk_, pending_});
+  }
   // The first rows of an exact run, row_size() numbers apart. Requires: a plan that is_coded.
   const Half* key_rows(const RunPlan& run, const Staging& staging) const {
     return exact_row(key_, staging.key, run.first_position);
@@ -163,7 +178,9 @@ class LayerStore {
   void settle_side(Side& side, const Buffer<Half>& staging, int64_t num_leaving, ThreadPool& pool);
   Half* own_window(Side& side, int64_t first, int64_t num_kept, int64_t num_rows);
   const Half* exact_row(const Side& side, const Buffer<Half>& staging, int64_t position) const;
-  void set_read_compressed(int64_t num_compressed);
+  void set_read_compressed(int64_t num_compressed) {
+    read_compressed_ = num_seen_compressed(*plan_, length_, num_compressed);
+  }
   bool may_have_encoded(int64_t num_encoded) const;
   void restore_rows(SharedRows& rows, int64_t num_rows, int64_t capacity, const std::string& name,
                     SectionReader& in);

@@ -90,7 +90,8 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   CudaJob out;
   out.query = image.input_rows(job.query, rows);
   out.out = image.output_rows(job.out, rows);
-  out.query_stride = out.out_stride = rows.size;
+  out.query_stride = image.row_stride(job.query, rows);
+  out.out_stride = image.row_stride(job.out, rows);
   out.first_position = job.first_position;
   return out;
 }

@@ -1,0 +1,330 @@
+#include "cache/device_cache.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "cache/kv_cache_impl.h"
+
+namespace kvquant {
+namespace {
+
+void check_built(const LayerPlan& plan, int64_t layer) {
+  const auto check = [&](bool condition, const char* what) {
+    check_arg(condition, fmt::format("cache: layer {}: {} is not built for GPUs yet; use "
+                                     "--device cpu",
+                                     layer, what));
+  };
+  for (const SidePlan* side : {&plan.key, &plan.value}) {
+    check(!side->nuq || side->nuq->latents.empty(), "a codec with latents");
+    check(!side->nuq || !side->nuq->hadamard, "had+");
+  }
+  check(plan.is_coded() || plan.is_direct(),
+        "a layer whose keys and values are neither both compressed nor dense of one type");
+}
+
+}  // namespace
+
+DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
+                         CudaDevice& device, ThreadPool& pool, const DeviceCacheOptions& options)
+    : plans_(shape, spec, options.mode, rope, pool, options.calibration),
+      device_(device),
+      pool_(pool),
+      max_tokens_(options.max_tokens == 0 ? rope.num_positions() : options.max_tokens),
+      chunk_tokens_(options.chunk_tokens),
+      staging_(device),
+      encode_scratch_(device),
+      dense_targets_(device),
+      rows_(device),
+      kept_(device),
+      attend_scratch_(device) {
+  check_arg(0 < max_tokens_ && max_tokens_ <= rope.num_positions(),
+            fmt::format("cache: {} tokens are not in [1, {}], the positions of the model",
+                        max_tokens_, rope.num_positions()));
+  check_arg(chunk_tokens_ > 0 && options.num_sequences > 0 && options.pool_bytes >= 0,
+            "cache: limits must be positive");
+  for (size_t i = 0; i < plans_.impl_->plans.size(); ++i) {
+    check_built(plans_.impl_->plans[i], static_cast<int64_t>(i));
+  }
+  upload_rope(rope);
+  plan_layers();
+  const int64_t bytes = options.pool_bytes == 0 ? default_pool_bytes(options) : options.pool_bytes;
+  arena_ = std::make_unique<DeviceArena>(device, bytes);
+  resident_.add(arena_->data(), arena_->num_bytes(), arena_->data());
+  staging_.reserve_discarding(2 * chunk_tokens_ * plans_.impl_->plans[0].row_size());
+  resident_.add(staging_.data(), staging_.num_bytes(), staging_.data());
+  attend_scratch_.image.reserve_discarding(most_table_bytes(options));
+}
+
+// Addresses of blocks and pages that one call of attention reads: one layer of every sequence.
+int64_t DeviceCache::most_table_bytes(const DeviceCacheOptions& options) const {
+  int64_t most = 0;
+  for (const LayerPlan& plan : plans_.impl_->plans) {
+    int64_t num_entries = 0, num_lists = 0;
+    for (const SidePlan* side : {&plan.key, &plan.value}) {
+      const double percent = side->nuq ? side->nuq->outlier_percent : 0;
+      const double entries = 1.5 * percent / 100 * static_cast<double>(max_tokens_ * plan.head_dim);
+      num_entries += max_tokens_ / kTileTokens + 2;
+      num_entries += static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
+      num_lists += 4;
+    }
+    most = std::max(most, plan.num_kv_heads * (8 * num_entries + 64 * num_lists));
+  }
+  return most * options.num_sequences;
+}
+
+DeviceCache::~DeviceCache() = default;
+
+template <class T>
+const T* DeviceCache::upload(std::span<const T> items) {
+  if (items.empty()) return nullptr;
+  const std::span bytes(reinterpret_cast<const std::byte*>(items.data()), items.size_bytes());
+  parameters_.emplace_back(device_, bytes);
+  const auto* data = parameters_.back().data();
+  resident_.add(items.data(), static_cast<int64_t>(items.size_bytes()), data);
+  return reinterpret_cast<const T*>(data);
+}
+
+// All positions that a sequence may have, and those behind them that its last tile's middle has.
+void DeviceCache::upload_rope(const RopeTable& rope) {
+  const int64_t half = rope.head_dim() / 2;
+  const auto size = static_cast<size_t>((max_tokens_ + kTileTokens) * half);
+  const auto tile_size = static_cast<size_t>(kTileTokens * half);
+  rope.cos(max_tokens_);  // computes all of them
+  rope_.cos = upload(std::span(rope.cos(0), size));
+  rope_.sin = upload(std::span(rope.sin(0), size));
+  rope_.half = half;
+  upload(std::span(rope.tiles().tile_cos, tile_size));
+  upload(std::span(rope.tiles().tile_sin, tile_size));
+}
+
+DeviceNuqPlan DeviceCache::plan_side(const NuqPlan& plan) {
+  DeviceNuqPlan out;
+  out.host = &plan;
+  out.codebooks = upload(plan.codebooks);
+  upload(plan.ranges);
+  std::vector<float> ranges;
+  for (const Half x : plan.ranges) ranges.push_back(to_float(x));
+  if (!ranges.empty()) {
+    const std::span bytes(reinterpret_cast<const std::byte*>(ranges.data()), ranges.size() * 4);
+    parameters_.emplace_back(device_, bytes);
+    out.ranges = reinterpret_cast<const float*>(parameters_.back().data());
+  }
+  std::vector<RoundingFeedback> feedback;
+  const auto head_dim = static_cast<size_t>(plan.shape.head_dim);
+  for (const RoundingFeedback& of : plan.feedback) {
+    feedback.push_back({upload(std::span(of.order, head_dim)),
+                        upload(std::span(of.coefficients, head_dim * head_dim))});
+  }
+  if (!feedback.empty()) {
+    const std::span bytes(reinterpret_cast<const std::byte*>(feedback.data()),
+                          feedback.size() * sizeof(RoundingFeedback));
+    parameters_.emplace_back(device_, bytes);
+    out.feedback = reinterpret_cast<const RoundingFeedback*>(parameters_.back().data());
+  }
+  return out;
+}
+
+void DeviceCache::plan_layers() {
+  for (const LayerPlan& host : plans_.impl_->plans) {
+    DeviceLayerPlan plan;
+    plan.host = &host;
+    if (host.key.nuq) plan.key = plan_side(*host.key.nuq);
+    if (host.value.nuq) plan.value = plan_side(*host.value.nuq);
+    layers_.push_back(plan);
+  }
+}
+
+int64_t DeviceCache::default_pool_bytes(const DeviceCacheOptions& options) const {
+  const auto pieces = [](int64_t bytes) {
+    return (bytes + DeviceArena::kUnit - 1) / DeviceArena::kUnit * DeviceArena::kUnit;
+  };
+  int64_t total = 0;
+  for (const LayerPlan& plan : plans_.impl_->plans) {
+    const int64_t row_bytes = plan.row_size() * static_cast<int64_t>(sizeof(Half));
+    for (const SidePlan* side : {&plan.key, &plan.value}) {
+      const int64_t num_tiles =
+          side->nuq ? side->nuq->shape.num_tiles : side->dense->tiles_per_block;
+      const int64_t block_tokens = num_tiles * kTileTokens;
+      const int64_t num_blocks = (max_tokens_ + block_tokens - 1) / block_tokens;
+      if (side->dense) {
+        total += num_blocks * pieces(side->dense->block_bytes());
+        continue;
+      }
+      const NuqPlan& nuq = *side->nuq;
+      total += num_blocks * pieces(nuq.layout.num_bytes);
+      total += pieces(plan.sink * row_bytes) + pieces((plan.recent + kTileTokens) * row_bytes);
+      if (side == &plan.key && nuq.ranges.empty()) {  // segments, the old ones beside the new
+        const int64_t num_segments = 2 + max_tokens_ / (KeySegments::kMinTiles * kTileTokens);
+        total += 2 * pieces(num_segments * 4 * row_bytes);
+      }
+      if (!nuq.shape.has_outliers) continue;
+      const double entries =
+          1.5 * nuq.outlier_percent / 100 * static_cast<double>(max_tokens_ * nuq.shape.head_dim);
+      const auto num_pages = static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
+      total += nuq.shape.num_kv_heads * num_pages * pieces(sizeof(OutlierPage));
+    }
+  }
+  return total * options.num_sequences;
+}
+
+DeviceLayerTools DeviceCache::tools() {
+  return {{device_, *arena_, encode_scratch_, pool_}, dense_targets_, rows_, kept_, rope_};
+}
+
+DeviceCache::Sequence& DeviceCache::find(SequenceId id) {
+  const auto found = sequences_.find(id);
+  check_arg(found != sequences_.end(), fmt::format("cache: there is no sequence {}", id));
+  return found->second;
+}
+
+DeviceCache::Sequence& DeviceCache::find_whole(SequenceId id) {
+  Sequence& sequence = find(id);
+  check_arg(
+      !sequence.is_broken,
+      fmt::format("cache: memory ran out while sequence {} changed: it can only be dropped", id));
+  return sequence;
+}
+
+DeviceCache::SequenceId DeviceCache::add_sequence() {
+  Sequence sequence;
+  for (const DeviceLayerPlan& plan : layers_) sequence.layers.emplace_back(plan);
+  sequences_.emplace(next_id_, std::move(sequence));
+  return next_id_++;
+}
+
+void DeviceCache::drop(SequenceId id) {
+  for (const DeviceLayer& layer : find(id).layers) num_unsettled_ -= layer.is_settled() ? 0 : 1;
+  if (num_unsettled_ == 0) staged_tokens_ = 0;
+  sequences_.erase(id);
+}
+
+bool DeviceCache::can_truncate(SequenceId id, int64_t length) const {
+  const auto& layers = const_cast<DeviceCache*>(this)->find(id).layers;
+  return std::all_of(layers.begin(), layers.end(), [&](const DeviceLayer& layer) {
+    return layer.is_settled() && layer.can_truncate(length);
+  });
+}
+
+void DeviceCache::truncate(SequenceId id, int64_t length) {
+  Sequence& sequence = find_whole(id);
+  for (const DeviceLayer& layer : sequence.layers) {
+    check_arg(layer.length() == sequence.length && layer.is_settled(),
+              "cache: truncate between the layers of a chunk");
+  }
+  check_arg(can_truncate(id, length),
+            fmt::format("cache: can't go back to {} tokens of {}: what is compressed can't be "
+                        "forgotten",
+                        length, sequence.length));
+  for (DeviceLayer& layer : sequence.layers) layer.truncate(length);
+  sequence.length = length;
+}
+
+int64_t DeviceCache::length(SequenceId id) const {
+  return const_cast<DeviceCache*>(this)->find(id).length;
+}
+
+int64_t DeviceCache::num_compressed_tokens(SequenceId id) const {
+  int64_t most = 0;
+  for (const DeviceLayer& layer : const_cast<DeviceCache*>(this)->find(id).layers) {
+    most = std::max(most, layer.num_read_compressed());
+  }
+  return most;
+}
+
+void DeviceCache::check_append(int64_t layer, const Sequence& sequence,
+                               const DeviceChunk& chunk) const {
+  const auto num_layers = std::ssize(layers_);
+  check_arg(0 <= layer && layer < num_layers,
+            fmt::format("cache: layer {} of {}", layer, num_layers));
+  check_arg(chunk.num_rows >= 1, "cache: a chunk is empty");
+  const DeviceLayer& to = sequence.layers[static_cast<size_t>(layer)];
+  const int64_t end = to.length() + chunk.num_rows;
+  check_arg(to.is_settled(), fmt::format("cache: layer {} is not settled", layer));
+  check_arg(end <= max_tokens_, fmt::format("cache: {} + {} tokens are more than the limit of {}",
+                                            to.length(), chunk.num_rows, max_tokens_));
+  check_arg(staged_tokens_ + chunk.num_rows <= chunk_tokens_,
+            fmt::format("cache: chunks of {} + {} tokens are more than the limit of {}",
+                        staged_tokens_, chunk.num_rows, chunk_tokens_));
+  const auto& before = sequence.layers[static_cast<size_t>(layer > 0 ? layer - 1 : num_layers - 1)];
+  check_arg(before.length() == (layer > 0 ? end : to.length()),
+            fmt::format("cache: layer {} would hold {} tokens, out of step with the layer before "
+                        "it, which holds {}",
+                        layer, end, before.length()));
+}
+
+void DeviceCache::append(int64_t layer, SequenceId id, const DeviceChunk& chunk) {
+  Sequence& sequence = find_whole(id);
+  check_append(layer, sequence, chunk);
+  DeviceLayer& to = sequence.layers[static_cast<size_t>(layer)];
+  const int64_t size = layers_[0].host->row_size();
+  Half* keys = staging_.data() + staged_tokens_ * size;
+  const DeviceLayer::Staging staging{keys, keys + chunk_tokens_ * size};
+  sequence.is_broken = true;
+  to.append(chunk, staging, tools());
+  sequence.is_broken = false;
+  if (!to.is_settled()) {
+    ++num_unsettled_;
+    staged_tokens_ += chunk.num_rows;
+  }
+  if (layer + 1 == std::ssize(layers_)) sequence.length = to.length();
+}
+
+void DeviceCache::settle(int64_t layer, SequenceId id) {
+  Sequence& sequence = find_whole(id);
+  DeviceLayer& of = sequence.layers.at(static_cast<size_t>(layer));
+  if (of.is_settled()) return;
+  sequence.is_broken = true;
+  of.settle(tools());
+  sequence.is_broken = false;
+  if (--num_unsettled_ == 0) staged_tokens_ = 0;
+}
+
+DeviceLayer::View DeviceCache::view(int64_t layer, SequenceId id) {
+  return find_whole(id).layers.at(static_cast<size_t>(layer)).view();
+}
+
+void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const AttendShape& shape,
+                         Precision precision) {
+  std::vector<DeviceLayer::View> views;
+  std::vector<AttendJob> jobs;
+  ResidentMemory& resident = resident_;
+  for (const Queries& of : queries) {
+    const DeviceLayer& store = find_whole(of.id).layers.at(static_cast<size_t>(layer));
+    views.push_back(store.view());
+    const int64_t width = shape.group * shape.head_dim;
+    const int64_t size = ((of.num_tokens - 1) * of.stride + width * layers_[0].host->num_kv_heads) *
+                         static_cast<int64_t>(sizeof(float));
+    resident.add(of.query, size, of.query);
+    resident.add(of.out, size, of.out);
+    for (int64_t head = 0; head < layers_[0].host->num_kv_heads; ++head) {
+      jobs.push_back({.query = of.query + head * width,
+                      .out = of.out + head * width,
+                      .query_stride = of.stride,
+                      .num_queries = of.num_tokens,
+                      .first_position = store.length() - of.num_tokens,
+                      .runs = views.back().of_head(head)});
+    }
+  }
+  attend_on_device(device_, shape, jobs, precision, resident, attend_scratch_);
+  for (const Queries& of : queries) {
+    resident.remove(of.query);
+    resident.remove(of.out);
+  }
+}
+
+int64_t DeviceCache::held_bytes() const {
+  int64_t bytes = arena_->held_bytes();
+  for (const auto& parameter : parameters_) bytes += parameter.num_bytes();
+  return bytes;
+}
+
+int64_t DeviceCache::memory_bytes() const {
+  return held_bytes() - arena_->held_bytes() + arena_->num_bytes() + staging_.num_bytes() +
+         encode_scratch_.num_bytes() + dense_targets_.num_bytes() + rows_.num_bytes() +
+         kept_.num_bytes() + attend_scratch_.num_bytes();
+}
+
+}  // namespace kvquant

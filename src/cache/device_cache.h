@@ -1,0 +1,123 @@
+// DeviceCache: what KvCache is, in the memory of a CUDA device (or of the CPU that plays one). The
+// same specs mean the same tokens, codes and outliers, to the bit. All memory is allocated when the
+// cache is made; tokens cost kernels, and copies of small tables. The host waits for the device
+// where it must decide: how many pages new outliers take, and the ranges of keys without
+// calibration, fitted on the host once per 64 tokens and layer at most (as served).
+//
+// Of specs whose layers compress keys and values, or neither, with one dense type; not built yet:
+// latents, had+, layers with one compressed side.
+//
+// Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/device_layer.h"
+#include "cache/kv_cache.h"
+#include "ops/attend_device.h"
+
+namespace kvquant {
+
+struct DeviceCacheOptions {
+  CacheMode mode = CacheMode::kAsServed;
+  int64_t num_sequences = 1;
+  int64_t max_tokens = 0;  // of a sequence; 0: the positions of the RoPE table
+  int64_t chunk_tokens =
+      512;  // appended to a layer before it is settled, by all sequences together
+  // For blocks, pages, sinks and windows; 0: what num_sequences of max_tokens take, with as many
+  // outliers as normal data has and half as many more.
+  int64_t pool_bytes = 0;
+  std::shared_ptr<const Calibration> calibration = nullptr;  // null: none
+};
+
+class DeviceCache {
+ public:
+  using SequenceId = int64_t;
+
+  // `device`, `rope` and `pool` must outlive the cache. Throws what KvCache throws,
+  // std::invalid_argument for specs that are not built for devices, OutOfMemory.
+  DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
+              CudaDevice& device, ThreadPool& pool, const DeviceCacheOptions& options);
+  ~DeviceCache();
+
+  SequenceId add_sequence();
+  void drop(SequenceId id);
+  // See KvCache. Throw std::invalid_argument between the layers of a chunk.
+  void truncate(SequenceId id, int64_t length);
+  bool can_truncate(SequenceId id, int64_t length) const;
+  int64_t length(SequenceId id) const;  // tokens that are in all layers
+  int64_t num_compressed_tokens(SequenceId id) const;
+
+  // Appends a chunk to one layer; layers in step as in KvCache. Then the layer may be attended, and
+  // settle ends its chunk, before the next layer's append. Throws std::invalid_argument, changing
+  // nothing, for order, tokens past the limits, or an unsettled layer. OutOfMemory may come amid
+  // the work: then the sequence can only be dropped; others are as they were. Numbers are not
+  // looked at: what is not finite, or too large for fp16, ends as NaN in what attention returns.
+  void append(int64_t layer, SequenceId id, const DeviceChunk& chunk);
+  void settle(int64_t layer, SequenceId id);
+
+  // Attention of new queries, [tokens, num_q_heads * head_dim] on the device, rotated, of chunks
+  // that were appended to the layer and are not settled, in their order.
+  struct Queries {
+    SequenceId id = 0;
+    const float* query = nullptr;
+    float* out = nullptr;    // of the same shape
+    int64_t stride = 0;      // floats between tokens of both
+    int64_t num_tokens = 0;  // of the chunk
+  };
+  void attend(int64_t layer, std::span<const Queries> queries, const AttendShape& shape,
+              Precision precision);
+
+  const DeviceRope& rope() const { return rope_; }
+  // Of everything the cache has allocated on the device.
+  int64_t memory_bytes() const;
+  // Of blocks, pages, sinks and windows of sequences, within the pool; parameters count once.
+  int64_t held_bytes() const;
+
+  // For tests and comparisons: the runs of one KV head, see KvCache::view.
+  DeviceLayer::View view(int64_t layer, SequenceId id);
+
+ private:
+  struct Sequence {
+    std::vector<DeviceLayer> layers;
+    int64_t length = 0;
+    bool is_broken = false;
+  };
+  Sequence& find(SequenceId id);
+  Sequence& find_whole(SequenceId id);
+  void upload_rope(const RopeTable& rope);
+  void plan_layers();
+  DeviceNuqPlan plan_side(const NuqPlan& plan);
+  template <class T>
+  const T* upload(std::span<const T> items);
+  int64_t default_pool_bytes(const DeviceCacheOptions& options) const;
+  int64_t most_table_bytes(const DeviceCacheOptions& options) const;
+  void check_append(int64_t layer, const Sequence& sequence, const DeviceChunk& chunk) const;
+  DeviceLayerTools tools();
+
+  KvCache plans_;  // without sequences
+  CudaDevice& device_;
+  ThreadPool& pool_;
+  int64_t max_tokens_, chunk_tokens_;
+  std::vector<DeviceArray<std::byte>> parameters_;
+  ResidentMemory resident_;
+  DeviceRope rope_;
+  std::vector<DeviceLayerPlan> layers_;
+  std::unique_ptr<DeviceArena> arena_;
+  DeviceArray<Half> staging_;  // [2][chunk_tokens, row_size]
+  DeviceEncodeScratch encode_scratch_;
+  DeviceArray<CudaDenseTarget> dense_targets_;
+  DeviceArray<float> rows_;
+  DeviceArray<Half> kept_;
+  DeviceAttendScratch attend_scratch_;
+  int64_t staged_tokens_ = 0;  // of chunks that are not settled
+  int64_t num_unsettled_ = 0;
+  std::map<SequenceId, Sequence> sequences_;
+  SequenceId next_id_ = 0;
+};
+
+}  // namespace kvquant

@@ -1,0 +1,201 @@
+#include "cache/device_layer.h"
+
+#include <algorithm>
+#include <cassert>
+
+namespace kvquant {
+
+DeviceLayer::DeviceLayer(const DeviceLayerPlan& plan) : plan_(&plan) {
+  if (plan.key) key_.nuq.emplace(*plan.key);
+  if (plan.value) value_.nuq.emplace(*plan.value);
+  if (plan.host->key.dense) key_.dense.emplace(*plan.host->key.dense);
+  if (plan.host->value.dense) value_.dense.emplace(*plan.host->value.dense);
+}
+
+int64_t DeviceLayer::window_capacity() const {
+  const LayerPlan& plan = *plan_->host;
+  return plan.mode == CacheMode::kStrict ? plan.recent : plan.recent + kTileTokens;
+}
+
+// Rounds a chunk to fp16: sinks to their place, the rest to staging.
+void DeviceLayer::stage(Side& side, const float* rows, const DeviceChunk& chunk,
+                        const DeviceLayerTools& tools) const {
+  const int64_t size = plan_->host->row_size(), sink = plan_->host->sink;
+  const int64_t num_to_sinks = std::clamp<int64_t>(sink - length_, 0, chunk.num_rows);
+  if (num_to_sinks > 0) {
+    if (side.sinks.data() == nullptr) {
+      side.sinks = ArenaPiece<Half>(tools.encoder.arena, sink * size);
+    }
+    tools.encoder.device.run(
+        CudaNarrow{rows, chunk.stride, side.sinks.data() + length_ * size, num_to_sinks, size});
+  }
+  tools.encoder.device.run(CudaNarrow{rows + num_to_sinks * chunk.stride, chunk.stride,
+                                      side.staging, chunk.num_rows - num_to_sinks, size});
+}
+
+void DeviceLayer::append(const DeviceChunk& chunk, const Staging& staging,
+                         const DeviceLayerTools& tools) {
+  assert(is_settled());
+  const LayerPlan& plan = *plan_->host;
+  key_.staging = staging.key;
+  value_.staging = staging.value;
+  for (Side* side : {&key_, &value_}) {
+    const float* rows = side == &key_ ? chunk.keys : chunk.values;
+    if (side->nuq) {
+      stage(*side, rows, chunk, tools);
+    } else {
+      side->dense->append({rows, chunk.stride, chunk.num_rows}, tools.rope, tools.encoder.device,
+                          tools.encoder.arena, tools.dense_targets);
+    }
+  }
+  const int64_t first_exact = std::max(length_, plan.sink);
+  length_ += chunk.num_rows;
+  last_chunk_ = chunk.num_rows;
+  read_compressed_ = num_seen_compressed(plan, length_, num_encoded());
+  if (!plan.is_compressed() || first_exact >= length_) return;
+  pending_ = length_ - first_exact;
+  if (plan.mode == CacheMode::kAsServed) return;
+  for (Side* side : {&key_, &value_}) encode(*side, pending_, tools);
+  const int64_t num_compressed =
+      std::clamp<int64_t>(length_ - plan.recent - plan.sink, 0, num_encoded());
+  read_compressed_ = num_seen_compressed(plan, length_, num_compressed);
+}
+
+// As served, the first num_leaving rows of window and staging; strict, rows of staging.
+void DeviceLayer::encode(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const {
+  const bool strict = plan_->host->mode == CacheMode::kStrict;
+  const int64_t size = plan_->host->row_size(), before = strict ? 0 : window_rows_;
+  const int64_t from_window = std::min(num_leaving, before);
+  CudaDevice& device = tools.encoder.device;
+  tools.rows.reserve_discarding(num_leaving * size);
+  device.run(CudaWiden{side.window.data(), tools.rows.data(), from_window, size});
+  device.run(CudaWiden{side.staging, tools.rows.data() + from_window * size,
+                       num_leaving - from_window, size});
+  DeviceRows rows{tools.rows.data(), num_leaving};
+  std::vector<Half> host;
+  if (side.nuq->needs_host_rows()) {
+    // Ranges are fitted to all exact tokens: a first chunk of few tokens says little.
+    const int64_t num_rows = side.nuq->is_fitted() ? num_leaving : before + pending_;
+    const int64_t in_window = std::min(num_rows, before);
+    host.resize(static_cast<size_t>(num_rows * size));
+    const auto read = [&](const Half* from, int64_t first, int64_t count) {
+      if (count == 0) return;
+      device.copy_out(host.data() + first * size, from,
+                      count * size * static_cast<int64_t>(sizeof(Half)));
+    };
+    read(side.window.data(), 0, in_window);
+    read(side.staging, in_window, num_rows - in_window);
+    const HalfRows all{{}, host, size};
+    if (!side.nuq->is_fitted()) side.nuq->fit(all, tools.encoder);
+    rows.host = all.head(num_leaving);
+  }
+  side.nuq->append(rows, tools.encoder);
+}
+
+// What does not leave becomes the window.
+void DeviceLayer::move_window(Side& side, int64_t num_leaving,
+                              const DeviceLayerTools& tools) const {
+  const int64_t size = plan_->host->row_size();
+  const int64_t from_window = std::min(num_leaving, window_rows_);
+  const int64_t from_staging = num_leaving - from_window;
+  const int64_t kept = window_rows_ - from_window, added = pending_ - from_staging;
+  if (kept + added == 0) return;
+  CudaDevice& device = tools.encoder.device;
+  const auto bytes = [&](int64_t num_rows) {
+    return num_rows * size * static_cast<int64_t>(sizeof(Half));
+  };
+  if (side.window.data() == nullptr) {
+    side.window = ArenaPiece<Half>(tools.encoder.arena, window_capacity() * size);
+  }
+  if (from_window > 0 && kept > 0) {
+    tools.kept.reserve_discarding(kept * size);
+    device.copy(tools.kept.data(), side.window.data() + from_window * size, bytes(kept));
+    device.copy(side.window.data(), tools.kept.data(), bytes(kept));
+  }
+  if (added > 0) {
+    device.copy(side.window.data() + kept * size, side.staging + from_staging * size, bytes(added));
+  }
+}
+
+void DeviceLayer::settle(const DeviceLayerTools& tools) {
+  if (is_settled()) return;
+  const LayerPlan& plan = *plan_->host;
+  const int64_t total = window_rows_ + pending_;
+  const bool served = plan.mode == CacheMode::kAsServed;
+  int64_t num_leaving = std::max<int64_t>(0, total - plan.recent);
+  if (served) num_leaving = num_leaving / kTileTokens * kTileTokens;
+  for (Side* side : {&key_, &value_}) {
+    if (served && num_leaving > 0) encode(*side, num_leaving, tools);
+    move_window(*side, num_leaving, tools);
+    side->staging = nullptr;
+  }
+  window_rows_ = total - num_leaving;
+  pending_ = 0;
+}
+
+bool DeviceLayer::can_truncate(int64_t length) const {
+  const int64_t first = num_encoded() == 0 ? 0 : num_sinks() + num_encoded();
+  return first <= length && length <= length_;
+}
+
+void DeviceLayer::truncate(int64_t length) {
+  assert(is_settled() && can_truncate(length));
+  for (Side* side : {&key_, &value_}) {
+    if (side->dense) side->dense->truncate(length);
+  }
+  window_rows_ = std::max<int64_t>(0, window_rows_ - (length_ - length));
+  length_ = length;
+  last_chunk_ = 0;
+}
+
+const Half* DeviceLayer::exact_row(const Side& side, int64_t position) const {
+  const int64_t size = plan_->host->row_size(), staged = length_ - pending_;
+  if (position < plan_->host->sink) return side.sinks.data() + position * size;
+  if (position >= staged) return side.staging + (position - staged) * size;
+  return side.window.data() + (position - (staged - window_rows_)) * size;
+}
+
+DeviceLayer::View DeviceLayer::view() const {
+  const LayerPlan& plan = *plan_->host;
+  const auto plans = plan_runs(plan, {length_, num_encoded(), last_chunk_, pending_});
+  View view;
+  view.num_runs = std::ssize(plans);
+  const int64_t num_tiles = plan.is_compressed() ? 0 : plans.front().num_tiles();
+  for (int64_t head = 0; head < plan.num_kv_heads; ++head) {
+    for (int64_t i = 0; i < num_tiles; ++i) {
+      view.key_tiles.push_back(key_.dense->tile(i, head));
+      view.value_tiles.push_back(value_.dense->tile(i, head));
+    }
+    if (!plan.is_compressed() || num_encoded() == 0) continue;
+    view.coded.push_back(key_.nuq->coded_side(head));
+    view.coded.push_back(value_.nuq->coded_side(head));
+  }
+  for (int64_t head = 0; head < plan.num_kv_heads; ++head) {
+    for (const RunPlan& of : plans) {
+      AttendRun run;
+      run.num_tokens = of.num_tokens;
+      run.first_position = of.first_position;
+      run.min_lag = of.min_lag;
+      run.max_lag = of.max_lag;
+      if (!plan.is_compressed()) {
+        const auto first = static_cast<size_t>(head * num_tiles);
+        run.type = plan.key.dense->type;
+        run.key_tiles = std::span(view.key_tiles).subspan(first, static_cast<size_t>(num_tiles));
+        run.value_tiles =
+            std::span(view.value_tiles).subspan(first, static_cast<size_t>(num_tiles));
+      } else if (of.kind == RunKind::kEncoded) {
+        run.coded_keys = &view.coded[static_cast<size_t>(2 * head)];
+        run.coded_values = run.coded_keys + 1;
+      } else {
+        run.key_rows = exact_row(key_, of.first_position) + head * plan.head_dim;
+        run.value_rows = exact_row(value_, of.first_position) + head * plan.head_dim;
+        run.row_stride = plan.row_size();
+      }
+      if (plan.is_compressed()) run.rope = plan.rope;
+      view.runs.push_back(run);
+    }
+  }
+  return view;
+}
+
+}  // namespace kvquant

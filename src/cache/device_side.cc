@@ -1,0 +1,246 @@
+#include "cache/device_side.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "formats/codec_table.h"
+
+namespace kvquant {
+
+DeviceEncodeScratch::DeviceEncodeScratch(CudaDevice& device)
+    : ranges(device),
+      scales(device),
+      zeros(device),
+      marks(device),
+      masks(device),
+      counts(device),
+      targets(device),
+      jobs(device),
+      outlier_jobs(device),
+      pages(device) {}
+
+int64_t DeviceEncodeScratch::num_bytes() const {
+  return ranges.num_bytes() + scales.num_bytes() + zeros.num_bytes() + marks.num_bytes() +
+         masks.num_bytes() + counts.num_bytes() + targets.num_bytes() + jobs.num_bytes() +
+         outlier_jobs.num_bytes() + pages.num_bytes();
+}
+
+DeviceNuqSide::DeviceNuqSide(const DeviceNuqPlan& plan)
+    : plan_(&plan), segments_(plan.host->row_size(), plan.host->outlier_percent) {
+  if (plan.host->shape.has_outliers) {
+    chains_.resize(static_cast<size_t>(plan.host->shape.num_kv_heads));
+  }
+}
+
+DeviceNuqSide::Piece DeviceNuqSide::piece_of(int64_t index, int64_t num_rows) const {
+  const int64_t num_heads = plan_->host->shape.num_kv_heads;
+  Piece piece;
+  piece.tile = num_tokens_ / kTileTokens + index / num_heads;
+  piece.head = index % num_heads;
+  const int64_t first = std::max(num_tokens_, piece.tile * kTileTokens);
+  const int64_t end = std::min(num_tokens_ + num_rows, (piece.tile + 1) * kTileTokens);
+  piece.first_token = first % kTileTokens;
+  piece.num_tokens = end - first;
+  piece.first_row = first - num_tokens_;
+  return piece;
+}
+
+void DeviceNuqSide::take_blocks(int64_t num_tokens, const DeviceEncoder& with) {
+  const int64_t block_tokens = plan_->host->shape.num_tiles * kTileTokens;
+  while (std::ssize(blocks_) * block_tokens < num_tokens) {
+    owned_blocks_.emplace_back(with.arena, plan_->host->layout.num_bytes);
+    blocks_.push_back(owned_blocks_.back().data());
+  }
+}
+
+// What attention reads of fitted ranges.
+void DeviceNuqSide::keep_ranges(const DeviceEncoder& with) {
+  const std::span<const Half> ranges = segments_.ranges();
+  ranges_ = ArenaPiece<Half>(with.arena, std::ssize(ranges));
+  with.device.copy_in(ranges_.data(), ranges.data(), static_cast<int64_t>(ranges.size_bytes()));
+}
+
+void DeviceNuqSide::fit(const HalfRows& rows, const DeviceEncoder& with) {
+  assert(!is_fitted());
+  segments_.begin(0, rows, with.pool);
+  keep_ranges(with);
+}
+
+// Of all tokens that are appended from now on, as f32, [2 or 4][row_size].
+const float* DeviceNuqSide::load_ranges(const DeviceEncoder& with) const {
+  if (plan_->host->side == KvSide::kValue) return nullptr;
+  if (plan_->ranges != nullptr) return plan_->ranges;
+  std::vector<float> widened;
+  const auto last = segments_.ranges().last(static_cast<size_t>(segments_.stride()));
+  for (const Half x : last) widened.push_back(to_float(x));
+  with.scratch.ranges.assign(widened);
+  return with.scratch.ranges.data();
+}
+
+// Scales, zero points and marks of outliers.
+void DeviceNuqSide::fit_values(const float* rows, int64_t num_rows,
+                               const DeviceEncoder& with) const {
+  const NuqPlan& plan = *plan_->host;
+  DeviceEncodeScratch& scratch = with.scratch;
+  std::vector<CudaFitTarget> targets;
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t token = num_tokens_ + i, tile = token / kTileTokens;
+    std::byte* block = block_of(tile);
+    const int64_t at = plan.shape.token_params(in_block(tile), 0) + token % kTileTokens;
+    targets.push_back({reinterpret_cast<Half*>(block + plan.layout.scales) + at,
+                       reinterpret_cast<Half*>(block + plan.layout.zeros) + at});
+  }
+  const int64_t num_outliers = num_value_outliers(plan.row_size(), plan.outlier_percent);
+  scratch.targets.assign(targets);
+  scratch.scales.reserve_discarding(num_rows);
+  scratch.zeros.reserve_discarding(num_rows);
+  if (num_outliers > 0) scratch.marks.reserve_discarding(num_rows * plan.row_size());
+  with.device.run(CudaFit{rows, scratch.targets.data(), scratch.scales.data(), scratch.zeros.data(),
+                          scratch.marks.data(), num_rows, plan.row_size(), num_outliers});
+}
+
+CudaEncodeJob DeviceNuqSide::encode_job(const float* rows, const Piece& piece, const float* ranges,
+                                        const DeviceEncoder& with) const {
+  const NuqPlan& plan = *plan_->host;
+  const int64_t size = plan.row_size(), head_dim = plan.shape.head_dim;
+  const int64_t column = piece.head * head_dim;
+  const bool is_key = plan.side == KvSide::kKey;
+  CudaEncodeJob job;
+  EncodeJob& encode = job.encode;
+  encode.codebook = plan_->codebooks + (plan.codebooks.size() == 1 ? 0 : piece.head);
+  encode.rows = rows + piece.first_row * size + column;
+  encode.row_stride = size;
+  encode.head_dim = head_dim;
+  encode.first_token = piece.first_token;
+  encode.num_tokens = piece.num_tokens;
+  encode.codes = reinterpret_cast<uint8_t*>(block_of(piece.tile)) +
+                 plan.layout.codes(piece.head, in_block(piece.tile));
+  if (plan_->feedback != nullptr) encode.feedback = plan_->feedback + piece.head;
+  if (is_key) {
+    encode.axis = ScaleAxis::kChannel;
+    encode.scales = ranges + column;
+    encode.zeros = encode.scales + size;
+  } else {  // read by the tokens of the tile
+    encode.axis = ScaleAxis::kToken;
+    encode.scales = with.scratch.scales.data() + piece.first_row - piece.first_token;
+    encode.zeros = with.scratch.zeros.data() + piece.first_row - piece.first_token;
+  }
+  if (!plan.shape.has_outliers) return job;
+  if (is_key) {
+    encode.low = encode.zeros + size;
+    encode.high = encode.low + size;
+  } else {
+    job.marks = with.scratch.marks.data() + piece.first_row * size + column;
+    job.mark_stride = size;
+  }
+  return job;
+}
+
+void DeviceNuqSide::append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with) {
+  if (num_rows == 0) return;
+  const NuqPlan& plan = *plan_->host;
+  const int64_t num_heads = plan.shape.num_kv_heads, head_dim = plan.shape.head_dim;
+  take_blocks(num_tokens_ + num_rows, with);
+  if (plan.side == KvSide::kValue) fit_values(rows, num_rows, with);
+  const float* ranges = load_ranges(with);
+  const int64_t end = num_tokens_ + num_rows;
+  const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - num_tokens_ / kTileTokens;
+  const int64_t count = num_tiles * num_heads;
+  if (plan.shape.has_outliers) {
+    with.scratch.masks.reserve_discarding(count * head_dim);
+    with.scratch.counts.reserve_discarding(count);
+  }
+  std::vector<Piece> pieces;
+  std::vector<CudaEncodeJob> jobs;
+  for (int64_t index = 0; index < count; ++index) {
+    pieces.push_back(piece_of(index, num_rows));
+    jobs.push_back(encode_job(rows, pieces.back(), ranges, with));
+    if (!plan.shape.has_outliers) continue;
+    jobs.back().encode.outliers = with.scratch.masks.data() + index * head_dim;
+    jobs.back().num_outliers = with.scratch.counts.data() + index;
+  }
+  with.scratch.jobs.assign(jobs);
+  with.device.run(CudaEncode{with.scratch.jobs.data(), count,
+                             encode_shared_layout(head_dim, plan_->feedback != nullptr).num_bytes});
+  if (plan.shape.has_outliers) store_outliers(rows, pieces, with);
+  num_tokens_ = end;
+}
+
+void DeviceNuqSide::store_outliers(const float* rows, const std::vector<Piece>& pieces,
+                                   const DeviceEncoder& with) {
+  const NuqPlan& plan = *plan_->host;
+  const int64_t size = plan.row_size(), head_dim = plan.shape.head_dim;
+  const auto counts = with.scratch.counts.read(std::ssize(pieces));
+  std::vector<CudaOutlierJob> jobs;
+  std::vector<OutlierPage*> pages;
+  std::vector<size_t> first_pages;  // of the jobs, in `pages`
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const Piece& piece = pieces[i];
+    Chain& chain = chains_[piece.head];
+    const int64_t first = chain.num_entries, end = first + counts[i];
+    const int64_t num_pages = (end + kOutliersPerPage - 1) / kOutliersPerPage;
+    while (std::ssize(chain.pages) < num_pages) {
+      chain.pages.emplace_back(with.arena, 1);
+      chain.table.push_back(chain.pages.back().data());
+    }
+    first_pages.push_back(pages.size());
+    for (int64_t page = first / kOutliersPerPage; page < num_pages; ++page) {
+      pages.push_back(chain.table[page]);
+    }
+    chain.num_entries = end;
+    std::byte* block = block_of(piece.tile);
+    const int64_t of_head = in_block(piece.tile) * plan.shape.num_kv_heads + piece.head;
+    jobs.push_back({.masks = with.scratch.masks.data() + static_cast<int64_t>(i) * head_dim,
+                    .rows = rows + piece.first_row * size + piece.head * head_dim,
+                    .row_stride = size,
+                    .head_dim = head_dim,
+                    .first_token = piece.first_token,
+                    .num_tokens = piece.num_tokens,
+                    .first_entry = first,
+                    .start = reinterpret_cast<uint32_t*>(block + plan.layout.starts) + of_head,
+                    .count = reinterpret_cast<uint16_t*>(block + plan.layout.counts) + of_head});
+  }
+  with.scratch.pages.assign(pages);
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i].pages = with.scratch.pages.data() + first_pages[i];
+  }
+  with.scratch.outlier_jobs.assign(jobs);
+  with.device.run(CudaOutliers{with.scratch.outlier_jobs.data(), std::ssize(jobs)});
+}
+
+void DeviceNuqSide::append(const DeviceRows& rows, const DeviceEncoder& with) {
+  int64_t num_old = 0;
+  if (needs_host_rows()) {  // what fills up the last tile has its ranges
+    const int64_t tile = (num_tokens_ + kTileTokens - 1) / kTileTokens;
+    const int64_t room = std::min(rows.num_rows, tile * kTileTokens - num_tokens_);
+    const HalfRows fresh = rows.host.behind(room);
+    if (segments_.have_drifted(tile, fresh, with.pool)) {
+      num_old = room;
+      append_rows(rows.rows, num_old, with);
+      segments_.begin(tile, fresh, with.pool);
+      keep_ranges(with);
+    }
+  }
+  append_rows(rows.rows + num_old * plan_->host->row_size(), rows.num_rows - num_old, with);
+}
+
+CodedSide DeviceNuqSide::coded_side(int64_t head) const {
+  const NuqPlan& plan = *plan_->host;
+  CodedSide side{.codebook = &plan.codebook(head),
+                 .shape = plan.shape,
+                 .layout = plan.layout,
+                 .head = head,
+                 .blocks = blocks_};
+  if (plan.side == KvSide::kKey) {
+    side.logit_bias = kLogitBias;
+    side.scales = needs_host_rows() ? ranges_.data() : plan.ranges.data();
+    side.scales += head * plan.shape.head_dim;
+    side.zeros = side.scales + plan.row_size();
+    side.segment_starts = segments_.starts();
+    side.segment_stride = segments_.stride();
+  }
+  if (plan.shape.has_outliers) side.pages = chains_[head].table;
+  return side;
+}
+
+}  // namespace kvquant

@@ -1,0 +1,110 @@
+// The encoded tokens of one side of one layer of one sequence in the memory of a device: the
+// blocks, pages and bytes of NuqSide, written by kernels. The host keeps addresses and counts only,
+// and the ranges of key channels that are fitted to the sequence.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/threads.h"
+#include "cache/device_arena.h"
+#include "cache/nuq_side.h"
+
+namespace kvquant {
+
+// What all sequences share of one side of one layer; addresses of the device but for `host`.
+struct DeviceNuqPlan {
+  const NuqPlan* host = nullptr;
+  const NuqCodebook* codebooks = nullptr;      // as many as the host's
+  const RoundingFeedback* feedback = nullptr;  // one per KV head; null: none
+  const float* ranges = nullptr;               // calibrated keys: [4][row_size]; null: fitted
+};
+
+// Scratch of appends on a device, of any side; grows to the largest need.
+struct DeviceEncodeScratch {
+  explicit DeviceEncodeScratch(CudaDevice& device);
+  int64_t num_bytes() const;
+
+  DeviceArray<float> ranges;  // of keys, as f32
+  DeviceArray<float> scales, zeros;
+  DeviceArray<uint8_t> marks;
+  DeviceArray<uint64_t> masks;
+  DeviceArray<int32_t> counts;
+  DeviceArray<CudaFitTarget> targets;
+  DeviceArray<CudaEncodeJob> jobs;
+  DeviceArray<CudaOutlierJob> outlier_jobs;
+  DeviceArray<OutlierPage*> pages;
+};
+
+// With what appends work.
+struct DeviceEncoder {
+  CudaDevice& device;
+  DeviceArena& arena;
+  DeviceEncodeScratch& scratch;
+  ThreadPool& pool;
+};
+
+// Rows to be encoded: fp16 numbers as f32 on the device, [num_rows, row_size] without gaps, and, if
+// a side needs_host_rows(), the same on the host.
+struct DeviceRows {
+  const float* rows = nullptr;
+  int64_t num_rows = 0;
+  HalfRows host{};
+};
+
+class DeviceNuqSide {
+ public:
+  explicit DeviceNuqSide(const DeviceNuqPlan& plan);
+  DeviceNuqSide(DeviceNuqSide&&) noexcept = default;
+
+  // Ranges are fitted to rows on the host: keys without calibration.
+  bool needs_host_rows() const {
+    return plan_->host->side == KvSide::kKey && plan_->host->ranges.empty();
+  }
+  bool is_fitted() const { return !needs_host_rows() || !segments_.is_empty(); }
+  void fit(const HalfRows& rows, const DeviceEncoder& with);
+  // Encodes rows behind what is there, as NuqSide does. Waits for the device where there are
+  // outliers: how many decides about pages. Throws OutOfMemory; then the side can only be
+  // destroyed.
+  void append(const DeviceRows& rows, const DeviceEncoder& with);
+
+  int64_t num_tokens() const { return num_tokens_; }
+  // For attention; blocks, pages and fitted ranges are addresses of the device. Valid until the
+  // next append.
+  CodedSide coded_side(int64_t head) const;
+
+ private:
+  struct Piece {
+    int64_t tile = 0, head = 0;
+    int64_t first_token = 0, num_tokens = 0;  // within the tile
+    int64_t first_row = 0;                    // of the rows
+  };
+  struct Chain {
+    int64_t num_entries = 0;
+    std::vector<ArenaPiece<OutlierPage>> pages;
+    std::vector<OutlierPage*> table;
+  };
+  Piece piece_of(int64_t index, int64_t num_rows) const;
+  std::byte* block_of(int64_t tile) const { return blocks_[tile / plan_->host->shape.num_tiles]; }
+  int64_t in_block(int64_t tile) const { return tile % plan_->host->shape.num_tiles; }
+  void take_blocks(int64_t num_tokens, const DeviceEncoder& with);
+  void keep_ranges(const DeviceEncoder& with);
+  const float* load_ranges(const DeviceEncoder& with) const;
+  void append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with);
+  void fit_values(const float* rows, int64_t num_rows, const DeviceEncoder& with) const;
+  CudaEncodeJob encode_job(const float* rows, const Piece& piece, const float* ranges,
+                           const DeviceEncoder& with) const;
+  void store_outliers(const float* rows, const std::vector<Piece>& pieces,
+                      const DeviceEncoder& with);
+
+  const DeviceNuqPlan* plan_;
+  int64_t num_tokens_ = 0;
+  std::vector<ArenaPiece<std::byte>> owned_blocks_;
+  std::vector<std::byte*> blocks_;
+  KeySegments segments_;
+  ArenaPiece<Half> ranges_;  // those of segments_
+  std::vector<Chain> chains_;
+};
+
+}  // namespace kvquant
