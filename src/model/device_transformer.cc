@@ -1,0 +1,267 @@
+#include "model/device_transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <string>
+
+#include "base/check.h"
+#include "kvquant/error.h"
+#include "ops/rope_scaling.h"
+
+namespace kvquant {
+namespace {
+
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr int64_t kRowsAtOnce = 256;  // of a matrix on its way to the device
+
+// Rows as `read` gives them, in strips.
+template <class T, class Read, class Convert>
+DeviceArray<T> upload_rows(CudaDevice& device, int64_t num_rows, int64_t width, const Read& read,
+                           const Convert& convert) {
+  DeviceArray<T> out(device, num_rows * width);
+  std::vector<float> row(static_cast<size_t>(width));
+  std::vector<T> strip;
+  for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
+    const int64_t end = std::min(num_rows, first + kRowsAtOnce);
+    strip.clear();
+    for (int64_t i = first; i < end; ++i) {
+      read(i, std::span<float>(row));
+      for (const float x : row) strip.push_back(convert(x));
+    }
+    device.copy_in(out.data() + first * width, strip.data(),
+                   static_cast<int64_t>(strip.size() * sizeof(T)));
+  }
+  return out;
+}
+
+DeviceArray<float> upload(CudaDevice& device, const std::vector<float>& x) {
+  return {device, std::span(x)};
+}
+
+}  // namespace
+
+DeviceTransformer::Matrix::Matrix(CudaDevice& device, const PackedMatrix& from, Precision precision)
+    : f32(device), bf16(device), num_out(from.num_out()), num_in(from.num_in()) {
+  const auto read = [&](int64_t row, std::span<float> out) { from.read_row(row, out); };
+  if (precision == Precision::kBF16) {
+    bf16 = upload_rows<BFloat16>(device, num_out, num_in, read,
+                                 [](float x) { return to_bfloat16(x); });
+  } else {
+    f32 = upload_rows<float>(device, num_out, num_in, read, [](float x) { return x; });
+  }
+}
+
+DeviceTransformer::Layer::Layer(CudaDevice& device, const LayerWeights& from, Precision precision)
+    : attention_norm(upload(device, from.attention_norm)),
+      qkv_bias(upload(device, from.qkv_bias)),
+      query_norm(upload(device, from.query_norm)),
+      key_norm(upload(device, from.key_norm)),
+      mlp_norm(upload(device, from.mlp_norm)),
+      qkv(device, from.qkv, precision),
+      output(device, from.output, precision),
+      gate(device, from.gate, precision),
+      up(device, from.up, precision),
+      down(device, from.down, precision) {}
+
+DeviceTransformer::DeviceTransformer(const Checkpoint& checkpoint, Precision precision,
+                                     CudaDevice& device, ThreadPool& pool)
+    : config_(checkpoint.config()),
+      precision_(precision),
+      device_(device),
+      rope_(config_.max_context, rope_frequencies(config_.head_dim, config_.rope_theta,
+                                                  config_.rope_scaling, config_.max_context)),
+      final_norm_(device),
+      embedding_(device),
+      tokens_(device),
+      positions_(device),
+      residual_(device),
+      normed_(device),
+      qkv_(device),
+      attention_(device),
+      mlp_(device),
+      logits_(device),
+      best_(device, int64_t{1}),
+      host_logits_(config_.vocab_size) {
+  const ModelWeights weights = load_weights(checkpoint, precision, pool);
+  for (const LayerWeights& layer : weights.layers) layers_.emplace_back(device, layer, precision);
+  final_norm_ = upload(device, weights.final_norm);
+  lm_head_ = std::make_unique<Matrix>(device, weights.lm_head, precision);
+  // The embedding itself, at the precision of the file: it is added to, not multiplied with.
+  const auto read = [&](int64_t row, std::span<float> out) {
+    checkpoint.read_row(kEmbedding, row, out);
+  };
+  embedding_ = upload_rows<float>(device, config_.vocab_size, config_.hidden, read,
+                                  [](float x) { return x; });
+}
+
+KvShape DeviceTransformer::kv_shape() const {
+  return {config_.num_layers, config_.num_kv_heads, config_.head_dim, config_.sliding_window};
+}
+
+int64_t DeviceTransformer::weight_bytes() const {
+  int64_t bytes = final_norm_.num_bytes() + lm_head_->num_bytes() + embedding_.num_bytes();
+  for (const Layer& layer : layers_) {
+    for (const auto* array : {&layer.attention_norm, &layer.qkv_bias, &layer.query_norm,
+                              &layer.key_norm, &layer.mlp_norm}) {
+      bytes += array->num_bytes();
+    }
+    for (const auto* matrix : {&layer.qkv, &layer.output, &layer.gate, &layer.up, &layer.down}) {
+      bytes += matrix->num_bytes();
+    }
+  }
+  return bytes;
+}
+
+int64_t DeviceTransformer::qkv_width() const {
+  return (config_.num_q_heads + 2 * config_.num_kv_heads) * config_.head_dim;
+}
+
+void DeviceTransformer::check_chunks(std::span<const DeviceForwardChunk> chunks,
+                                     const DeviceCache& cache) const {
+  check_arg(!chunks.empty(), "the batch is empty");
+  std::set<DeviceCache::SequenceId> sequences;
+  for (const auto& chunk : chunks) {
+    check_arg(!chunk.tokens.empty(), "a chunk of the batch is empty");
+    check_arg(sequences.insert(chunk.sequence).second,
+              "two chunks of the batch are of sequence " + std::to_string(chunk.sequence));
+    const int64_t end = cache.length(chunk.sequence) + std::ssize(chunk.tokens);
+    check_arg(end <= config_.max_context, "the sequence would reach " + std::to_string(end) +
+                                              " tokens, the model's context is " +
+                                              std::to_string(config_.max_context));
+    for (const int32_t token : chunk.tokens) {
+      check_arg(0 <= token && token < config_.vocab_size, "token " + std::to_string(token) +
+                                                              " is not in the vocabulary of " +
+                                                              std::to_string(config_.vocab_size));
+    }
+  }
+}
+
+void DeviceTransformer::upload_batch(std::span<const DeviceForwardChunk> chunks,
+                                     const DeviceCache& cache) {
+  std::vector<int32_t> tokens;
+  std::vector<int64_t> positions;
+  for (const auto& chunk : chunks) {
+    int64_t position = cache.length(chunk.sequence);
+    for (const int32_t token : chunk.tokens) {
+      tokens.push_back(token);
+      positions.push_back(position++);
+    }
+  }
+  const int64_t n = std::ssize(tokens);
+  tokens_.assign(tokens);
+  positions_.assign(positions);
+  residual_.reserve_discarding(n * config_.hidden);
+  normed_.reserve_discarding(n * config_.hidden);
+  qkv_.reserve_discarding(n * qkv_width());
+  attention_.reserve_discarding(n * qkv_width());
+  mlp_.reserve_discarding(2 * n * config_.ffn);
+}
+
+void DeviceTransformer::multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows,
+                                 Epilogue epilogue) {
+  device_.multiply({matrix.f32.data(), matrix.bf16.data(), matrix.num_out, matrix.num_in, x.data,
+                    x.stride, out.data, out.stride, num_rows, epilogue});
+}
+
+void DeviceTransformer::norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows) {
+  device_.run(CudaNorm{x.data, x.stride, weight.data(), out.data, out.stride, num_rows, 1,
+                       config_.hidden, config_.norm_eps});
+}
+
+// Biases, and the norms of queries and keys.
+void DeviceTransformer::finish_qkv(const Layer& layer, int64_t num_rows) {
+  const int64_t width = qkv_width(), head_dim = config_.head_dim;
+  if (layer.qkv_bias.size() > 0) {
+    device_.run(CudaAdd{layer.qkv_bias.data(), 0, qkv_.data(), width, num_rows, width});
+  }
+  if (layer.query_norm.size() == 0) return;
+  const auto norm_heads = [&](float* first, int64_t count, const DeviceArray<float>& weight) {
+    device_.run(CudaNorm{first, width, weight.data(), first, width, num_rows, count, head_dim,
+                         config_.norm_eps});
+  };
+  norm_heads(qkv_.data(), config_.num_q_heads, layer.query_norm);
+  norm_heads(qkv_.data() + config_.num_q_heads * head_dim, config_.num_kv_heads, layer.key_norm);
+}
+
+void DeviceTransformer::attention_block(int64_t index, std::span<const DeviceForwardChunk> chunks,
+                                        DeviceCache& cache, int64_t num_rows) {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
+  const int64_t width = qkv_width(), head_dim = config_.head_dim, hidden = config_.hidden;
+  const int64_t keys = config_.num_q_heads * head_dim;
+  const int64_t values = keys + config_.num_kv_heads * head_dim;
+  norm({residual_.data(), hidden}, layer.attention_norm, {normed_.data(), hidden}, num_rows);
+  multiply(layer.qkv, {normed_.data(), hidden}, {qkv_.data(), width}, num_rows, Epilogue::kStore);
+  finish_qkv(layer, num_rows);
+  std::vector<DeviceCache::Queries> queries;
+  int64_t row = 0;
+  for (const auto& chunk : chunks) {
+    float* first = qkv_.data() + row * width;
+    const int64_t count = std::ssize(chunk.tokens);
+    cache.append(index, chunk.sequence, {first + keys, first + values, width, count});
+    queries.push_back({chunk.sequence, first, attention_.data() + row * width, width, count});
+    row += count;
+  }
+  device_.run(CudaRope{qkv_.data(), width, positions_.data(), cache.rope().cos, cache.rope().sin,
+                       num_rows, config_.num_q_heads, head_dim});
+  cache.attend(index, queries, {head_dim, config_.group(), score_scale(config_)}, precision_);
+  for (const auto& chunk : chunks) cache.settle(index, chunk.sequence);
+  multiply(layer.output, {attention_.data(), width}, {residual_.data(), hidden}, num_rows,
+           Epilogue::kAdd);
+}
+
+void DeviceTransformer::mlp_block(const Layer& layer, int64_t num_rows) {
+  const int64_t hidden = config_.hidden, ffn = config_.ffn, stride = 2 * ffn;
+  float *gate = mlp_.data(), *up = gate + ffn;
+  norm({residual_.data(), hidden}, layer.mlp_norm, {normed_.data(), hidden}, num_rows);
+  multiply(layer.gate, {normed_.data(), hidden}, {gate, stride}, num_rows, Epilogue::kStore);
+  multiply(layer.up, {normed_.data(), hidden}, {up, stride}, num_rows, Epilogue::kStore);
+  device_.run(CudaGate{gate, up, stride, gate, stride, num_rows, ffn});
+  multiply(layer.down, {gate, stride}, {residual_.data(), hidden}, num_rows, Epilogue::kAdd);
+}
+
+TensorView<const float, 2> DeviceTransformer::forward(std::span<const DeviceForwardChunk> chunks,
+                                                      DeviceCache& cache) {
+  check_chunks(chunks, cache);
+  upload_batch(chunks, cache);
+  int64_t n = 0;
+  for (const auto& chunk : chunks) n += std::ssize(chunk.tokens);
+  const int64_t hidden = config_.hidden;
+  device_.run(CudaEmbed{embedding_.data(), nullptr, tokens_.data(), residual_.data(), n, hidden});
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    attention_block(layer, chunks, cache, n);
+    mlp_block(layers_[static_cast<size_t>(layer)], n);
+  }
+  norm({residual_.data(), hidden}, final_norm_, {normed_.data(), hidden}, n);
+  hidden_.reserve_discarding(n * hidden);
+  device_.copy_out(hidden_.data(), normed_.data(), n * hidden * 4);
+  // Whatever went wrong on the way, numbers too large for the cache among it, ends as NaN here.
+  if (!std::all_of(hidden_.data(), hidden_.data() + n * hidden,
+                   [](float x) { return std::isfinite(x); })) {
+    throw FormatError("the model's hidden states are not finite after the last layer");
+  }
+  return row_major<const float, 2>(hidden_.data(), {n, hidden});
+}
+
+void DeviceTransformer::find_logits(int64_t row) {
+  const int64_t hidden = config_.hidden;
+  check_arg(0 <= row && (row + 1) * hidden <= normed_.size(),
+            "there are no hidden states of row " + std::to_string(row));
+  logits_.reserve_discarding(config_.vocab_size);
+  multiply(*lm_head_, {normed_.data() + row * hidden, hidden}, {logits_.data(), config_.vocab_size},
+           1, Epilogue::kStore);
+}
+
+std::span<const float> DeviceTransformer::logits(int64_t row) {
+  find_logits(row);
+  device_.copy_out(host_logits_.data(), logits_.data(), host_logits_.num_bytes());
+  return host_logits_.span();
+}
+
+int32_t DeviceTransformer::most_likely(int64_t row) {
+  find_logits(row);
+  device_.run(CudaArgmax{logits_.data(), config_.vocab_size, best_.data(), 1, config_.vocab_size});
+  return best_.read(1)[0];
+}
+
+}  // namespace kvquant

@@ -1,0 +1,93 @@
+// The forward pass of transformer.h on a CUDA device, or on the CPU that plays one: weights, cache
+// and all that lies between stay there; tokens go in, hidden states or logits come out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/device_cache.h"
+#include "model/checkpoint.h"
+#include "model/transformer.h"
+#include "model/weights.h"
+#include "ops/cuda_device.h"
+
+namespace kvquant {
+
+// The next tokens of one sequence of a DeviceCache.
+struct DeviceForwardChunk {
+  DeviceCache::SequenceId sequence = 0;
+  std::span<const int32_t> tokens;
+};
+
+class DeviceTransformer {
+ public:
+  // Uploads the weights: as bf16 with Precision::kBF16, else as f32; codes of quantized files are
+  // expanded. `checkpoint`, `device` and `pool` must outlive this. Throws what load_weights throws.
+  DeviceTransformer(const Checkpoint& checkpoint, Precision precision, CudaDevice& device,
+                    ThreadPool& pool);
+
+  const ModelConfig& config() const { return config_; }
+  const RopeTable& rope_table() const { return rope_; }
+  KvShape kv_shape() const;
+  int64_t weight_bytes() const;  // on the device
+
+  // See Transformer::forward. Hidden states after the last norm, [sum of chunk lengths, hidden], on
+  // the host, valid until the next call. The chunks together must be within the cache's
+  // chunk_tokens; its rope table must be this one's.
+  TensorView<const float, 2> forward(std::span<const DeviceForwardChunk> chunks,
+                                     DeviceCache& cache);
+  // Logits of row `row` of the last forward, [vocab_size], on the host, valid until the next call.
+  std::span<const float> logits(int64_t row);
+  // The most likely token of that row, without copying its logits.
+  int32_t most_likely(int64_t row);
+
+ private:
+  struct Matrix {
+    Matrix(CudaDevice& device, const PackedMatrix& from, Precision precision);
+    int64_t num_bytes() const { return f32.num_bytes() + bf16.num_bytes(); }
+    DeviceArray<float> f32;  // one of the two is empty
+    DeviceArray<BFloat16> bf16;
+    int64_t num_out, num_in;
+  };
+  struct Layer {
+    Layer(CudaDevice& device, const LayerWeights& from, Precision precision);
+    DeviceArray<float> attention_norm, qkv_bias, query_norm, key_norm, mlp_norm;
+    Matrix qkv, output, gate, up, down;
+  };
+  struct Rows {  // floats on the device
+    float* data;
+    int64_t stride;
+  };
+  void check_chunks(std::span<const DeviceForwardChunk> chunks, const DeviceCache& cache) const;
+  void upload_batch(std::span<const DeviceForwardChunk> chunks, const DeviceCache& cache);
+  void multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows, Epilogue epilogue);
+  void norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows);
+  void finish_qkv(const Layer& layer, int64_t num_rows);
+  void attention_block(int64_t index, std::span<const DeviceForwardChunk> chunks,
+                       DeviceCache& cache, int64_t num_rows);
+  void mlp_block(const Layer& layer, int64_t num_rows);
+  void find_logits(int64_t row);
+  int64_t qkv_width() const;
+
+  const ModelConfig& config_;
+  Precision precision_;
+  CudaDevice& device_;
+  RopeTable rope_;
+  std::vector<Layer> layers_;
+  DeviceArray<float> final_norm_;
+  DeviceArray<float> embedding_;  // [vocab_size, hidden]
+  std::unique_ptr<Matrix> lm_head_;
+
+  // Of one call, [tokens of the batch, ...].
+  DeviceArray<int32_t> tokens_;
+  DeviceArray<int64_t> positions_;
+  DeviceArray<float> residual_, normed_, qkv_, attention_, mlp_;  // mlp_: gate, up
+  DeviceArray<float> logits_;
+  DeviceArray<int32_t> best_;
+  Buffer<float> hidden_;
+  Buffer<float> host_logits_;
+};
+
+}  // namespace kvquant

@@ -1,0 +1,136 @@
+// A model on a device, every kernel of it, against the model on the CPU. Emulated by the CPU and,
+// where there is one, on a GPU.
+#include "model/device_transformer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "kvquant/error.h"
+#include "model/model.h"
+#include "ops/cuda_device_test.h"
+#include "ops/log_softmax.h"
+
+namespace kvquant {
+namespace {
+
+constexpr const char* kEmbedded = KVQUANT_SOURCE_DIR "/assets/ref5m";
+
+// The embedded model on the CPU and on a device, and a cache of each.
+class DeviceModels : public testing::OnEachDevice {
+ protected:
+  void SetUp() override {
+    const std::string missing = testing::missing_products(device());
+    if (!missing.empty()) GTEST_SKIP() << missing;
+  }
+
+  void load(const std::string& spec, CacheMode mode, Precision precision = Precision::kF32) {
+    cache_.reset();
+    host_cache_.reset();
+    transformer_.reset();
+    model_.emplace(Model::load(kEmbedded, {.num_threads = 2, .precision = precision}));
+    transformer_ =
+        std::make_unique<DeviceTransformer>(model_->checkpoint(), precision, device(), pool_);
+    cache_ = std::make_unique<DeviceCache>(
+        transformer_->kv_shape(), parse_spec(spec), transformer_->rope_table(), device(), pool_,
+        DeviceCacheOptions{.mode = mode, .num_sequences = 2, .max_tokens = 300});
+    Transformer& host = model_->transformer();
+    host_cache_ = std::make_unique<KvCache>(host.kv_shape(), parse_spec(spec), mode,
+                                            host.rope_table(), model_->pool());
+    id_ = cache_->add_sequence();
+    host_id_ = host_cache_->add_sequence();
+  }
+
+  std::vector<int32_t> tokens(size_t count) {
+    const std::string text = "The old man went down to the harbour, and saw the grey sea. ";
+    std::string all;
+    while (all.size() < 8 * count) all += text;
+    auto out = model_->tokenizer().encode(all);
+    out.resize(count);
+    return out;
+  }
+
+  // Logits behind the tokens, on the CPU.
+  std::vector<float> host_logits(std::span<const int32_t> tokens) {
+    Transformer& host = model_->transformer();
+    const ForwardChunk chunk{host_id_, tokens};
+    const auto hidden = host.forward({&chunk, 1}, *host_cache_);
+    std::vector<float> out(static_cast<size_t>(model_->config().vocab_size));
+    host.logits(row_major<const float, 2>(&hidden(hidden.shape[0] - 1, 0), {1, hidden.shape[1]}),
+                row_major(out.data(), {1, std::ssize(out)}));
+    return out;
+  }
+  std::span<const float> device_logits(std::span<const int32_t> tokens) {
+    const DeviceForwardChunk chunk{id_, tokens};
+    transformer_->forward({&chunk, 1}, *cache_);
+    return transformer_->logits(std::ssize(tokens) - 1);
+  }
+
+  std::optional<Model> model_;
+  std::unique_ptr<DeviceTransformer> transformer_;
+  std::unique_ptr<DeviceCache> cache_;
+  std::unique_ptr<KvCache> host_cache_;
+  DeviceCache::SequenceId id_ = 0;
+  KvCache::SequenceId host_id_ = 0;
+};
+INSTANTIATE_TEST_SUITE_P(Devices, DeviceModels, ::testing::ValuesIn(cuda_backends()),
+                         testing::device_test_name);
+
+TEST_P(DeviceModels, PredictWhatTheCpuPredictsAndGoOnWithTheSameWords) {
+  for (const char* spec : {"fp16", "nuq4", "nuq3-1%", "int8"}) {
+    for (const CacheMode mode : {CacheMode::kAsServed, CacheMode::kStrict}) {
+      SCOPED_TRACE(std::string(spec) + (mode == CacheMode::kStrict ? ", strict" : ", as served"));
+      load(spec, mode);
+      auto next = tokens(150);
+      for (int step = 0; step < 4; ++step) {
+        const auto expected = host_logits(next);
+        const auto found = device_logits(next);
+        const double kl = kl_divergence(expected, log_sum_exp(expected), found, log_sum_exp(found));
+        EXPECT_LT(kl, 1e-4) << "step " << step;
+        const int32_t best = argmax(expected);
+        EXPECT_EQ(argmax(found), best) << "step " << step;
+        EXPECT_EQ(transformer_->most_likely(std::ssize(next) - 1), argmax(found));
+        next = {best};
+      }
+      EXPECT_EQ(cache_->num_compressed_tokens(id_), host_cache_->num_compressed_tokens(host_id_));
+    }
+  }
+}
+
+TEST_P(DeviceModels, RoundToBf16AsTheCpuDoesNearEnough) {
+  load("nuq3-1%", CacheMode::kAsServed, Precision::kBF16);
+  const auto prompt = tokens(100);
+  const auto expected = host_logits(prompt);
+  const auto found = device_logits(prompt);
+  EXPECT_LT(kl_divergence(expected, log_sum_exp(expected), found, log_sum_exp(found)), 1e-2);
+}
+
+TEST_P(DeviceModels, SequencesOfABatchAreThoseAlone) {
+  load("nuq4", CacheMode::kAsServed);
+  const auto prompt = tokens(90);
+  const auto other = cache_->add_sequence();
+  const std::span<const int32_t> all = prompt;
+  const DeviceForwardChunk both[] = {{other, all.first(20)}, {id_, all}};
+  transformer_->forward(both, *cache_);
+  const auto found = transformer_->logits(109);
+  const auto expected = host_logits(prompt);
+  for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(found[i], expected[i], 5e-3);
+}
+
+TEST_P(DeviceModels, RefuseBadBatches) {
+  load("fp16", CacheMode::kAsServed);
+  const std::vector<int32_t> fine{1}, unknown{-1};
+  const DeviceForwardChunk twice[] = {{id_, fine}, {id_, fine}};
+  const DeviceForwardChunk bad[] = {{id_, unknown}};
+  EXPECT_THROW(transformer_->forward({}, *cache_), std::invalid_argument);
+  EXPECT_THROW(transformer_->forward(twice, *cache_), std::invalid_argument);
+  EXPECT_THROW(transformer_->forward(bad, *cache_), std::invalid_argument);
+  EXPECT_EQ(cache_->length(id_), 0);
+}
+
+}  // namespace
+}  // namespace kvquant
