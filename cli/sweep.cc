@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/sweep_children.h"
 #include "cli/sweep_plan.h"
+#include "cli/sweep_slurm.h"
 
 namespace kvquant::cli {
 namespace {
@@ -70,7 +71,12 @@ void print_list(const SweepPlan& plan) {
   }
 }
 
-int run(const SweepOptions& options) {
+int run(SweepOptions& options) {
+  // The nodes may have other cores than this machine: what a task is given decides.
+  const bool is_slurm = options.slurm.slurm || options.slurm.collect;
+  if (is_slurm && options.common.threads == 0) {
+    options.common.threads = options.slurm.request.cpus;
+  }
   const SweepPlan plan(options);
   if (options.here) {
     run_here(plan, options);
@@ -85,6 +91,11 @@ int run(const SweepOptions& options) {
   if (options.list) {
     print_list(plan);
     return kDone;
+  }
+  if (is_slurm) {
+    const int64_t num_failed = run_on_slurm(plan, options.slurm, options.common.quiet);
+    print_results(plan, options);
+    return num_failed > 0 && options.slurm.collect ? kCheckFailed : kDone;
   }
   SweepCounts counts;
   try {
@@ -128,6 +139,31 @@ void add_limit_flags(CLI::App& command, SweepOptions& options) {
       ->check(amount());
 }
 
+void add_slurm_flags(CLI::App& command, SlurmFlags& flags) {
+  SlurmRequest& request = flags.request;
+  command.add_flag("--slurm", flags.slurm,
+                   "submit what has no result as Slurm job arrays, a configuration a task");
+  command.add_flag("--collect", flags.collect,
+                   "submit nothing: index, table and the states of what is still missing");
+  command.add_flag_callback(
+      "--slurm-dry-run", [&flags] { flags.slurm = true, flags.submit = false; },
+      "write the scripts to OUTPUT/slurm and submit nothing");
+  command.add_option("--slurm-account", request.account, "account of the tasks");
+  command.add_option("--slurm-partition", request.partition, "partition of the tasks");
+  command.add_option("--slurm-gpus", request.gpus, "GPUs of a task, e.g. 1 or a100:1");
+  command.add_option("--slurm-mem", request.memory, "memory of a task")->capture_default_str();
+  command.add_option("--slurm-time", request.time, "time of a task")->capture_default_str();
+  command.add_option("--slurm-cpus", request.cpus, "cores of a task, and its --threads")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command.add_option("--slurm-max-running", request.max_running, "tasks at once (default: any)")
+      ->check(CLI::Range(1, 1000000));
+  command
+      .add_option("--slurm-array-limit", flags.array_limit,
+                  "tasks an array, the rest in further ones (default: MaxArraySize)")
+      ->check(CLI::Range(1, 4000001));
+}
+
 }  // namespace
 
 void add_sweep(CLI::App& app, int& exit_code) {
@@ -156,7 +192,9 @@ void add_sweep(CLI::App& app, int& exit_code) {
                       "largest batch of every prompt and spec is measured");
   command->add_flag("--list", options->list, "say which configurations have results, run nothing");
   command->add_flag("--here", options->here)->group("");  // for the processes of a sweep
+  command->add_flag("--task", options->task)->group("");  // of a job array
   add_limit_flags(*command, *options);
+  add_slurm_flags(*command, options->slurm);
   add_energy_flags(*command, options->energy);
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }

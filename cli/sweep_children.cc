@@ -95,13 +95,13 @@ SweepCounts run_children(const SweepPlan& plan, bool quiet) {
     fmt::print(stderr, "sweep: {} of {} configurations have results and are skipped\n",
                counts.skipped, plan.items().size());
   }
-  plan.results().write_index();
+  if (!plan.is_task()) plan.results().write_index();
   const Timer timer;
   for (size_t i = 0; i < left.size(); ++i) {
     if (was_interrupted()) throw Interrupted{};
     const Json result = run_item(plan, *left[i]);
     count(result, counts);
-    plan.results().write_index();
+    if (!plan.is_task()) plan.results().write_index();
     if (quiet) continue;
     const double done = static_cast<double>(i + 1), total = static_cast<double>(left.size());
     const double minutes = timer.seconds() / done * (total - done) / 60;

@@ -72,6 +72,8 @@ Json configuration_of(const SweepOptions& options, const Json& model) {
   return out;
 }
 
+std::string program_path() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
+
 }  // namespace
 
 SweepLimits limits_of(const SweepOptions& options) {
@@ -118,14 +120,24 @@ Json SweepPlan::document(const Item& item) const {
 }
 
 std::vector<std::string> SweepPlan::command(const Item& item) const {
+  std::vector<std::string> out = {program_path(), "sweep",    "--here",
+                                  "--quiet",      "--config", item.name};
+  add_settings(out);
+  return out;
+}
+
+std::vector<std::string> SweepPlan::task_command() const {
+  std::vector<std::string> out = {program_path(), "sweep", "--task"};
+  add_settings(out);
+  return out;
+}
+
+void SweepPlan::add_settings(std::vector<std::string>& out) const {
   const CommonOptions& common = options_.common;
   const SweepLimits limits = limits_of(options_);
-  std::vector<std::string> out = {std::filesystem::read_symlink("/proc/self/exe").string(), "sweep",
-                                  "--here", "--quiet"};
   const auto add = [&](const char* flag, const auto& value) {
     out.insert(out.end(), {flag, fmt::format("{}", value)});
   };
-  add("--config", item.name);
   add("--output_path", options_.output);
   add("--model", model_.at("path").get<std::string>());
   add("--threads", configuration_.at("threads").get<int>());
@@ -147,7 +159,6 @@ std::vector<std::string> SweepPlan::command(const Item& item) const {
   add("--nvml", energy.sources.nvml);
   if (energy.assume_power_watts) add("--assume-power", *energy.assume_power_watts);
   if (energy.carbon_kg_per_kwh) add("--carbon-intensity", *energy.carbon_kg_per_kwh);
-  return out;
 }
 
 }  // namespace kvquant::cli

@@ -12,18 +12,21 @@
 #include "bench/sweep_run.h"
 #include "cli/common.h"
 #include "cli/energy_flags.h"
+#include "cli/slurm_script.h"
 
 namespace kvquant::cli {
 
 struct SweepOptions {
   CommonOptions common;
   EnergyFlags energy;
+  SlurmFlags slurm;
   std::string grid;                  // file
   std::vector<std::string> configs;  // names
   std::string output;
   std::string memory_budget;
   bool quick = false, list = false;
   bool here = false;  // measure the one configuration in this process
+  bool task = false;  // of a job array: the index is left to whoever collects
   // In place of the defaults, or of those of --quick.
   std::optional<int> warmups, min_repetitions, max_repetitions;
   std::optional<double> target_error, max_seconds;
@@ -50,8 +53,13 @@ class SweepPlan {
   Json document(const Item& item) const;
   const Json& configuration() const { return configuration_; }
   std::vector<std::string> command(const Item& item) const;
+  std::vector<std::string> task_command() const;  // of a job array, --config to be added
+  const std::string& folder() const { return options_.output; }
+  bool is_task() const { return options_.task; }
 
  private:
+  void add_settings(std::vector<std::string>& command) const;
+
   const SweepOptions& options_;
   Json model_, configuration_;
   SweepResults results_;

@@ -1,0 +1,102 @@
+#include "cli/slurm_jobs.h"
+
+#include <fmt/format.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+#include <system_error>
+
+#include "base/check.h"
+#include "cli/slurm_script.h"
+
+namespace kvquant::cli {
+namespace {
+
+constexpr int64_t kDefaultMaxArraySize = 1001;  // slurm.conf(5)
+constexpr int kNotFound = 127;                  // of a shell
+
+struct ShellOutcome {
+  int exit_code;
+  std::string out;
+};
+
+ShellOutcome run_shell(const std::string& command) {
+  std::fflush(nullptr);
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) {
+    throw std::system_error(errno, std::generic_category(), "cannot start a shell");
+  }
+  std::string out;
+  std::array<char, 4096> bytes;
+  for (size_t n; (n = fread(bytes.data(), 1, bytes.size(), pipe)) > 0;) out.append(bytes.data(), n);
+  const int status = pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, out};
+}
+
+std::string one_line(std::string text) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  for (size_t at; (at = text.find('\n')) != std::string::npos;) text.replace(at, 1, "; ");
+  return text;
+}
+
+// Lines "…_TASK STATE …" of an array with all its tasks apart.
+std::map<int64_t, std::string> states_in(const std::string& text) {
+  std::map<int64_t, std::string> states;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string id, state;
+    if (!(words >> id >> state)) continue;
+    const size_t underscore = id.find('_');
+    if (underscore == std::string::npos) continue;
+    char* end = nullptr;
+    const std::string task = id.substr(underscore + 1);
+    const int64_t number = std::strtoll(task.c_str(), &end, 10);
+    if (!task.empty() && *end == '\0') states[number] = state;
+  }
+  return states;
+}
+
+}  // namespace
+
+std::string submit_job(const std::string& script, const std::string& folder) {
+  const ShellOutcome outcome = run_shell("sbatch --parsable --chdir " + shell_quoted(folder) + " " +
+                                         shell_quoted(script) + " 2>&1");
+  check_arg(outcome.exit_code != kNotFound,
+            "no sbatch on PATH: run this where Slurm is, or write the scripts alone with "
+            "--slurm-dry-run");
+  check_arg(outcome.exit_code == 0, "sbatch refused " + script + ": " + one_line(outcome.out));
+  // "JOB" or "JOB;CLUSTER", perhaps after lines of warnings.
+  const std::string text = one_line(outcome.out);
+  const size_t begin = text.rfind("; ") == std::string::npos ? 0 : text.rfind("; ") + 2;
+  const std::string job = text.substr(begin, text.find_first_not_of("0123456789", begin) - begin);
+  check_arg(!job.empty(), "sbatch gave no number of a job: " + text);
+  return job;
+}
+
+SlurmStates job_states(const std::string& job) {
+  SlurmStates states;
+  const std::string id = shell_quoted(job);
+  states.queued = states_in(run_shell("squeue -h -r -j " + id + " -o '%F_%K %T' 2>/dev/null").out);
+  states.ended = states_in(
+      run_shell("sacct -n -X -P --array --delimiter=' ' -j " + id + " -o JobID,State 2>/dev/null")
+          .out);
+  return states;
+}
+
+int64_t max_array_tasks() {
+  std::istringstream lines(run_shell("scontrol show config 2>/dev/null").out);
+  for (std::string key, equals, value, line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    if (words >> key >> equals >> value && key == "MaxArraySize") {
+      const int64_t size = std::strtoll(value.c_str(), nullptr, 10);
+      return size > 0 ? size : kDefaultMaxArraySize;
+    }
+  }
+  return kDefaultMaxArraySize;
+}
+
+}  // namespace kvquant::cli

@@ -1,0 +1,124 @@
+// `kvquant sweep --slurm` against programs of Slurm that are shell scripts of the test's own.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "program.h"
+
+namespace kvquant {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+using test::Outcome;
+
+class Slurm : public test::ProgramTest {
+ protected:
+  void SetUp() override {
+    ProgramTest::SetUp();
+    path_ = std::getenv("PATH");
+    fs::create_directories(path("bin"));
+    setenv("PATH", (path("bin") + ":" + path_).c_str(), 1);
+    fake("sbatch", "echo \"$@\" >>" + path("submitted") + "; echo 71");
+    fake("squeue", "exit 1");
+    fake("sacct", "exit 1");
+    fake("scontrol", "exit 1");
+  }
+  void TearDown() override {
+    setenv("PATH", path_.c_str(), 1);
+    ProgramTest::TearDown();
+  }
+  void fake(const std::string& name, const std::string& body) const {
+    write_file_atomic(path("bin/" + name), "#!/bin/sh\n" + body + "\n");
+    fs::permissions(path("bin/" + name), fs::perms::owner_all);
+  }
+  std::string sweep(const std::string& rest) const {
+    return "sweep -m embedded --warmup 1 --min-repetitions 1 --max-repetitions 1 --slurm-cpus 1 "
+           "--config len16_batch1_gen2_fp16 --config len16_batch1_gen2_nuq4 -o '" +
+           path("of results") + "' " + rest;
+  }
+  std::string script() const { return path("of results/slurm/array_1.sh"); }
+
+ private:
+  std::string path_;
+};
+
+TEST_F(Slurm, SubmitsAnArrayWithAConfigurationATask) {
+  const Outcome outcome =
+      run(sweep("--slurm --slurm-account lab --slurm-partition long --slurm-gpus a100:1 "
+                "--slurm-mem 3G --slurm-time 1-00:00:00 --slurm-max-running 4"));
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("job 71, 2 tasks"), std::string::npos) << outcome.err;
+  EXPECT_EQ(read_text(path("submitted")),
+            "--parsable --chdir " + path("of results") + " " + script() + "\n");
+  const std::string text = read_text(script());
+  for (const char* line : {"--account=lab\n", "--partition=long\n", "--gres=gpu:a100:1\n",
+                           "--mem=3G\n", "--time=1-00:00:00\n", "--array=0-1%4\n",
+                           "--cpus-per-task=1\n", "--output=logs/%A_%a.log\n"}) {
+    EXPECT_NE(text.find(std::string("#SBATCH ") + line), std::string::npos) << line;
+  }
+  EXPECT_EQ(std::system(("bash -n '" + script() + "'").c_str()), 0);
+}
+
+TEST_F(Slurm, ATaskOfTheScriptWritesItsResultAndCollectingTheIndex) {
+  ASSERT_EQ(run(sweep("--slurm-dry-run")).code, 0);
+  EXPECT_FALSE(fs::exists(path("submitted")));
+  const std::string task = "SLURM_ARRAY_TASK_ID=1 bash '" + script() + "' >/dev/null 2>&1";
+  EXPECT_EQ(std::system(task.c_str()), 0);
+  const Outcome outcome = run(sweep("--collect"));
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("| nuq4"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.err.find("len16_batch1_gen2_fp16: missing"), std::string::npos) << outcome.err;
+  EXPECT_EQ(Json::parse(read_text(path("of results/index.jsonl"))).at("status"), "ok");
+}
+
+TEST_F(Slurm, AKilledTaskIsQueuedAgainUpToALimit) {
+  ASSERT_EQ(run(sweep("--slurm-dry-run")).code, 0);
+  fake("scontrol", "echo \"$@\" >>" + path("requeued"));
+  // In place of the program: a process that kills itself.
+  const std::string killed = "sed 's/^command=($/command=(sh -c \"kill -9 \\\\$\\\\$\"/' '" +
+                             script() + "' >" + path("killed.sh");
+  ASSERT_EQ(std::system(killed.c_str()), 0);
+  const std::string task =
+      "SLURM_ARRAY_JOB_ID=71 SLURM_ARRAY_TASK_ID=1 bash " + path("killed.sh") + " >/dev/null 2>&1";
+  EXPECT_NE(std::system(task.c_str()), 0);
+  EXPECT_EQ(read_text(path("requeued")), "requeue 71_1\n");
+  EXPECT_NE(std::system(("SLURM_RESTART_COUNT=3 " + task).c_str()), 0);
+  EXPECT_EQ(read_text(path("requeued")), "requeue 71_1\n");
+}
+
+TEST_F(Slurm, WhatIsQueuedIsNotSubmittedAgainAndWhatHasEndedIs) {
+  ASSERT_EQ(run(sweep("--slurm --quiet")).code, 0);
+  fake("squeue", "echo 71_0 RUNNING");
+  fake("sacct", "echo 71_1 OUT_OF_MEMORY");
+  fake("sbatch", "echo 72");
+  const Outcome collected = run(sweep("--collect"));
+  EXPECT_EQ(collected.code, 1);
+  EXPECT_NE(collected.err.find("fp16: RUNNING"), std::string::npos) << collected.err;
+  EXPECT_NE(collected.err.find("nuq4: OUT_OF_MEMORY"), std::string::npos) << collected.err;
+  const Outcome again = run(sweep("--slurm"));
+  EXPECT_NE(again.err.find("job 72, 1 tasks"), std::string::npos) << again.err;
+}
+
+TEST_F(Slurm, SplitsAtTheSizeOfAnArray) {
+  fake("scontrol", "echo 'MaxArraySize            = 1'");
+  EXPECT_EQ(run(sweep("--slurm --quiet")).code, 0);
+  EXPECT_TRUE(fs::exists(path("of results/slurm/array_2.sh")));
+}
+
+TEST_F(Slurm, AbsentOrRefusingSlurmIsALineAndNothingIsLost) {
+  fake("sbatch", "exit 127");
+  const Outcome absent = run(sweep("--slurm --quiet"));
+  EXPECT_EQ(absent.code, 2);
+  EXPECT_NE(absent.err.find("no sbatch on PATH"), std::string::npos) << absent.err;
+  fake("sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1");
+  const Outcome refused = run(sweep("--slurm --quiet"));
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("invalid account"), std::string::npos) << refused.err;
+  EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+}
+
+}  // namespace
+}  // namespace kvquant
