@@ -8,7 +8,9 @@
 #include "base/check.h"
 #include "bench/flat_rows.h"
 #include "bench/model_bench.h"
+#include "bench/roofline.h"
 #include "cli/bench_alloc.h"
+#include "cli/bench_baseline.h"
 #include "cli/bench_kernels.h"
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -24,6 +26,8 @@ struct Options {
   std::vector<int> threads = {0};     // 0: all cores
   std::vector<std::string> combined;  // "P,N"
   std::string output = "md";
+  bool peaks = false;
+  BaselineOptions baseline;
 };
 
 struct Results {
@@ -125,6 +129,28 @@ void print(const Options& options, const Results& results) {
   }
 }
 
+Json peaks_of(const CommonOptions& common) {
+  ThreadPool pool(common.threads);
+  const MachinePeaks peaks = measure_peaks(pool);
+  if (!common.quiet) {
+    fmt::print(stderr,
+               "{} threads, measured peaks: read {:.1f} GB/s, GEMM bf16 {:.0f}, f32 {:.0f} "
+               "GFLOP/s\n",
+               peaks.num_threads, peaks.read_gb_per_s, peaks.bf16_gemm_gflop_per_s,
+               peaks.f32_gemm_gflop_per_s);
+  }
+  return {{"threads", peaks.num_threads},
+          {"read_gb_per_s", peaks.read_gb_per_s},
+          {"copy_gb_per_s", peaks.copy_gb_per_s},
+          {"bf16_gemm_gflop_per_s", peaks.bf16_gemm_gflop_per_s},
+          {"f32_gemm_gflop_per_s", peaks.f32_gemm_gflop_per_s}};
+}
+
+void check_baseline(const Options& options) {
+  check_arg(options.threads.size() == 1, "--baseline takes one number of threads");
+  check_arg(options.policy.policy.empty(), "--baseline has no --policy: give specs with --kv");
+}
+
 int run(const Options& options, bool has_output) {
   check_arg(options.common.context == 0, "bench has no --ctx: -d, -p and -n say how much is read");
   check_arg(!(has_output && json_on_stdout(options.common)),
@@ -135,6 +161,15 @@ int run(const Options& options, bool has_output) {
   bench.ubatch = options.common.ubatch;
   bench.seed = options.common.seed;
   for (const auto& text : options.combined) bench.combined_sizes.push_back(parse_pair(text));
+  if (options.baseline.is_asked) {
+    check_baseline(options);
+    CommonOptions common = options.common;
+    common.threads = options.threads[0];
+    BaselineOptions baseline = options.baseline;
+    baseline.output = options.output;
+    become_baseline(baseline, common, bench);
+  }
+  check_arg(options.baseline.gguf.empty(), "--gguf needs --baseline");
   Results results;
   results.table = {{"model", "cache", "threads", "test", "tokens/s", "x first spec", "cache bytes",
                     "cache peak"}};
@@ -142,6 +177,11 @@ int run(const Options& options, bool has_output) {
     CommonOptions common = options.common;
     common.threads = num_threads;
     run_threads(common, options.policy, bench, specs, results);
+  }
+  if (options.peaks) {
+    CommonOptions common = options.common;
+    common.threads = options.threads[0];
+    results.document["config"]["peaks"] = peaks_of(common);
   }
   if (options.threads.size() > 1) results.document["config"]["threads"] = options.threads;
   write_json(options.common, results.document);
@@ -189,6 +229,14 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto* output = command->add_option("-o,--output", options->output, "md, csv, json or jsonl")
                      ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}))
                      ->capture_default_str();
+  command->add_flag("--peaks", options->peaks,
+                    "measure what the machine reads and multiplies at best, too");
+  command->add_flag(
+      "--baseline", options->baseline.is_asked,
+      "beside other engines that are installed: llama-bench, llama-cpp-python, caches "
+      "of transformers");
+  command->add_option("--gguf", options->baseline.gguf,
+                      "with --baseline: the model for llama.cpp where -m is no GGUF file");
   add_bench_kernels(*command, exit_code);
   add_bench_alloc(*command, exit_code);
   command->callback([options, command, output, &exit_code] {

@@ -138,6 +138,20 @@ TEST_F(Bench, WrongInputIsNamed) {
     expect_refused("bench -m embedded --pg " + std::string(pair), "--pg");
   }
   expect_refused("bench -m embedded -p 8 -o csv --json -", "standard output");
+  expect_refused("bench -m embedded --baseline -t 1,2", "one number of threads");
+  expect_refused("bench -m embedded --baseline -p 0 -n 0", "nothing to time");
+  expect_refused("bench -m embedded --baseline --kv nuq9", "nuq9");
+  expect_refused("bench -m embedded --baseline --gguf /nonexistent", "not a file");
+  expect_refused("bench -m embedded --gguf x", "needs --baseline");
+}
+
+TEST_F(Bench, PeaksStandBesideTheResults) {
+  const Outcome outcome = run("bench -m embedded -t 1 -p 8 -n 0 -r 1 --peaks --json -");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const Json peaks = Json::parse(outcome.out).at("config").at("peaks");
+  EXPECT_GT(peaks.at("read_gb_per_s"), 0.0);
+  EXPECT_GT(peaks.at("f32_gemm_gflop_per_s"), 0.0);
+  EXPECT_NE(outcome.err.find("1 threads, measured peaks: read "), std::string::npos);
 }
 
 }  // namespace
