@@ -23,6 +23,10 @@ def main() -> int:
         from kvquant.report.__main__ import main as report
 
         return report(sys.argv[2:])
+    if sys.argv[1:2] == ["export"]:
+        from kvquant.export.__main__ import main as export
+
+        return export(sys.argv[2:])
     try:
         program = find_program()
         os.execv(program, [str(program), *sys.argv[1:]])
