@@ -22,6 +22,7 @@ void add_tune(CLI::App& app, int& exit_code);
 void add_presets(CLI::App& app, int& exit_code);
 void add_sweep(CLI::App& app, int& exit_code);
 void add_report(CLI::App& app, int& exit_code);
+void add_export(CLI::App& app, int& exit_code);
 void add_energy(CLI::App& app, int& exit_code);
 
 }  // namespace kvquant::cli

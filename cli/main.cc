@@ -73,6 +73,7 @@ int run(int argc, char** argv) {
   add_bench(app, exit_code);
   add_sweep(app, exit_code);
   add_report(app, exit_code);
+  add_export(app, exit_code);
   add_energy(app, exit_code);
   add_make_model(app, exit_code);
   auto arguments = with_long_flags(argc, argv);
