@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from hf_models import EMBEDDED
-from kvquant.baselines.__main__ import main, results_of, run_all, to_table, to_text
+from kvquant.baselines.__main__ import (
+    Outcome,
+    main,
+    results_of,
+    run_all,
+    run_engine,
+    to_table,
+    to_text,
+)
 from kvquant.baselines.engines import (
     Engine,
     KvquantEngine,
@@ -105,6 +113,25 @@ def test_a_program_that_fails_is_named_with_what_it_said(
     put_on_path(tmp_path, monkeypatch, "echo 'no such model' >&2; exit 3")
     outcome = run_all([LlamaBenchEngine()], request_of(gguf="model.gguf"))
     assert outcome.errors == {"llama-bench": "ended with exit code 3: no such model"}
+
+
+class HangingEngine(Engine):
+    name = "hanging"
+
+    def why_not(self, request: Request) -> str:
+        return ""
+
+    def command(self, request: Request) -> list[str]:
+        return [sys.executable, "-c", "import time; time.sleep(600)"]
+
+    def rows(self, output: Any, request: Request) -> list[Row]:
+        return []
+
+
+def test_an_engine_that_hangs_is_stopped() -> None:
+    outcome = Outcome(limit_s=0.2)
+    run_engine(HangingEngine(), request_of(), outcome)
+    assert outcome.errors == {"hanging": "stopped after 0 s"}
 
 
 def test_llama_bench_gets_the_same_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ class DeviceArray {
 
   T* data() const { return reinterpret_cast<T*>(data_); }
   int64_t size() const { return size_; }
-  int64_t num_bytes() const { return size_ * static_cast<int64_t>(sizeof(T)); }
+  int64_t num_bytes() const { return size_ * kItemBytes; }
 
   // Room for `size` elements; what was in it is lost when it grows, which is by half at least.
   void reserve_discarding(int64_t size) {
@@ -122,14 +122,17 @@ class DeviceArray {
   // The first `size` elements. Waits.
   std::vector<T> read(int64_t size) const {
     std::vector<T> out(static_cast<size_t>(size));
-    if (size > 0) device_->copy_out(out.data(), data_, size * static_cast<int64_t>(sizeof(T)));
+    if (size > 0) device_->copy_out(out.data(), data_, size * kItemBytes);
     return out;
   }
 
  private:
+  // T may be a pointer, whose own size is meant.
+  static constexpr int64_t kItemBytes = sizeof(T);  // NOLINT(bugprone-sizeof-expression)
+
   void resize(int64_t size) {
     release();
-    data_ = device_->allocate(size * static_cast<int64_t>(sizeof(T)));
+    data_ = device_->allocate(size * kItemBytes);
     size_ = size;
   }
   void release() noexcept {

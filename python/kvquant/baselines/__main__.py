@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any
 from kvquant.baselines.engines import Engine, all_engines, parse
 from kvquant.baselines.request import Request, Row, parse_request
 
+# An engine that takes longer hangs, as some do that compile kernels at their first use.
+LEAST_LIMIT_S = 600.0
+SLOWEST = 20.0  # times as long as kvquant
 NUM_ROUNDS = 2  # the second in the opposite order, so that a drift of the machine hits all alike
 
 
@@ -27,6 +31,7 @@ class Outcome:
     left_out: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    limit_s: float | None = None  # of an engine's turn, once kvquant had its own
 
     def add(self, row: Row) -> None:
         if row.key in self.rows:
@@ -50,10 +55,16 @@ def run_engine(engine: Engine, request: Request, outcome: Outcome) -> None:
         return
     if not request.quiet:
         print(f"baseline: {engine.name}", file=sys.stderr, flush=True)
+    begin = time.monotonic()
     try:
         with tempfile.TemporaryFile("w+", errors="replace") as err:
             done = subprocess.run(
-                engine.command(request), stdout=subprocess.PIPE, stderr=err, text=True, check=False
+                engine.command(request),
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                check=False,
+                timeout=outcome.limit_s,
             )
             err.seek(0)
             messages = [line.strip() for line in err if line.strip()]
@@ -62,13 +73,17 @@ def run_engine(engine: Engine, request: Request, outcome: Outcome) -> None:
             how = f"exit code {done.returncode}" if done.returncode > 0 else "a signal"
             raise ValueError(f"ended with {how}{said}")
         rows = parse(engine, done.stdout, request)
-    except (OSError, ValueError) as error:
-        outcome.errors[engine.name] = str(error)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        late = isinstance(error, subprocess.TimeoutExpired)
+        outcome.errors[engine.name] = (
+            f"stopped after {outcome.limit_s:.0f} s" if late else str(error)
+        )
         outcome.rows = {k: row for k, row in outcome.rows.items() if row.engine != engine.name}
         return
     if engine.name == "kvquant":
         document = json.loads(done.stdout)
         outcome.machine, outcome.model = document["machine"], document["model"]
+        outcome.limit_s = max(LEAST_LIMIT_S, SLOWEST * (time.monotonic() - begin))
     for row in rows:
         outcome.add(row)
 
