@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
 #include <string>
 
 #include "base/check.h"
 #include "kvquant/error.h"
+#include "model/check_chunks.h"
 #include "ops/rope_scaling.h"
 
 namespace kvquant {
@@ -117,26 +117,6 @@ int64_t DeviceTransformer::qkv_width() const {
   return (config_.num_q_heads + 2 * config_.num_kv_heads) * config_.head_dim;
 }
 
-void DeviceTransformer::check_chunks(std::span<const DeviceForwardChunk> chunks,
-                                     const DeviceCache& cache) const {
-  check_arg(!chunks.empty(), "the batch is empty");
-  std::set<DeviceCache::SequenceId> sequences;
-  for (const auto& chunk : chunks) {
-    check_arg(!chunk.tokens.empty(), "a chunk of the batch is empty");
-    check_arg(sequences.insert(chunk.sequence).second,
-              "two chunks of the batch are of sequence " + std::to_string(chunk.sequence));
-    const int64_t end = cache.length(chunk.sequence) + std::ssize(chunk.tokens);
-    check_arg(end <= config_.max_context, "the sequence would reach " + std::to_string(end) +
-                                              " tokens, the model's context is " +
-                                              std::to_string(config_.max_context));
-    for (const int32_t token : chunk.tokens) {
-      check_arg(0 <= token && token < config_.vocab_size, "token " + std::to_string(token) +
-                                                              " is not in the vocabulary of " +
-                                                              std::to_string(config_.vocab_size));
-    }
-  }
-}
-
 void DeviceTransformer::upload_batch(std::span<const DeviceForwardChunk> chunks,
                                      const DeviceCache& cache) {
   std::vector<int32_t> tokens;
@@ -222,7 +202,7 @@ void DeviceTransformer::mlp_block(const Layer& layer, int64_t num_rows) {
 
 TensorView<const float, 2> DeviceTransformer::forward(std::span<const DeviceForwardChunk> chunks,
                                                       DeviceCache& cache) {
-  check_chunks(chunks, cache);
+  check_chunks(config_, chunks, cache);
   upload_batch(chunks, cache);
   int64_t n = 0;
   for (const auto& chunk : chunks) n += std::ssize(chunk.tokens);

@@ -60,7 +60,6 @@ class DeviceTransformer {
     float* data;
     int64_t stride;
   };
-  void check_chunks(std::span<const DeviceForwardChunk> chunks, const DeviceCache& cache) const;
   void upload_batch(std::span<const DeviceForwardChunk> chunks, const DeviceCache& cache);
   void multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows, Epilogue epilogue);
   void norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows);

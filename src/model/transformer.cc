@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <set>
 #include <string>
 
 #include "base/check.h"
 #include "kvquant/error.h"
+#include "model/check_chunks.h"
 #include "ops/attend.h"
 #include "ops/norm.h"
 #include "ops/rows.h"
@@ -82,25 +82,6 @@ KvShape Transformer::kv_shape() const {
   return {config_.num_layers, config_.num_kv_heads, config_.head_dim, config_.sliding_window};
 }
 
-void Transformer::check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const {
-  check_arg(!chunks.empty(), "the batch is empty");
-  std::set<KvCache::SequenceId> sequences;
-  for (const auto& chunk : chunks) {
-    check_arg(!chunk.tokens.empty(), "a chunk of the batch is empty");
-    check_arg(sequences.insert(chunk.sequence).second,
-              "two chunks of the batch are of sequence " + std::to_string(chunk.sequence));
-    const int64_t end = cache.length(chunk.sequence) + static_cast<int64_t>(chunk.tokens.size());
-    check_arg(end <= config_.max_context, "the sequence would reach " + std::to_string(end) +
-                                              " tokens, the model's context is " +
-                                              std::to_string(config_.max_context));
-    for (const int32_t token : chunk.tokens) {
-      check_arg(0 <= token && token < config_.vocab_size, "token " + std::to_string(token) +
-                                                              " is not in the vocabulary of " +
-                                                              std::to_string(config_.vocab_size));
-    }
-  }
-}
-
 void Transformer::reserve(int64_t num_tokens) {
   normed_.reserve_discarding(num_tokens * config_.hidden);
   wide_.reserve_discarding(num_tokens * std::max(qkv_width(config_), config_.ffn));
@@ -115,7 +96,7 @@ void Transformer::embed(std::span<const int32_t> tokens, TensorView<float, 2> ou
 
 TensorView<const float, 2> Transformer::forward(std::span<const ForwardChunk> chunks,
                                                 KvCache& cache) {
-  check_chunks(chunks, cache);
+  check_chunks(config_, chunks, cache);
   const int64_t n = total_tokens(chunks);
   reserve(n);
   residual_.reserve_discarding(n * config_.hidden);
@@ -154,7 +135,7 @@ void Transformer::final_norm(TensorView<const float, 2> residual, TensorView<flo
 void Transformer::run_layer(int64_t layer, const ForwardChunk& chunk, KvCache& cache,
                             int64_t cache_layer, TensorView<float, 2> residual) {
   const auto n = static_cast<int64_t>(chunk.tokens.size());
-  check_chunks({&chunk, 1}, cache);
+  check_chunks(config_, std::span(&chunk, 1), cache);
   check_arg(0 <= layer && layer < config_.num_layers,
             "layer " + std::to_string(layer) + " of " + std::to_string(config_.num_layers));
   check_arg(residual.shape[0] == n && residual.shape[1] == config_.hidden &&

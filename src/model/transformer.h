@@ -103,7 +103,6 @@ class Transformer {
   int64_t scratch_bytes() const;
 
  private:
-  void check_chunks(std::span<const ForwardChunk> chunks, const KvCache& cache) const;
   // A layer of the model and the one of the cache that holds its keys and values.
   struct LayerIndex {
     int64_t model, cache;
