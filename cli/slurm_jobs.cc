@@ -80,7 +80,12 @@ std::string submit_job(const std::string& script, const std::string& folder) {
 SlurmStates job_states(const std::string& job) {
   SlurmStates states;
   const std::string id = shell_quoted(job);
-  states.queued = states_in(run_shell("squeue -h -r -j " + id + " -o '%F_%K %T' 2>/dev/null").out);
+  const ShellOutcome queue = run_shell("squeue -h -r -j " + id + " -o '%F_%K %T' 2>&1");
+  // Of a job that Slurm has forgotten nothing is queued; when Slurm doesn't answer, who knows.
+  const bool is_forgotten = queue.out.find("Invalid job id") != std::string::npos;
+  check_arg(queue.exit_code == 0 || queue.exit_code == kNotFound || is_forgotten,
+            "squeue failed, so what is queued isn't known: " + one_line(queue.out));
+  if (queue.exit_code == 0) states.queued = states_in(queue.out);
   states.ended = states_in(
       run_shell("sacct -n -X -P --array --delimiter=' ' -j " + id + " -o JobID,State 2>/dev/null")
           .out);

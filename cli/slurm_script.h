@@ -23,6 +23,7 @@ struct SlurmFlags {
   bool submit = true;    // or write the scripts alone
   int array_limit = 0;   // tasks an array; 0: as the cluster says
   SlurmRequest request;
+  std::string given;  // one of the options above but the first three, if there was any
 };
 
 struct SlurmArray {

@@ -74,6 +74,10 @@ void print_list(const SweepPlan& plan) {
 int run(SweepOptions& options) {
   // The nodes may have other cores than this machine: what a task is given decides.
   const bool is_slurm = options.slurm.slurm || options.slurm.collect;
+  check_arg(!options.slurm.slurm || !options.slurm.collect,
+            "--collect submits nothing: without --slurm");
+  check_arg(is_slurm || options.slurm.given.empty(),
+            options.slurm.given + " needs --slurm, --slurm-dry-run or --collect");
   if (is_slurm && options.common.threads == 0) {
     options.common.threads = options.slurm.request.cpus;
   }
@@ -148,19 +152,23 @@ void add_slurm_flags(CLI::App& command, SlurmFlags& flags) {
   command.add_flag_callback(
       "--slurm-dry-run", [&flags] { flags.slurm = true, flags.submit = false; },
       "write the scripts to OUTPUT/slurm and submit nothing");
-  command.add_option("--slurm-account", request.account, "account of the tasks");
-  command.add_option("--slurm-partition", request.partition, "partition of the tasks");
-  command.add_option("--slurm-gpus", request.gpus, "GPUs of a task, e.g. 1 or a100:1");
-  command.add_option("--slurm-mem", request.memory, "memory of a task")->capture_default_str();
-  command.add_option("--slurm-time", request.time, "time of a task")->capture_default_str();
-  command.add_option("--slurm-cpus", request.cpus, "cores of a task, and its --threads")
+  const auto option = [&](const char* name, auto& value, const char* text) {
+    return command.add_option(name, value, text)->each([&flags, name](const std::string&) {
+      flags.given = name;
+    });
+  };
+  option("--slurm-account", request.account, "account of the tasks");
+  option("--slurm-partition", request.partition, "partition of the tasks");
+  option("--slurm-gpus", request.gpus, "GPUs of a task, e.g. 1 or a100:1");
+  option("--slurm-mem", request.memory, "memory of a task")->capture_default_str();
+  option("--slurm-time", request.time, "time of a task")->capture_default_str();
+  option("--slurm-cpus", request.cpus, "cores of a task, and its --threads")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command.add_option("--slurm-max-running", request.max_running, "tasks at once (default: any)")
+  option("--slurm-max-running", request.max_running, "tasks at once (default: any)")
       ->check(CLI::Range(1, 1000000));
-  command
-      .add_option("--slurm-array-limit", flags.array_limit,
-                  "tasks an array, the rest in further ones (default: MaxArraySize)")
+  option("--slurm-array-limit", flags.array_limit,
+         "tasks an array, the rest in further ones (default: MaxArraySize)")
       ->check(CLI::Range(1, 4000001));
 }
 

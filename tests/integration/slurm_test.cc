@@ -22,7 +22,7 @@ class Slurm : public test::ProgramTest {
     fs::create_directories(path("bin"));
     setenv("PATH", (path("bin") + ":" + path_).c_str(), 1);
     fake("sbatch", "echo \"$@\" >>" + path("submitted") + "; echo 71");
-    fake("squeue", "exit 1");
+    fake("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1");
     fake("sacct", "exit 1");
     fake("scontrol", "exit 1");
   }
@@ -100,6 +100,22 @@ TEST_F(Slurm, WhatIsQueuedIsNotSubmittedAgainAndWhatHasEndedIs) {
   EXPECT_NE(collected.err.find("nuq4: OUT_OF_MEMORY"), std::string::npos) << collected.err;
   const Outcome again = run(sweep("--slurm"));
   EXPECT_NE(again.err.find("job 72, 1 tasks"), std::string::npos) << again.err;
+}
+
+TEST_F(Slurm, NothingIsSubmittedWhileSlurmDoesNotAnswer) {
+  ASSERT_EQ(run(sweep("--slurm --quiet")).code, 0);
+  fake("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1");
+  fake("sbatch", "echo 1 >" + path("again"));
+  const Outcome outcome = run(sweep("--slurm --quiet"));
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_NE(outcome.err.find("Unable to contact"), std::string::npos) << outcome.err;
+  EXPECT_FALSE(fs::exists(path("again")));
+}
+
+TEST_F(Slurm, OptionsWithoutSlurmAreRefused) {
+  const std::string command = "sweep -m embedded --config len16_batch1_gen2_fp16 -o " + path("o");
+  expect_refused(command + " --slurm-mem 4G", "--slurm-mem needs --slurm");
+  expect_refused(command + " --slurm --collect", "--collect submits nothing");
 }
 
 TEST_F(Slurm, SplitsAtTheSizeOfAnArray) {
