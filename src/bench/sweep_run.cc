@@ -150,13 +150,32 @@ bool is_too_large(const Json& fields, int64_t budget) {
   return budget > 0 && fields.contains("cache_bytes") && fields["cache_bytes"] > budget;
 }
 
-// The largest batch: forecast, measured, and made smaller while it proves too large.
+// What one sequence of the point holds: its prompt as a single run measures it, as the ranges and
+// outliers of real keys are not those of a forecast, and what is generated as forecast.
+double sequence_bytes(Model& model, const SweepPoint& point, const CacheForecast& forecast,
+                      const ModelBenchOptions& base, const Progress& progress) {
+  SweepPoint prompt = point;
+  prompt.batch = 1;
+  prompt.gen = 0;
+  SweepLimits once;
+  once.min_repetitions = 1;
+  once.repetitions = {.warmups = 1, .max_repetitions = 1};
+  const Json fields = run_batch(model, prompt, once, base, progress);
+  const double forecast_bytes = forecast.bytes(point.prompt + point.gen);
+  if (!fields.contains("cache_bytes")) return forecast_bytes;  // out of memory: the run will say so
+  return fields["cache_bytes"].get<double>() + forecast_bytes - forecast.bytes(point.prompt);
+}
+
+// The largest batch: told from one sequence, and made smaller while its caches prove too large.
 Json run_largest(Model& model, SweepPoint point, const SweepLimits& limits,
                  const ModelBenchOptions& base, const Progress& progress) {
   const int64_t budget = limits.memory_budget;
   const int64_t num_tokens = point.prompt + point.gen;
   const auto forecast = forecast_cache(model.transformer().kv_shape(), point.spec, model.pool());
-  point.batch = forecast.largest_batch(budget, num_tokens);
+  if (forecast.largest_batch(budget, num_tokens) > 0) {
+    const double bytes = sequence_bytes(model, point, forecast, base, progress);
+    point.batch = static_cast<int64_t>(static_cast<double>(budget) / bytes);
+  }
   for (int i = 0; i < kMaxTries && point.batch > 0; ++i) {
     Json fields = run_batch(model, point, limits, base, progress);
     fields["batch"] = point.batch;
