@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kBlockThreads) attend_f32_kernel(CudaAttend ca
 }
 
 __global__ void __launch_bounds__(kBlockThreads) merge_kernel(CudaAttend call) {
-  merge_task(Block(nullptr), call);
+  __shared__ __align__(16) std::byte shared[kMergeSharedBytes];
+  merge_task(Block(shared), call);
 }
 
 TaskKernel kernel_of(const CudaAttendCall& packed, int64_t head_dim) {

@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "base/device_code.h"
 #include "formats/precision.h"
 #include "ops/attend.h"
 #include "ops/attend_plan.h"
@@ -59,20 +60,40 @@ struct CudaRun {
   const float* tile_cos = nullptr;
   const float* tile_sin = nullptr;
   RunWindow window{};
+  ValueKind kind = ValueKind::kPlain;
 
   // Whether keys are before RoPE: queries then meet them turned back by the tile's middle.
   constexpr bool is_turned() const { return keys.source != TileSource::kDense; }
 };
 
+// The LatentMap of a job's values. width 0: they are no latents.
+struct CudaLatents {
+  int64_t rank = 0;
+  int64_t width = 0;
+  const float* mean = nullptr;    // [head_dim]
+  const float* decode = nullptr;  // [rank, head_dim]
+};
+
 struct CudaJob {
   const float* query = nullptr;  // [num_queries, group, head_dim]
   float* out = nullptr;          // [num_queries, group, head_dim]
+  float* latent_sums = nullptr;  // [num_queries, group, latents.width]; null: they are expanded
   int64_t query_stride = 0;      // floats between tokens
   int64_t out_stride = 0;
+  int64_t latent_stride = 0;
+  int64_t latent_width = 0;  // of latent_sums
+  CudaLatents latents{};
   int64_t first_position = 0;
   int64_t first_run = 0;
   int64_t num_runs = 0;
 };
+
+// Where the sums of row `row` behind a query go; of jobs with a latent_width.
+KVQUANT_DEVICE float* latent_sums_of(const CudaJob& job, int64_t first_query, int64_t row,
+                                     int64_t group) {
+  return job.latent_sums + (first_query + row / group) * job.latent_stride +
+         row % group * job.latent_width;
+}
 
 // The parameters of all kernels of one call.
 struct CudaAttend {
@@ -107,7 +128,8 @@ struct CudaAttendCall {
 
 // Describes jobs that attend() has checked, with addresses in the image. To be called twice: before
 // the image is placed, to find out what there is, and after. Throws std::invalid_argument for what
-// kernels don't read yet: latents, more than 8 query heads per KV head, head_dim above 256.
+// kernels don't read yet: keys that are latents, more than 8 query heads per KV head, head_dim
+// above 256.
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
                            Precision precision, CudaImage& image);
 

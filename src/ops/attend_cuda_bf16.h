@@ -103,7 +103,7 @@ KVQUANT_DEVICE void add_values(const Warp& warp, const AttendShared<Bf16Pair>& s
     KVQUANT_UNROLL
     for (int column = 0; column < kColumnTiles; ++column) {
       const int64_t channel = 8 * (warp.index() + kBlockWarps * column);
-      if (channel >= shared.head_dim) continue;  // the same for all threads of the warp
+      if (channel >= shared.value_dim) continue;  // the same for all threads of the warp
       typename Warp::template Lanes<FragmentB> values;
       load_fragment(warp, shared.values + line * layout.value_stride + channel, layout.value_stride,
                     values);
@@ -124,7 +124,7 @@ KVQUANT_DEVICE void store_sums(const Warp& warp, const TaskView& view,
       const int tile = i / 4 / kColumnTiles, column = i / 4 % kColumnTiles, at = i % 4;
       const int64_t row = 16 * tile + fragment_row(lane, at);
       const int64_t channel = 8 * (warp.index() + kBlockWarps * column) + fragment_column(lane, at);
-      if (row >= view.num_rows || channel >= shared.head_dim) continue;
+      if (row >= view.num_rows || channel >= shared.value_dim) continue;
       view.sums(row)[channel] = sums.tiles[tile][column][lane].sums[at] *
                                 final_factor(view, shared, 16 * kRowTiles, row, turn);
     }
@@ -136,8 +136,8 @@ template <int kRowTiles, int kColumnTiles, class Block>
 KVQUANT_DEVICE void attend_task_bf16(const Block& block, const CudaAttend& call) {
   constexpr int64_t kRoom = 16 * kRowTiles;
   const TaskView view = view_task(call, block.index());
-  const auto shared =
-      slice_shared<Bf16Pair>(block.shared(), call.head_dim, kRoom, /*has_sums=*/false);
+  auto shared = slice_shared<Bf16Pair>(block.shared(), call.head_dim, kRoom, /*has_sums=*/false);
+  shared.value_dim = view.value_dim();
   typename Block::template PerWarp<WarpSums<Block, kRowTiles, kColumnTiles>> sums;
   block.phase([&](int thread) { clear_shared(shared, kRoom, thread); });
   CudaTiles tiles(*view.job, call.runs, *view.task);
@@ -156,7 +156,10 @@ KVQUANT_DEVICE void attend_task_bf16(const Block& block, const CudaAttend& call)
   block.warp_phase([&](auto warp) {
     store_sums<kRowTiles, kColumnTiles>(warp, view, shared, sums[warp], turn);
   });
-  block.phase([&](int thread) { store_states(view, shared, kRoom, turn, thread); });
+  block.phase([&](int thread) {
+    store_states(view, shared, kRoom, turn, thread);
+    clear_latent_sums(view, thread);
+  });
 }
 
 }  // namespace kvquant

@@ -28,7 +28,7 @@ KVQUANT_DEVICE void find_scores_f32(const TaskView& view, const AttendShared<Flo
 KVQUANT_DEVICE void add_values_f32(const TaskView& view, const AttendShared<FloatPair>& shared,
                                    int thread) {
   const AttendSharedLayout& layout = shared.layout;
-  for (int64_t channel = thread; channel < shared.head_dim; channel += kBlockThreads) {
+  for (int64_t channel = thread; channel < shared.value_dim; channel += kBlockThreads) {
     for (int64_t row = 0; row < view.num_rows; ++row) {
       const FloatPair* weights = shared.weights + row * layout.weight_stride;
       float sum = shared.sums[row * shared.head_dim + channel] * shared.factors[row];
@@ -44,9 +44,10 @@ KVQUANT_DEVICE void add_values_f32(const TaskView& view, const AttendShared<Floa
 
 KVQUANT_DEVICE void store_sums_f32(const TaskView& view, const AttendShared<FloatPair>& shared,
                                    int turn, int thread) {
-  for (int64_t i = thread; i < view.num_rows * shared.head_dim; i += kBlockThreads) {
-    const int64_t row = i / shared.head_dim, channel = i % shared.head_dim;
-    view.sums(row)[channel] = shared.sums[i] * final_factor(view, shared, kCudaF32Rows, row, turn);
+  for (int64_t i = thread; i < view.num_rows * shared.value_dim; i += kBlockThreads) {
+    const int64_t row = i / shared.value_dim, channel = i % shared.value_dim;
+    view.sums(row)[channel] = shared.sums[row * shared.head_dim + channel] *
+                              final_factor(view, shared, kCudaF32Rows, row, turn);
   }
 }
 
@@ -54,8 +55,9 @@ KVQUANT_DEVICE void store_sums_f32(const TaskView& view, const AttendShared<Floa
 template <class Block>
 KVQUANT_DEVICE void attend_task_f32(const Block& block, const CudaAttend& call) {
   const TaskView view = view_task(call, block.index());
-  const auto shared =
+  auto shared =
       slice_shared<FloatPair>(block.shared(), call.head_dim, kCudaF32Rows, /*has_sums=*/true);
+  shared.value_dim = view.value_dim();
   block.phase([&](int thread) {
     clear_shared(shared, kCudaF32Rows, thread);
     for (int64_t i = thread; i < kCudaF32Rows * shared.head_dim; i += kBlockThreads) {
@@ -79,6 +81,7 @@ KVQUANT_DEVICE void attend_task_f32(const Block& block, const CudaAttend& call) 
   block.phase([&](int thread) {
     store_sums_f32(view, shared, turn, thread);
     store_states(view, shared, kCudaF32Rows, turn, thread);
+    clear_latent_sums(view, thread);
   });
 }
 

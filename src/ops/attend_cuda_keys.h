@@ -41,7 +41,7 @@ KVQUANT_DEVICE void load_params(const CudaTile& tile, const AttendShared<Pair>& 
     }
     if (thread < kMaxLevels) shared.key_levels[thread] = keys.codebook->levels[thread];
   }
-  if (values.source == TileSource::kCoded) {
+  if (values.source == TileSource::kCoded && values.shape.has_codes()) {
     if (thread < kTileTokens) {
       const bool is_there = thread < tile.tokens.num_tokens;
       shared.value_scales[thread] = is_there ? widen(tile.values.scales[thread]) : 0.0f;

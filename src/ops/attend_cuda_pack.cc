@@ -62,6 +62,7 @@ CudaSide row_side(const AttendRun& run, const Half* rows, int64_t head_dim, Cuda
 CudaRun pack_run(const AttendRun& run, int64_t head_dim, CudaImage& image) {
   CudaRun out;
   out.window = window_of(run);
+  out.kind = run.is_low_rank() ? ValueKind::kLatents : ValueKind::kPlain;
   if (run.is_rows()) {
     out.keys = row_side(run, run.key_rows, head_dim, image);
     out.values = row_side(run, run.value_rows, head_dim, image);
@@ -93,6 +94,17 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   out.query_stride = image.row_stride(job.query, rows);
   out.out_stride = image.row_stride(job.out, rows);
   out.first_position = job.first_position;
+  for (const AttendRun& run : job.runs) {
+    if (run.latents() == nullptr) continue;
+    const LatentMap& map = *run.latents();
+    out.latents = {map.rank, map.width, address_of(image, map.mean, map.head_dim),
+                   address_of(image, map.decode, map.rank * map.head_dim)};
+  }
+  if (job.latent_sums.width == 0) return out;
+  const HostRows sums{job.num_queries, shape.group * job.latent_sums.width, job.latent_sums.stride};
+  out.latent_sums = image.output_rows(job.latent_sums.data, sums);
+  out.latent_stride = image.row_stride(job.latent_sums.data, sums);
+  out.latent_width = job.latent_sums.width;
   return out;
 }
 
@@ -111,7 +123,8 @@ void check_built(const AttendShape& shape, std::span<const AttendJob> jobs) {
                         shape.head_dim));
   for (const AttendJob& job : jobs) {
     for (const AttendRun& run : job.runs) {
-      check_arg(!run.is_low_rank(), "attend: CUDA kernels don't read latents yet");
+      check_arg(run.key_latents() == nullptr,
+                "attend: CUDA kernels don't read keys that are latents yet");
     }
   }
 }

@@ -59,6 +59,7 @@ template <class Pair>
 struct AttendShared {
   AttendSharedLayout layout;
   int64_t head_dim;
+  int64_t value_dim;    // of values: head_dim, or the width of latents, which is no larger
   Pair* keys;           // [num_pairs][key_stride]: of channels 2i and 2i + 1
   Pair* values;         // [32][value_stride]: of tokens 2i and 2i + 1
   Pair* query;          // [rows][query_stride], as keys need it
@@ -83,7 +84,7 @@ KVQUANT_DEVICE AttendShared<Pair> slice_shared(std::byte* base, int64_t head_dim
                                                bool has_sums) {
   AttendShared<Pair> out{};
   out.layout = attend_shared_layout(head_dim, num_rows, sizeof(Pair), has_sums);
-  out.head_dim = head_dim;
+  out.head_dim = out.value_dim = head_dim;
   out.keys = reinterpret_cast<Pair*>(base + out.layout.keys);
   out.values = reinterpret_cast<Pair*>(base + out.layout.values);
   out.query = reinterpret_cast<Pair*>(base + out.layout.query);

@@ -22,7 +22,10 @@ struct TaskView {
     return job->query + (task->first_query + row / call->group) * job->query_stride +
            row % call->group * call->head_dim;
   }
-  // Where weighted sums of a row go.
+  KVQUANT_DEVICE int64_t value_dim() const {
+    return task->values == ValueKind::kLatents ? job->latents.width : call->head_dim;
+  }
+  // Where weighted sums of a row go, [value_dim()].
   KVQUANT_DEVICE float* sums(int64_t row) const {
     if (task->partial_row >= 0) {
       return call->partial_sums + (task->partial_row + row) * call->head_dim;
@@ -180,6 +183,16 @@ KVQUANT_DEVICE float final_factor(const TaskView& view, const AttendShared<Pair>
                                   int64_t room, int64_t row, int turn) {
   if (view.task->partial_row >= 0) return 1;
   return normaliser({shared.max[turn * room + row], shared.sum[turn * room + row]});
+}
+
+// Of a task that is all its queries see: they see no latents.
+KVQUANT_DEVICE void clear_latent_sums(const TaskView& view, int thread) {
+  if (view.task->partial_row >= 0) return;
+  const CudaJob& job = *view.job;
+  for (int64_t row = 0; row < view.num_rows; ++row) {
+    float* sums = latent_sums_of(job, view.task->first_query, row, view.call->group);
+    for (int64_t i = thread; i < job.latent_width; i += kBlockThreads) sums[i] = 0;
+  }
 }
 
 template <class Pair>

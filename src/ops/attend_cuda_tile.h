@@ -57,7 +57,7 @@ KVQUANT_DEVICE OutlierEntry outlier_at(const CudaSide& side, const CudaCodes& co
   return side.pages[entry / kOutliersPerPage]->entries[entry % kOutliersPerPage];
 }
 
-// The tiles of a task in the order of attend_plan.h. Requires a task without latents.
+// The tiles of a task in the order of attend_plan.h.
 class CudaTiles {
  public:
   KVQUANT_DEVICE CudaTiles(const CudaJob& job, const CudaRun* runs, const AttendTask& task)
@@ -65,6 +65,7 @@ class CudaTiles {
         end_(run_ + job.num_runs),
         position_(job.first_position + task.first_query),
         num_queries_(task.num_queries),
+        kind_(task.values),
         skip_(task.first_tile),
         left_(task.num_tiles) {
     enter();
@@ -90,6 +91,9 @@ class CudaTiles {
  private:
   KVQUANT_DEVICE void enter() {
     if (run_ == end_) return;
+    range_ = {0, 0};
+    tile_ = 0;
+    if (run_->kind != kind_) return;
     range_ = visible_tiles(run_->window, position_, num_queries_);
     const int64_t count = range_.end - range_.begin;
     const int64_t skipped = skip_ < count ? skip_ : count;
@@ -100,6 +104,7 @@ class CudaTiles {
   const CudaRun* run_;
   const CudaRun* end_;
   int64_t position_, num_queries_;
+  ValueKind kind_;
   int64_t skip_, left_;
   int64_t tile_ = 0;
   TileRange range_{0, 0};

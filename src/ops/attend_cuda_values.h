@@ -9,32 +9,55 @@
 
 namespace kvquant {
 
-template <int kBits, class Pair>
-KVQUANT_DEVICE void decode_values(const CudaTile& tile, const AttendShared<Pair>& shared,
-                                  int thread) {
+// Channels of codes of kBits. Those of bands mean what the codes of 8 bits mean that they widen to.
+template <int kBits, bool kIsBand, class Pair>
+KVQUANT_DEVICE void decode_values(const uint32_t* tile, int64_t first_channel, int64_t num_channels,
+                                  const AttendShared<Pair>& shared, int thread) {
+  constexpr uint32_t kWiden = 255 / ((1u << kBits) - 1);
   const int64_t stride = shared.layout.value_stride;
+  const auto level = [&](uint32_t code) {
+    if constexpr (kIsBand) return level_at<kByteCodeBits>(nullptr, code * kWiden);
+    return level_at<kBits>(shared.value_levels, code);
+  };
   int64_t channel = thread;
   for (int octet = 0; octet < kTileTokens / 8;) {
-    if (channel >= shared.head_dim) {  // neighbouring threads have neighbouring channels
-      channel -= shared.head_dim;
+    if (channel >= num_channels) {  // neighbouring threads have neighbouring channels
+      channel -= num_channels;
       ++octet;
       continue;
     }
     const int64_t row = channel / 16 * 8 + octet;
-    const auto words = load_lane<kBits>(tile.values.words, row, static_cast<int>(channel % 16));
+    const auto words = load_lane<kBits>(tile, row, static_cast<int>(channel % 16));
     KVQUANT_UNROLL
     for (int slot = 0; slot < kRowSlots; ++slot) {
       const int line = octet * 4 + slot;
       const uint32_t pair = slot_pair<kBits>(words, row, slot);
-      const float first = level_at<kBits>(shared.value_levels, pair & 0xFFFF);
-      const float second = level_at<kBits>(shared.value_levels, pair >> 16);
-      set_pair(
-          shared.values[line * stride + channel],
-          std::fma(first, shared.value_scales[2 * line], shared.value_zeros[2 * line]),
-          std::fma(second, shared.value_scales[2 * line + 1], shared.value_zeros[2 * line + 1]));
+      set_pair(shared.values[line * stride + first_channel + channel],
+               std::fma(level(pair & 0xFFFF), shared.value_scales[2 * line],
+                        shared.value_zeros[2 * line]),
+               std::fma(level(pair >> 16), shared.value_scales[2 * line + 1],
+                        shared.value_zeros[2 * line + 1]));
     }
     channel += kBlockThreads;
   }
+}
+
+// Latents of 8, 4 and 2 bits (code_bands.h).
+template <class Pair>
+KVQUANT_DEVICE void decode_bands(const CudaTile& tile, const AttendShared<Pair>& shared,
+                                 int thread) {
+  const int32_t* sizes = tile.run->values.shape.bands.channels;
+  const uint32_t* words = tile.values.words;
+  int64_t first = 0;
+  const auto behind = [&](int bits, int64_t size) {
+    words += code_tile_bytes(bits, size) / 4;
+    first += size;
+  };
+  if (sizes[0] > 0) decode_values<8, true>(words, first, sizes[0], shared, thread);
+  behind(8, sizes[0]);
+  if (sizes[1] > 0) decode_values<4, true>(words, first, sizes[1], shared, thread);
+  behind(4, sizes[1]);
+  if (sizes[2] > 0) decode_values<2, true>(words, first, sizes[2], shared, thread);
 }
 
 // fn(line, channel) for every pair of a tile, neighbouring threads at neighbouring channels.
@@ -42,8 +65,8 @@ template <class Pair, class Fn>
 KVQUANT_DEVICE void each_value_pair(const AttendShared<Pair>& shared, int thread, Fn&& fn) {
   int64_t line = 0, channel = thread;
   while (true) {
-    while (channel >= shared.head_dim) {
-      channel -= shared.head_dim;
+    while (channel >= shared.value_dim) {
+      channel -= shared.value_dim;
       ++line;
     }
     if (line >= kTileTokens / 2) return;
@@ -67,13 +90,11 @@ KVQUANT_DEVICE void load_value_rows(const CudaTile& tile, const AttendShared<Pai
 }
 
 template <class Pair>
-KVQUANT_DEVICE void load_dense_values(const CudaTile& tile, const AttendShared<Pair>& shared,
-                                      int thread) {
-  const CudaSide& side = tile.run->values;
-  const void* dense = side.tiles[tile.index];
+KVQUANT_DEVICE void load_dense_values(const void* dense, DenseType type,
+                                      const AttendShared<Pair>& shared, int thread) {
   each_value_pair(shared, thread, [&](int64_t line, int64_t channel) {
     const FloatPair pair =
-        dense_pair(dense, side.type, value_index(2 * line, channel, shared.head_dim));
+        dense_pair(dense, type, value_index(2 * line, channel, shared.value_dim));
     set_pair(shared.values[line * shared.layout.value_stride + channel], pair.first, pair.second);
   });
 }
@@ -82,13 +103,19 @@ template <class Pair>
 KVQUANT_DEVICE void load_values(const CudaTile& tile, const AttendShared<Pair>& shared,
                                 int thread) {
   const CudaSide& side = tile.run->values;
-  if (side.source == TileSource::kDense) return load_dense_values(tile, shared, thread);
+  const uint32_t* words = tile.values.words;
+  const int64_t dim = shared.value_dim;
+  if (side.source == TileSource::kDense) {
+    return load_dense_values(side.tiles[tile.index], side.type, shared, thread);
+  }
   if (side.source == TileSource::kRows) return load_value_rows(tile, shared, thread);
+  if (!side.shape.has_codes()) return load_dense_values(words, DenseType::kF16, shared, thread);
+  if (side.shape.bands.is_banded()) return decode_bands(tile, shared, thread);
   switch (side.shape.bits) {
-    case 2: return decode_values<2>(tile, shared, thread);
-    case 3: return decode_values<3>(tile, shared, thread);
-    case 4: return decode_values<4>(tile, shared, thread);
-    default: return decode_values<8>(tile, shared, thread);
+    case 2: return decode_values<2, false>(words, 0, dim, shared, thread);
+    case 3: return decode_values<3, false>(words, 0, dim, shared, thread);
+    case 4: return decode_values<4, false>(words, 0, dim, shared, thread);
+    default: return decode_values<8, false>(words, 0, dim, shared, thread);
   }
 }
 

@@ -15,10 +15,10 @@
 namespace kvquant {
 namespace {
 
-using testing::cpu_variants;
 using testing::ErrorCheck;
 using testing::expect_every_instruction_set_matches;
 using testing::expect_same_bits_at_any_threads;
+using testing::fast_variants;
 using testing::LatentCodec;
 using testing::max_abs;
 using testing::max_difference;
@@ -151,7 +151,9 @@ TEST(AttendLatentsReference, SumsByHand) {
   std::vector<float> out(8);
   const AttendJob job{query.data(), out.data(), 8, 1, 3, runs};
   ThreadPool pool(1);
-  for (const Backend backend : available_backends()) {
+  std::vector<Backend> backends = available_backends();
+  for (const Backend backend : cuda_backends()) backends.push_back(backend);
+  for (const Backend backend : backends) {
     attend({8, 1, 1}, {&job, 1}, Precision::kF32, pool, backend);
     // Four tokens of weight 1/4: half of the mean, a quarter of 12 along the component and of 10.
     const float expected[8] = {6, 3.5, 4, 4.5, 5, 5.5, 6, 3.5};
@@ -182,7 +184,7 @@ TEST(AttendLatents, AreAsAccurateAsThePlainLoop) {
     const RopeTable rope(head_dim, 1500, 10000);
     const AttendShape shape = shape_of(head_dim, 1);
     for (const Keys& keys : kKeys) {
-      ErrorCheck check(shape, cpu_variants());
+      ErrorCheck check(shape, fast_variants());
       for (const LatentCodec codec :
            {LatentCodec{16}, {8}, {4, 1}, {3}, {2}, {8, 0, true}, {8, 0, true}}) {
         const int64_t rank = 1 + random.below(head_dim);
@@ -216,12 +218,12 @@ TEST(AttendLatents, LongContextsInSeveralSpansMatchTheReference) {
     MixedJob job;
     job.add(run);
     job.add(exact.run(2104));
-    ErrorCheck check(shape_of(64, 3), cpu_variants());
+    ErrorCheck check(shape_of(64, 3), fast_variants());
     for (int i = 0; i < 5; ++i) check.add(job.test(shape_of(64, 3), 1, 2240, random));
     check.add(job.test(shape_of(64, 3), 40, 2200, random));
     check.expect_within_twice_naive("spans");
     expect_same_bits_at_any_threads(shape_of(64, 3), job.test(shape_of(64, 3), 2, 2240, random),
-                                    cpu_variants());
+                                    fast_variants());
   }
 }
 
@@ -254,7 +256,7 @@ TEST(AttendLatents, WindowsAndRunsNobodySeesGiveTheirPart) {
     job.limit_last(recent, std::numeric_limits<int64_t>::max());
     job.add(exact.run(10));
     job.limit_last(0, recent);
-    ErrorCheck check(shape, cpu_variants());
+    ErrorCheck check(shape, fast_variants());
     for (const int64_t queries : {1, 5, 100}) check.add(job.test(shape, queries, 100, random));
     check.expect_within_twice_naive("recent " + std::to_string(recent));
   }
@@ -323,7 +325,7 @@ TEST(AttendLatentSums, OutAndWhatDMakesOfThemIsAttention) {
           const double floor = 0x1p-20 * max_abs(exact);
           const auto by_hand = handed_out(shape, test, kReference, map.map.width);
           EXPECT_LE(max_difference(expanded(shape, map.map, by_hand), exact), floor);
-          for (const Variant& variant : cpu_variants()) {
+          for (const Variant& variant : fast_variants()) {
             const double late = max_difference(run_job(shape, test, variant), exact);
             const auto sums = handed_out(shape, test, variant, map.map.width);
             EXPECT_LE(max_difference(expanded(shape, map.map, sums), exact), 2 * late + floor)
@@ -347,7 +349,7 @@ TEST(AttendLatentSums, AreZerosWithoutLatentsAndWriteNothingElse) {
   none.add(exact.run());
   both.add(exact.run());
   both.add(run);
-  std::vector<Variant> variants = cpu_variants();
+  std::vector<Variant> variants = fast_variants();
   variants.push_back(kReference);
   for (const Variant& variant : variants) {
     for (const int64_t queries : {1, 70}) {
@@ -400,7 +402,7 @@ TEST(AttendLatents, RefuseMapsAndOffsetsThatDontFit) {
   const AttendShape shape = shape_of(16, 1);
   const auto attempt = [&](const std::vector<AttendRun>& runs) {
     const TestJob test(shape, 1, 200, runs, random);
-    return run_job(shape, test, cpu_variants()[0]);
+    return run_job(shape, test, fast_variants()[0]);
   };
   EXPECT_NO_THROW(attempt({good.run()}));
   EXPECT_THROW(attempt({good.run(), twin.run()}), std::invalid_argument);  // two maps

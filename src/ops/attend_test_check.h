@@ -162,7 +162,7 @@ struct Variant {
   }
 };
 
-// Of CPUs, which alone read latents.
+// Of CPUs, which alone read keys that are latents.
 inline std::vector<Variant> cpu_variants() {
   std::vector<Variant> variants;
   for (Backend backend : available_backends()) {

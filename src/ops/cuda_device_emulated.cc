@@ -70,7 +70,7 @@ class Device final : public CudaDevice {
   void attend(const CudaAttendCall& packed, const CudaAttend& call) override {
     run_blocks(std::ssize(packed.plan.tasks), packed.shared_bytes(call.head_dim),
                [&](const Block& block) { attend_task(packed, call, block); });
-    run_blocks(std::ssize(packed.plan.merges), 0,
+    run_blocks(std::ssize(packed.plan.merges), kMergeSharedBytes,
                [&](const Block& block) { merge_task(block, call); });
   }
 
