@@ -5,6 +5,7 @@
 //   attend_cuda_pack.cc   from AttendJob to these
 //   attend_cuda_tile.h    which tile comes next, and where its parts are
 //   attend_cuda_keys.h    keys of a tile into shared memory; attend_cuda_values.h: values
+//   attend_cuda_load.h    tile after tile, the next one's codes on their way meanwhile
 //   attend_cuda_bf16.h    a task on tensor cores
 //   attend_cuda_f32.h     a task in f32
 //   attend_cuda_merge.h   parts of a query, merged in order
@@ -100,6 +101,10 @@ struct CudaAttend {
   int32_t head_dim = 0;
   int32_t group = 0;
   float log2_scale = 0;  // scale * log2(e)
+  // Room in shared memory for the codes of a tile's keys and values, which are copied there while
+  // the tile before is worked on. 0: they are read where they lie.
+  int32_t staged_key_bytes = 0;
+  int32_t staged_value_bytes = 0;
   const CudaJob* jobs = nullptr;
   const CudaRun* runs = nullptr;
   const AttendTask* tasks = nullptr;
@@ -107,6 +112,9 @@ struct CudaAttend {
   SoftmaxState* partial_states = nullptr;  // [num_partial_rows]
   float* partial_sums = nullptr;           // [num_partial_rows, head_dim]
 };
+
+// Of a block on all devices that kernels are compiled for; 8.0 has the least.
+inline constexpr int64_t kMostSharedBytes = int64_t{163} << 10;
 
 // Rows of a task, at most: of f32 products, of decode steps, and of prefill, where wide heads leave
 // registers and shared memory for half as many.
@@ -122,6 +130,8 @@ struct CudaAttendCall {
   std::vector<CudaRun> runs;
   bool is_bf16 = false;  // products on tensor cores
   int64_t num_rows = 0;  // room for rows in a task: kCudaF32Rows, kCudaFewRows or cuda_rows()
+  int32_t staged_key_bytes = 0;  // as in CudaAttend
+  int32_t staged_value_bytes = 0;
 
   int64_t shared_bytes(int64_t head_dim) const;  // that the block of a task needs
 };

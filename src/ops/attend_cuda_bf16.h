@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "base/device_code.h"
-#include "ops/attend_cuda_task.h"
+#include "ops/attend_cuda_load.h"
 
 namespace kvquant {
 
@@ -136,23 +136,15 @@ template <int kRowTiles, int kColumnTiles, class Block>
 KVQUANT_DEVICE void attend_task_bf16(const Block& block, const CudaAttend& call) {
   constexpr int64_t kRoom = 16 * kRowTiles;
   const TaskView view = view_task(call, block.index());
-  auto shared = slice_shared<Bf16Pair>(block.shared(), call.head_dim, kRoom, /*has_sums=*/false);
-  shared.value_dim = view.value_dim();
+  const auto shared = task_shared<Bf16Pair>(block.shared(), view, kRoom, /*has_sums=*/false);
   typename Block::template PerWarp<WarpSums<Block, kRowTiles, kColumnTiles>> sums;
   block.phase([&](int thread) { clear_shared(shared, kRoom, thread); });
-  CudaTiles tiles(*view.job, call.runs, *view.task);
-  CudaTile tile;
-  const Half* biased_scales = nullptr;
-  int turn = 0;
-  for (; tiles.next(tile); turn = 1 - turn) {
-    const bool has_new_biases = tile.keys.scales != nullptr && tile.keys.scales != biased_scales;
-    load_tile(block, view, tile, shared, has_new_biases);
-    if (has_new_biases) biased_scales = tile.keys.scales;
+  const int turn = each_tile(block, view, shared, [&](const CudaTile& tile, int old) {
     block.warp_phase([&](auto warp) { find_scores<kRowTiles>(warp, shared); });
-    block.warp_phase([&](auto warp) { find_weights(warp, view, tile, shared, kRoom, turn); });
+    block.warp_phase([&](auto warp) { find_weights(warp, view, tile, shared, kRoom, old); });
     block.warp_phase(
         [&](auto warp) { add_values<kRowTiles, kColumnTiles>(warp, shared, sums[warp]); });
-  }
+  });
   block.warp_phase([&](auto warp) {
     store_sums<kRowTiles, kColumnTiles>(warp, view, shared, sums[warp], turn);
   });

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "base/device_code.h"
-#include "ops/attend_cuda_task.h"
+#include "ops/attend_cuda_load.h"
 
 namespace kvquant {
 
@@ -55,29 +55,19 @@ KVQUANT_DEVICE void store_sums_f32(const TaskView& view, const AttendShared<Floa
 template <class Block>
 KVQUANT_DEVICE void attend_task_f32(const Block& block, const CudaAttend& call) {
   const TaskView view = view_task(call, block.index());
-  auto shared =
-      slice_shared<FloatPair>(block.shared(), call.head_dim, kCudaF32Rows, /*has_sums=*/true);
-  shared.value_dim = view.value_dim();
+  const auto shared = task_shared<FloatPair>(block.shared(), view, kCudaF32Rows, /*has_sums=*/true);
   block.phase([&](int thread) {
     clear_shared(shared, kCudaF32Rows, thread);
     for (int64_t i = thread; i < kCudaF32Rows * shared.head_dim; i += kBlockThreads) {
       shared.sums[i] = 0;
     }
   });
-  CudaTiles tiles(*view.job, call.runs, *view.task);
-  CudaTile tile;
-  const Half* biased_scales = nullptr;
-  int turn = 0;
-  for (; tiles.next(tile); turn = 1 - turn) {
-    const bool has_new_biases = tile.keys.scales != nullptr && tile.keys.scales != biased_scales;
-    load_tile(block, view, tile, shared, has_new_biases);
-    if (has_new_biases) biased_scales = tile.keys.scales;
+  const int turn = each_tile(block, view, shared, [&](const CudaTile& tile, int old) {
     if (tile.run->values.hadamard) rotate_values_back(block, shared);
     block.phase([&](int thread) { find_scores_f32(view, shared, thread); });
-    block.warp_phase(
-        [&](auto warp) { find_weights(warp, view, tile, shared, kCudaF32Rows, turn); });
+    block.warp_phase([&](auto warp) { find_weights(warp, view, tile, shared, kCudaF32Rows, old); });
     block.phase([&](int thread) { add_values_f32(view, shared, thread); });
-  }
+  });
   block.phase([&](int thread) {
     store_sums_f32(view, shared, turn, thread);
     store_states(view, shared, kCudaF32Rows, turn, thread);

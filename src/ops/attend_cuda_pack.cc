@@ -129,6 +129,22 @@ void check_built(const AttendShape& shape, std::span<const AttendJob> jobs) {
   }
 }
 
+// Room for the largest tile of codes of either side, if there is any.
+void stage(int64_t head_dim, CudaAttendCall& call) {
+  int64_t keys = 0, values = 0;
+  const auto grow = [](const CudaSide& side, int64_t& room) {
+    const bool has_codes = side.source == TileSource::kCoded && side.shape.has_codes();
+    if (has_codes) room = std::max(room, side.layout.code_tile);
+  };
+  for (const CudaRun& run : call.runs) {
+    grow(run.keys, keys);
+    grow(run.values, values);
+  }
+  if (call.shared_bytes(head_dim) + keys + values > kMostSharedBytes) return;
+  call.staged_key_bytes = static_cast<int32_t>(keys);
+  call.staged_value_bytes = static_cast<int32_t>(values);
+}
+
 }  // namespace
 
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
@@ -150,12 +166,14 @@ CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> 
       call.runs.push_back(pack_run(run, shape.head_dim, image));
     }
   }
+  stage(shape.head_dim, call);
   return call;
 }
 
 int64_t CudaAttendCall::shared_bytes(int64_t head_dim) const {
   const int64_t pair_bytes = is_bf16 ? sizeof(Bf16Pair) : sizeof(FloatPair);
-  return attend_shared_layout(head_dim, num_rows, pair_bytes, !is_bf16).num_bytes;
+  return attend_shared_layout(head_dim, num_rows, pair_bytes, !is_bf16).num_bytes +
+         staged_key_bytes + staged_value_bytes;
 }
 
 CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,
@@ -164,6 +182,8 @@ CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,
   call.head_dim = static_cast<int32_t>(shape.head_dim);
   call.group = static_cast<int32_t>(shape.group);
   call.log2_scale = shape.scale * kLog2E;
+  call.staged_key_bytes = packed.staged_key_bytes;
+  call.staged_value_bytes = packed.staged_value_bytes;
   call.jobs = packed.jobs.data();
   call.runs = packed.runs.data();
   call.tasks = packed.plan.tasks.data();

@@ -59,24 +59,26 @@ template <class Pair>
 struct AttendShared {
   AttendSharedLayout layout;
   int64_t head_dim;
-  int64_t value_dim;    // of values: head_dim, or the width of latents, which is no larger
-  Pair* keys;           // [num_pairs][key_stride]: of channels 2i and 2i + 1
-  Pair* values;         // [32][value_stride]: of tokens 2i and 2i + 1
-  Pair* query;          // [rows][query_stride], as keys need it
-  Pair* query_rest;     // bf16: what rounding took from `query`
-  Pair* weights;        // [rows][weight_stride]: of tokens 2i and 2i + 1
-  float* scores;        // [rows][score_stride], unscaled
-  float* key_scales;    // [head_dim]
-  float* key_zeros;     // [head_dim]
-  float* value_scales;  // [64]
-  float* value_zeros;   // [64]
-  float* key_levels;    // [16]
-  float* value_levels;  // [16]
-  float* biases;        // [rows], of scores of coded keys, in units of log2
-  float* factors;       // [rows]: what sums so far are multiplied by
-  float* max;           // [2][rows]: of the state before and behind a tile, in turn
-  float* sum;           // [2][rows]
-  float* sums;          // [rows][head_dim], if it is here
+  int64_t value_dim;       // of values: head_dim, or the width of latents, which is no larger
+  Pair* keys;              // [num_pairs][key_stride]: of channels 2i and 2i + 1
+  Pair* values;            // [32][value_stride]: of tokens 2i and 2i + 1
+  Pair* query;             // [rows][query_stride], as keys need it
+  Pair* query_rest;        // bf16: what rounding took from `query`
+  Pair* weights;           // [rows][weight_stride]: of tokens 2i and 2i + 1
+  float* scores;           // [rows][score_stride], unscaled
+  float* key_scales;       // [head_dim]
+  float* key_zeros;        // [head_dim]
+  float* value_scales;     // [64]
+  float* value_zeros;      // [64]
+  float* key_levels;       // [16]
+  float* value_levels;     // [16]
+  float* biases;           // [rows], of scores of coded keys, in units of log2
+  float* factors;          // [rows]: what sums so far are multiplied by
+  float* max;              // [2][rows]: of the state before and behind a tile, in turn
+  float* sum;              // [2][rows]
+  float* sums;             // [rows][head_dim], if it is here
+  std::byte* staged_keys;  // codes of the next tile, if there is room
+  std::byte* staged_values;
 };
 
 template <class Pair>
@@ -102,6 +104,7 @@ KVQUANT_DEVICE AttendShared<Pair> slice_shared(std::byte* base, int64_t head_dim
   out.max = out.factors + num_rows;
   out.sum = out.max + 2 * num_rows;
   out.sums = reinterpret_cast<float*>(base + out.layout.sums);
+  out.staged_keys = base + out.layout.num_bytes;
   return out;
 }
 

@@ -22,6 +22,7 @@ struct TaskView {
     return job->query + (task->first_query + row / call->group) * job->query_stride +
            row % call->group * call->head_dim;
   }
+  // Weighted sums are of this many channels.
   KVQUANT_DEVICE int64_t value_dim() const {
     return task->values == ValueKind::kLatents ? job->latents.width : call->head_dim;
   }
@@ -38,6 +39,15 @@ struct TaskView {
 KVQUANT_DEVICE TaskView view_task(const CudaAttend& call, int64_t index) {
   const AttendTask* task = call.tasks + index;
   return {&call, task, call.jobs + task->job, task->num_queries * call.group};
+}
+
+template <class Pair>
+KVQUANT_DEVICE AttendShared<Pair> task_shared(std::byte* base, const TaskView& view,
+                                              int64_t num_rows, bool has_sums) {
+  auto shared = slice_shared<Pair>(base, view.call->head_dim, num_rows, has_sums);
+  shared.value_dim = view.value_dim();
+  shared.staged_values = shared.staged_keys + view.call->staged_key_bytes;
+  return shared;
 }
 
 // Whatever a block may read before it is written.
@@ -112,26 +122,6 @@ KVQUANT_DEVICE void find_row_biases(const TaskView& view, const CudaTile& tile,
     shared.biases[row] =
         keys.logit_bias * 0.25f * keys.codebook->noise * scale * scale / kLog2E * sum;
   }
-}
-
-// Everything that a tile's products read, but outliers; keys and values come after a barrier.
-template <class Block, class Pair>
-KVQUANT_DEVICE void load_tile(const Block& block, const TaskView& view, const CudaTile& tile,
-                              const AttendShared<Pair>& shared, bool has_new_biases) {
-  block.phase([&](int thread) {
-    load_params(tile, shared, thread);
-    load_queries(view, tile, shared, thread);
-    if (has_new_biases) find_row_biases(view, tile, shared, thread);
-  });
-  block.phase([&](int thread) {
-    load_keys(tile, shared, thread);
-    load_values(tile, shared, thread);
-  });
-  if (tile.keys.num_outliers + tile.values.num_outliers == 0) return;
-  block.phase([&](int thread) {
-    place_key_outliers(tile, shared, thread);
-    place_value_outliers(tile, shared, thread);
-  });
 }
 
 // Weights of the tile's tokens for the rows of one warp, and their states: from those of `turn` to

@@ -16,18 +16,18 @@ namespace {
 
 using testing::only;
 using testing::shape_of;
+using testing::TestCodec;
 using testing::TestCodedRun;
 using testing::TestRandom;
 
 TEST(AttendCuda, SharedMemoryFitsEveryGpuThatKernelsAreCompiledFor) {
-  constexpr int64_t kMostShared = 163 << 10;  // of a block, compute capability 8.0
   for (int64_t head_dim = 8; head_dim <= 256; head_dim += 8) {
     const auto bytes = [&](int64_t rows, int64_t pair, bool has_sums) {
       return attend_shared_layout(head_dim, rows, pair, has_sums).num_bytes;
     };
-    EXPECT_LE(bytes(kCudaFewRows, sizeof(Bf16Pair), false), kMostShared) << head_dim;
-    EXPECT_LE(bytes(cuda_rows(head_dim), sizeof(Bf16Pair), false), kMostShared) << head_dim;
-    EXPECT_LE(bytes(kCudaF32Rows, sizeof(FloatPair), true), kMostShared) << head_dim;
+    EXPECT_LE(bytes(kCudaFewRows, sizeof(Bf16Pair), false), kMostSharedBytes) << head_dim;
+    EXPECT_LE(bytes(cuda_rows(head_dim), sizeof(Bf16Pair), false), kMostSharedBytes) << head_dim;
+    EXPECT_LE(bytes(kCudaF32Rows, sizeof(FloatPair), true), kMostSharedBytes) << head_dim;
   }
 }
 
@@ -65,6 +65,26 @@ TEST(AttendCuda, DecodeStepsAreCutIntoSpansAndPrefillIntoBlocks) {
   EXPECT_EQ(prefill.num_rows, 64);
   EXPECT_TRUE(prefill.plan.merges.empty());
   EXPECT_EQ(pack(8, 3, Precision::kF32).plan.max_rows, kCudaF32Rows);
+}
+
+TEST(AttendCuda, CodesAreStagedWhereSharedMemoryHasRoom) {
+  TestRandom random(3);
+  const auto pack = [&](int64_t head_dim, TestCodec codec, Precision precision) {
+    const RopeTable rope(head_dim, 200, 10000);
+    const TestCodedRun run(codec, rope, 100, 0, random);
+    std::vector<float> out;
+    const auto test = only(run).test(shape_of(head_dim, 1), 1, 100, random);
+    const AttendJob job = test.job(out);
+    CudaImage image;
+    const CudaAttendCall call = pack_attend(shape_of(head_dim, 1), {&job, 1}, precision, image);
+    EXPECT_LE(call.shared_bytes(head_dim), kMostSharedBytes);
+    return call;
+  };
+  const CudaAttendCall narrow = pack(64, {4, 2}, Precision::kBF16);
+  EXPECT_EQ(narrow.staged_key_bytes, 64 * 64 / 2);
+  EXPECT_EQ(narrow.staged_value_bytes, 64 * 64 / 4);
+  const CudaAttendCall wide = pack(256, {8, 8}, Precision::kF32);
+  EXPECT_EQ(wide.staged_key_bytes + wide.staged_value_bytes, 0);
 }
 
 TEST(AttendCuda, WhatKernelsDoNotReadIsRefused) {

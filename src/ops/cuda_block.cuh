@@ -75,8 +75,12 @@ class Block {
   KVQUANT_DEVICE std::byte* shared() const { return shared_; }
 
   template <class Fn>
-  KVQUANT_DEVICE void phase(Fn&& fn) const {
+  KVQUANT_DEVICE void each(Fn&& fn) const {
     fn(static_cast<int>(threadIdx.x));
+  }
+  template <class Fn>
+  KVQUANT_DEVICE void phase(Fn&& fn) const {
+    each(fn);
     __syncthreads();
   }
   template <class Fn>
@@ -84,6 +88,12 @@ class Block {
     fn(Warp());
     __syncthreads();
   }
+
+  KVQUANT_DEVICE void copy_ahead(std::byte* to, const std::byte* from) const {
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  }
+  KVQUANT_DEVICE void await_copies() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
  private:
   std::byte* shared_;

@@ -5,11 +5,16 @@
 // so none can be forgotten. Within a phase threads may not read what others write; running threads
 // backwards gives other results if they do. What a thread keeps beyond a phase is a PerWarp or in
 // shared memory; all else of a body is the same for all threads.
+//
+// Copies to shared memory go on while threads do other things: they have arrived once every thread
+// has awaited its own and a barrier has been passed, here not before.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #include "base/half.h"
 #include "ops/cuda_fragments.h"
@@ -115,12 +120,18 @@ class Block {
   int64_t index() const { return index_; }
   std::byte* shared() const { return shared_; }
 
-  // fn(thread) in each thread, then a barrier.
+  // fn(thread) in each thread, no barrier: what it writes nobody may read before the next one.
   template <class Fn>
-  void phase(Fn&& fn) const {
+  void each(Fn&& fn) const {
     for (int i = 0; i < kBlockThreads; ++i) {
       fn(order_ == ThreadOrder::kForward ? i : kBlockThreads - 1 - i);
     }
+  }
+  // The same, then a barrier.
+  template <class Fn>
+  void phase(Fn&& fn) const {
+    each(fn);
+    end_phase();
   }
   // fn(warp) in each warp, then a barrier.
   template <class Fn>
@@ -128,9 +139,29 @@ class Block {
     for (int i = 0; i < kBlockWarps; ++i) {
       fn(Warp(order_ == ThreadOrder::kForward ? i : kBlockWarps - 1 - i, order_));
     }
+    end_phase();
   }
 
+  // Of a thread: asks for 16 bytes of global memory, both addresses being multiples of 16.
+  void copy_ahead(std::byte* to, const std::byte* from) const { copies_.push_back({to, from}); }
+  void await_copies() const { ++num_waiting_; }
+
  private:
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+  };
+
+  void end_phase() const {
+    if (num_waiting_ == kBlockThreads) {
+      for (const Copy& copy : copies_) std::memcpy(copy.to, copy.from, kCopyBytes);
+      copies_.clear();
+    }
+    num_waiting_ = 0;
+  }
+
+  mutable std::vector<Copy> copies_;  // under way
+  mutable int num_waiting_ = 0;       // threads that await them in this phase
   int64_t index_;
   std::byte* shared_;
   ThreadOrder order_;

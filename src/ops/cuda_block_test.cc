@@ -72,6 +72,24 @@ TEST(CudaBlock, ReadingWhatOtherThreadsWriteDependsOnTheOrder) {
   EXPECT_NE(shifted(ThreadOrder::kForward), shifted(ThreadOrder::kBackward));
 }
 
+TEST(CudaBlock, CopiesArriveBehindTheBarrierOfThePhaseInWhichAllThreadsAwaitThem) {
+  const Block block(0, nullptr, ThreadOrder::kForward);
+  std::vector<int> from(4 * kBlockThreads, 7), to(4 * kBlockThreads, 1);
+  block.each([&](int thread) {
+    const auto i = static_cast<size_t>(4 * thread);
+    block.copy_ahead(reinterpret_cast<std::byte*>(&to[i]), reinterpret_cast<std::byte*>(&from[i]));
+  });
+  block.phase([&](int thread) {
+    if (thread > 0) block.await_copies();  // one forgets
+  });
+  EXPECT_EQ(to, std::vector<int>(to.size(), 1));
+  block.phase([&](int thread) {
+    block.await_copies();
+    EXPECT_EQ(to[static_cast<size_t>(thread)], 1);
+  });
+  EXPECT_EQ(to, from);
+}
+
 TEST(CudaBlock, WarpsReduceAllTheirThreads) {
   Lanes<float> x;
   for (int lane = 0; lane < 32; ++lane) x[lane] = static_cast<float>((lane * 13) % 32);

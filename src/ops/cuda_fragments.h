@@ -14,6 +14,7 @@ namespace kvquant {
 inline constexpr int kWarpThreads = 32;
 inline constexpr int kBlockWarps = 4;
 inline constexpr int kBlockThreads = kBlockWarps * kWarpThreads;
+inline constexpr int kCopyBytes = 16;  // of a thread's copy to shared memory
 
 struct FragmentA {
   uint32_t pairs[4] = {};
