@@ -11,6 +11,7 @@ from kvquant._core import CacheSpec, Model, Tokenizer, evaluate_tokens, find_ass
 # The text that comes with the package: short, so that a figure is there at once. Figures that are
 # to be compared with others need a text that others have, such as WikiText-2's test split.
 SAMPLE_TEXT = "sample.txt"
+BEFORE_ROPE = "before-rope"  # as of kvquant.hf, which needs torch
 
 
 class SupportsEncode(Protocol):
@@ -38,6 +39,7 @@ def evaluate_perplexity(
     mode: str = "strict",
     max_windows: int = 0,
     ubatch: int = 512,
+    keys: str = BEFORE_ROPE,
 ) -> dict[str, Any]: ...
 @overload
 def evaluate_perplexity(
@@ -51,6 +53,7 @@ def evaluate_perplexity(
     mode: str = "strict",
     max_windows: int = 0,
     ubatch: int = 512,
+    keys: str = BEFORE_ROPE,
 ) -> list[dict[str, Any]]: ...
 def evaluate_perplexity(
     model: Any,
@@ -63,6 +66,7 @@ def evaluate_perplexity(
     mode: str = "strict",
     max_windows: int = 0,
     ubatch: int = 512,
+    keys: str = BEFORE_ROPE,
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """Sliding-window perplexity of a text, and how far a spec is from fp16 in the same pass.
 
@@ -74,6 +78,7 @@ def evaluate_perplexity(
     kv: a spec, or a list of them, which gives a list of results in one pass over the text.
     mode: "strict" (every token is read as it is stored) or "as-served".
     max_windows: 0 for all of the text.
+    keys: "after-rope" for transformers models whose RoPE can't be undone (docs/huggingface.md).
 
     A result has perplexity, ppl_stderr, ppl_delta, ppl_delta_rel, kl_mean, kl_median, kl_p99,
     kl_max (nats against fp16), top1_agreement, true_bits, cache_bytes, tokens, compressed_tokens,
@@ -95,13 +100,15 @@ def evaluate_perplexity(
         "ubatch": ubatch,
     }
     if isinstance(model, Model):
+        if keys != BEFORE_ROPE:
+            raise ValueError(f"keys is {keys!r}, but the engine's models store them before RoPE")
         results = evaluate_tokens(model, tokens, specs, **options)
     else:
         from kvquant.hf.perplexity import evaluate
 
         parsed = [spec if isinstance(spec, CacheSpec) else CacheSpec(spec) for spec in specs]
         prefix = tokenizer.encode("", add_special_tokens=True)  # BOS, where the tokenizer adds one
-        results = evaluate(model, tokens, parsed, prefix=prefix, **options)
+        results = evaluate(model, tokens, parsed, prefix=prefix, keys=keys, **options)
     for result in results:
         result["text"] = SAMPLE_TEXT if text is None else "given"
     return results if several else results[0]

@@ -215,3 +215,16 @@ def test_presets_are_found_by_a_model_too(model: kvquant.Model) -> None:
     assert kvquant.get_preset_info(embedded(), "r48-vonly").spec == "v=pca48"
     with pytest.raises(ValueError, match="wasn't loaded from a directory"):
         kvquant.get_preset_info(tiny(), "balanced")
+
+
+def test_the_preset_of_a_rank_that_comes_with_the_package() -> None:
+    model, ids = embedded(), sample_tokens(40)
+    preset = kvquant.get_preset_info("embedded", "r48-vonly")
+    assert (preset.rank, preset.calibration_path != "") == (48, True)
+    cache = kvquant.create_cache_from_preset(preset)
+    out = model.generate(ids, past_key_values=cache, max_new_tokens=8, do_sample=False)
+    assert out.shape == (1, 48)
+    assert cache.get_seq_length() == 47
+    exact = logits_of(model, ids)
+    difference = (logits_of(model, ids, kvquant.create_cache_from_preset(preset)) - exact).abs()
+    assert 1e-3 < float(difference.mean()) < 0.5 * float(exact.std())

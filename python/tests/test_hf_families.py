@@ -35,7 +35,7 @@ def test_every_layer_has_its_own_window(name: str) -> None:
 @pytest.mark.parametrize("name", AFTER)
 def test_keys_are_stored_as_they_come_where_that_is_said(name: str, fused: bool) -> None:
     model = tiny(name)
-    with pytest.raises(ValueError, match="keys='after-rope' stores them as they come"):
+    with pytest.raises(ValueError, match="caches take keys='after-rope'"):
         make(model, "nuq4-1%", fused=fused)
     ids, mask = left_padded([100, 77])
     cache: Any = DynamicCache(config=model.config)
@@ -61,6 +61,36 @@ def test_keys_after_rope_are_compressed(name: str) -> None:
     assert 0 < losses[0] < losses[1] < losses[2]
     out = generate(model, ids, make(model, "nuq4-1%", keys="after-rope"))
     assert out.shape == (1, 158)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "gemma2"])
+def test_all_that_makes_caches_knows_the_family(name: str) -> None:
+    model = tiny(name)
+    keys = "after-rope" if name == "dynamic" else "before-rope"
+
+    class Bytes:
+        """A tokenizer of letters."""
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [] if add_special_tokens else [ord(c) % 64 for c in text]
+
+    options: dict[str, Any] = {"max_seq_len": 100, "stride": 0, "max_windows": 1, "keys": keys}
+    results = kvquant.evaluate_perplexity(
+        model, Bytes(), "So many letters. " * 8, kv=["fp32", "nuq2"], **options
+    )
+    assert results[0]["kl_mean"] < 1e-4 < results[1]["kl_mean"]
+    ids = tokens(1, 100)
+    expected = logits_of(model, ids)
+    cache = make(model, "nuq2", mode="strict", keys=keys, fused=name != "gemma2")
+    compressed = logits_of(model, ids, cache)
+    with kvquant.QuantizedModelWrapper(model, "nuq2", keys=keys, precision="f32"):
+        torch.testing.assert_close(logits_of(model, ids), compressed, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(compressed, expected)
+    assert torch.equal(logits_of(model, ids), expected)
+    if name == "dynamic":
+        with pytest.raises(ValueError, match="caches take keys='after-rope'"):
+            kvquant.QuantizedModelWrapper(model, "nuq2").patch()
+        assert torch.equal(logits_of(model, ids), expected)
 
 
 def test_keys_after_rope_have_no_calibration(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from kvquant._core import CacheSpec
 from kvquant.hf.cache import CompressedDynamicCache
-from kvquant.hf.shape import ModelShape
+from kvquant.hf.shape import BEFORE_ROPE, ModelShape
 
 BASELINE = CacheSpec("fp16")
 Window = tuple[list[int], int]  # tokens, and the first one that is scored
@@ -24,10 +24,11 @@ def evaluate_windows(
     mode: str,
     ubatch: int,
     calibration: str | os.PathLike[str] | None = None,
+    keys: str = BEFORE_ROPE,
 ) -> list[dict[str, Any]]:
     """A result for each spec; ubatch tokens go through the layers at once."""
-    baseline = _Run(model, BASELINE, mode, ubatch, None)
-    runs = [_Run(model, spec, mode, ubatch, calibration) for spec in specs]
+    baseline = _Run(model, BASELINE, mode, ubatch, None, keys)
+    runs = [_Run(model, spec, mode, ubatch, calibration, keys) for spec in specs]
     with torch.no_grad():
         for tokens, first in windows:
             exact = baseline.log_probabilities(tokens, first)
@@ -67,14 +68,21 @@ class _Run:
         mode: str,
         ubatch: int,
         calibration: str | os.PathLike[str] | None,
+        keys: str,
     ) -> None:
         self.model, self.spec, self.mode, self.ubatch = model, spec, mode, ubatch
         self.losses: list[torch.Tensor] = []
         self.exact: list[torch.Tensor] = []
         self.divergences: list[torch.Tensor] = []
         self.agreements: list[torch.Tensor] = []
+        self.shape = ModelShape.of(model.config, keys)
         self.cache = CompressedDynamicCache.from_spec(
-            model, spec, mode=mode, calibration=calibration
+            model,
+            spec,
+            mode=mode,
+            calibration=calibration,
+            keys=keys,
+            fused=not self.shape.softcap,
         )
         self.full = (0, 0, 0)  # tokens, cache bytes, compressed tokens of the longest window
 
@@ -105,7 +113,7 @@ class _Run:
         loss, exact = torch.cat(self.losses).double(), torch.cat(self.exact).double()
         divergence = torch.cat(self.divergences).double()
         perplexity, baseline = math.exp(loss.mean()), math.exp(exact.mean())
-        shape, (num_tokens, cache_bytes, compressed) = ModelShape.of(self.model.config), self.full
+        shape, (num_tokens, cache_bytes, compressed) = self.shape, self.full
         stored = 2 * num_tokens * shape.num_layers * shape.num_kv_heads * shape.head_dim
         error = float(loss.std() / math.sqrt(len(loss))) if len(loss) > 1 else math.nan
         return {
@@ -141,12 +149,13 @@ def evaluate(
     max_windows: int,
     mode: str,
     ubatch: int,
+    keys: str = BEFORE_ROPE,
 ) -> list[dict[str, Any]]:
     """A result for each spec of a text's tokens; prefix: what the tokenizer puts before a text."""
-    context = ModelShape.of(model.config).max_positions
+    context = ModelShape.of(model.config, keys).max_positions
     if window > context:
         raise ValueError(f"max_seq_len is {window}, and the model's context {context} tokens")
     if ubatch < 1:
         raise ValueError(f"ubatch is {ubatch}, not positive")
     windows = list(windows_of(text, prefix, window, stride, max_windows))
-    return evaluate_windows(model, windows, specs, mode, ubatch)
+    return evaluate_windows(model, windows, specs, mode, ubatch, keys=keys)

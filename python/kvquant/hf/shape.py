@@ -88,7 +88,7 @@ def _windows(config: Any) -> tuple[int, ...]:
 
 def _rope(config: Any) -> tuple[tuple[str, Any], ...]:
     parameters = dict(config.rope_parameters)
-    instead = f"; keys='{AFTER_ROPE}' stores them as they come, at some cost of quality"
+    instead = f"; caches take keys='{AFTER_ROPE}', as they come, at some cost of quality"
     if "rope_type" not in parameters:
         raise ValueError(
             f"rope_parameters differ between layers ({', '.join(sorted(parameters))}); compressed "

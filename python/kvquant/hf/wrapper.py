@@ -12,6 +12,7 @@ from kvquant.hf.attach import attach, detach, is_attached
 from kvquant.hf.cache import CompressedDynamicCache
 from kvquant.hf.calibrated import check_calibration_exists
 from kvquant.hf.fingerprint import check_fits
+from kvquant.hf.shape import BEFORE_ROPE, ModelShape
 
 if TYPE_CHECKING:
     from kvquant._types import Array
@@ -23,7 +24,8 @@ class QuantizedModelWrapper:
     codebook: "nuq3" and the like, or any cache spec. Ranges of keys are fitted to each sequence, or
     come from calibration, a file of `kvquant calibrate`, or are scaling_factors around 0: of keys
     before RoPE (ActivationCollector.get_keys), float32 [num_kv_heads, head_dim] for each layer or
-    one for all, as estimate_scaling_factors and load_per_layer_scaling_factors give them. A pass
+    one for all, as estimate_scaling_factors and load_per_layer_scaling_factors give them. keys:
+    "after-rope" for models whose RoPE can't be undone, as of CompressedDynamicCache. A pass
     without a cache, or with a new one as generate() makes it, gets a compressed one;
     CompressedDynamicCache objects of the caller are used as they are.
 
@@ -37,6 +39,7 @@ class QuantizedModelWrapper:
         scaling_factors: Array | Sequence[Array] | None = None,
         *,
         calibration: str | os.PathLike[str] | None = None,
+        keys: str = BEFORE_ROPE,
         precision: str = "auto",
         num_threads: int = 0,
     ) -> None:
@@ -45,6 +48,7 @@ class QuantizedModelWrapper:
         self._options: dict[str, Any] = {
             "calibration": calibration,
             "mode": "strict",
+            "keys": keys,
             "precision": precision,
             "num_threads": num_threads,
             "scaling_factors": scaling_factors,
@@ -81,7 +85,11 @@ class QuantizedModelWrapper:
         self.is_patched = False
 
     def _new_cache(self) -> CompressedDynamicCache:
-        return CompressedDynamicCache.from_spec(self.model.config, self.spec, **self._options)
+        """Attention that knows softcaps reads keys and values decoded."""
+        softcap = ModelShape.of(self.model.config, self._options["keys"]).softcap
+        return CompressedDynamicCache.from_spec(
+            self.model.config, self.spec, fused=not softcap, **self._options
+        )
 
     def _cache_for(self, given: Any) -> Any:
         if isinstance(given, CompressedDynamicCache):

@@ -21,6 +21,7 @@ class CacheOptions:
     precision: str = "auto"
     num_threads: int = 0
     ubatch: int = 512
+    keys: str = "before-rope"  # or "after-rope", in transformers
 
 
 @dataclass(frozen=True)

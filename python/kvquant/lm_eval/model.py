@@ -52,6 +52,7 @@ class KvquantLM(TemplateLM):  # type: ignore[misc]
         weights: str = "auto",
         dtype: str = "float32",
         ubatch: int = 512,
+        keys: str = "before-rope",
         chat_template: str = "",
         add_bos_token: bool | None = None,
         **items: Any,
@@ -64,7 +65,7 @@ class KvquantLM(TemplateLM):  # type: ignore[misc]
             spec, calib = of_preset(pretrained, preset, calib, others)
         else:
             spec = spec_of(kv, items)
-        options = CacheOptions(spec, calib, precision, threads, ubatch)
+        options = CacheOptions(spec, calib, precision, threads, ubatch, keys)
         self.modes = {name: mode or usual for name, usual in MODES.items()}
         self.batch_size = _batch_size(batch_size)
         self.engine = _engine(
@@ -276,6 +277,10 @@ def _engine(
     """
     if backend not in ("auto", "native", "hf"):
         raise ValueError(f"backend is '{backend}', not 'auto', 'native' or 'hf'")
+    if options.keys != "before-rope":
+        if backend == "native":
+            raise ValueError(f"keys={options.keys} is for transformers: backend=hf")
+        backend = "hf"
     if backend != "hf":
         try:
             return NativeBackend(pretrained, options, weights, template)

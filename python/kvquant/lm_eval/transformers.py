@@ -44,7 +44,8 @@ class TransformersBackend:
             device = None
         if device:
             self.model.to(device)
-        self.max_length = ModelShape.of(self.model.config).max_positions
+        shape = ModelShape.of(self.model.config, options.keys)
+        self.fused, self.max_length = not shape.softcap, shape.max_positions
         self.bos_token_id: int | None = self.tokenizer.bos_token_id
         self.eos_token_id: int | None = self.tokenizer.eos_token_id
         self.chat_template: str | None = self.tokenizer.chat_template
@@ -181,6 +182,8 @@ class TransformersBackend:
             mode=mode,
             precision=options.precision,
             num_threads=options.num_threads,
+            keys=options.keys,
+            fused=self.fused,
         )
 
 
