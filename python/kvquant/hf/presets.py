@@ -63,9 +63,9 @@ def _of_compressors(
         )
     if file is None:
         raise FileNotFoundError(
-            f"Calibration file not found: the preset {preset.name} names none (`kvquant calibrate -m "
-            "MODEL -o FILE` makes one; give its full path as calibration=, or as calibration_file in "
-            "the preset)"
+            f"Calibration file not found: the preset {preset.name} names none (`kvquant calibrate "
+            "-m MODEL -o FILE` makes one; give its full path as calibration=, or as "
+            "calibration_file in the preset)"
         )
     rank, quantizer = found.pop()
     bits = {"int8": 8, "int4": 4}.get(quantizer or "fp16")
