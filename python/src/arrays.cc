@@ -7,7 +7,9 @@
 #include <memory>
 
 #include "base/check.h"
+#include "base/device.h"
 #include "base/half.h"
+#include "kvquant/error.h"
 
 namespace kvquant::python {
 namespace {
@@ -143,18 +145,48 @@ std::string describe_shape(std::span<const int64_t> shape) {
 Array::Array(nb::handle source) : source_(nb::borrow(source)) {
   // What can't be used is refused where its name is known.
   if (is_from_torch(source)) framework_ = Framework::kTorch;
-  if (framework_ == Framework::kTorch && has_gradient(source)) return;
+  if (framework_.kind == Framework::kTorch && has_gradient(source)) return;
   nb::try_cast(source, data_);
+  if (data_.is_valid() && data_.device_type() == nb::device::cuda::value) {
+    framework_.cuda_device = data_.device_id();
+  }
+}
+
+// Of the memory that the array's elements lie in, gaps among it.
+void Array::copy_to_host(const char* name) const {
+  const size_t ndim = data_.ndim();
+  int64_t first = 0, last = 0;  // elements from where the array begins
+  std::vector<size_t> shape(ndim);
+  std::vector<int64_t> strides(ndim);
+  for (size_t d = 0; d < ndim; ++d) {
+    shape[d] = data_.shape(d);
+    strides[d] = data_.stride(d);
+    const int64_t reach = (static_cast<int64_t>(shape[d]) - 1) * strides[d];
+    (reach < 0 ? first : last) += reach;
+  }
+  const auto item = static_cast<int64_t>(data_.itemsize());
+  host_.resize(data_.size() == 0 ? 0 : static_cast<size_t>((last - first + 1) * item));
+  const auto* const from = static_cast<const std::byte*>(data_.data()) + first * item;
+  try {
+    if (!host_.empty()) {
+      copy_from_device(framework_.cuda_device, host_.data(), from, std::ssize(host_));
+    }
+  } catch (const DeviceError& error) {
+    throw DeviceError(std::string(name) + ": " + error.what() + " (or use .cpu())");
+  }
+  data_ = nb::ndarray<nb::ro>(host_.data() - first * item, ndim, shape.data(), nb::handle(),
+                              strides.data(), data_.dtype(), nb::device::cpu::value);
 }
 
 const nb::ndarray<nb::ro>& Array::data(const char* name) const {
   check_arg(is_given(), std::string(name) + " is missing");
   if (data_.is_valid()) {
+    if (data_.device_type() == nb::device::cuda::value) copy_to_host(name);
     check_arg(data_.device_type() == nb::device::cpu::value,
-              std::string(name) + " is not on the CPU: kvquant runs there only, use .cpu()");
+              std::string(name) + " is neither on the CPU nor on a CUDA device: use .cpu()");
     return data_;
   }
-  if (framework_ == Framework::kTorch) {
+  if (framework_.kind == Framework::kTorch) {
     throw std::invalid_argument(std::string(name) +
                                 (has_gradient(source_)
                                      ? " requires a gradient, and kvquant has none: use .detach()"
@@ -246,10 +278,12 @@ nb::object to_python(Result<T> result) {
   static_cast<void>(owned.release());
   std::vector<size_t> shape(result.shape.begin(), result.shape.end());
   const auto dtype = result.is_bool ? nb::dtype<bool>() : nb::dtype<T>();
-  if (result.framework == Framework::kTorch) {
+  if (result.framework.kind == Framework::kTorch) {
     const nb::ndarray<nb::pytorch> array(data, shape.size(), shape.data(), owner, nullptr, dtype,
                                          nb::device::cpu::value);
-    return nb::cast(array, nb::rv_policy::reference);
+    const nb::object tensor = nb::cast(array, nb::rv_policy::reference);
+    const int device = result.framework.cuda_device;
+    return device < 0 ? tensor : tensor.attr("to")("cuda:" + std::to_string(device));
   }
   const nb::ndarray<nb::numpy> array(data, shape.size(), shape.data(), owner, nullptr, dtype,
                                      nb::device::cpu::value);

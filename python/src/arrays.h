@@ -1,12 +1,14 @@
 // Arrays that cross the border: numpy arrays and torch CPU tensors come in through DLPack as views,
-// results go out in the caller's framework. What doesn't fit is a std::invalid_argument (of another
-// kind than an array: a TypeError) that names the argument, the rule and what was found.
+// CUDA tensors as copies; results go out in the caller's framework, to the device they came from.
+// What doesn't fit is a std::invalid_argument (of another kind than an array: a TypeError) that
+// names the argument, the rule and what was found.
 #pragma once
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/filesystem.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -21,7 +23,13 @@ namespace kvquant::python {
 namespace nb = nanobind;
 using Path = std::filesystem::path;  // str or os.PathLike
 
-enum class Framework { kNumpy, kTorch };
+struct Framework {
+  enum Kind { kNumpy, kTorch };
+  Framework(Kind of = kNumpy) : kind(of) {}  // NOLINT(google-explicit-constructor)
+
+  Kind kind;
+  int cuda_device = -1;  // of a torch tensor that is not on the CPU
+};
 
 // An argument: nothing (None), or any object; functions that read it check that it is an array.
 class Array {
@@ -31,13 +39,17 @@ class Array {
 
   bool is_given() const { return source_.is_valid(); }
   Framework framework() const { return framework_; }
-  // Throws unless it is an array on the CPU. `name` is that of the argument, here and below.
+  // On the CPU: of a CUDA tensor a copy, made when it is first asked for. Throws for what is no
+  // array. `name` is that of the argument, here and below.
   const nb::ndarray<nb::ro>& data(const char* name) const;
   std::vector<int64_t> shape(const char* name) const;
 
  private:
+  void copy_to_host(const char* name) const;
+
   nb::object source_;
-  nb::ndarray<nb::ro> data_;
+  mutable nb::ndarray<nb::ro> data_;
+  mutable std::vector<std::byte> host_;
   Framework framework_ = Framework::kNumpy;
 };
 

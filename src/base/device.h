@@ -44,6 +44,10 @@ const DeviceInfo& check_device(const DeviceProbe& probe, int index);
 // everything else.
 std::optional<int> parse_device(std::string_view text);
 
+// Copies from memory of a device that another library has there, once all work of the device is
+// done; the thread's current device stays what it was. Throws DeviceError.
+void copy_from_device(int index, void* to, const void* from, int64_t num_bytes);
+
 // Whether there is a first device that kernels can run on. Asked once.
 bool has_usable_device();
 

@@ -52,6 +52,19 @@ void use_device(int index) {
   check_cuda(cudaSetDevice(index), "choosing a device");
 }
 
+void copy_from_device(int index, void* to, const void* from, int64_t num_bytes) {
+  check_device(probe_devices(), index);
+  int current = 0;
+  check_cuda(cudaGetDevice(&current), "asking for the current device");
+  use_device(index);
+  const cudaError_t waited = cudaDeviceSynchronize();
+  const cudaError_t copied =
+      cudaMemcpy(to, from, static_cast<size_t>(num_bytes), cudaMemcpyDeviceToHost);
+  check_cuda(cudaSetDevice(current), "going back to a device");
+  check_cuda(waited, "waiting for a device");
+  check_cuda(copied, "copying from a device");
+}
+
 void* device_allocate(int64_t num_bytes) {
   void* data = nullptr;
   check_allocated(cudaMalloc(&data, static_cast<size_t>(num_bytes)), num_bytes, "device");
