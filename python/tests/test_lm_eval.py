@@ -154,6 +154,30 @@ def test_results_do_not_depend_on_the_batch_size(folder: Path, backend: str) -> 
     assert config["compressed_tokens"]["likelihood"] > 0
 
 
+@pytest.mark.parametrize("backend", ["native", "hf"])
+def test_answers_behind_compressed_prompts_do_not_depend_on_the_batch(backend: str) -> None:
+    from kvquant.lm_eval import KvquantLM
+    from kvquant.lm_eval.backend import Sampling
+
+    lm = KvquantLM(
+        EMBEDDED,
+        "nuq3-1%",
+        backend=backend,
+        precision="f32",
+        ubatch=64,
+        batch_size=3,
+    )
+    text = Path(kvquant.find_asset("sample.txt")).read_text(encoding="utf-8")
+    words = lm.tok_encode(text)
+    prompts = [words[:300], words[40:190], words[7:90]]
+    sampling = Sampling(12)
+    together = lm.engine.generate(prompts, sampling, "as-served")
+    alone = [lm.engine.generate([prompt], sampling, "as-served")[0] for prompt in prompts]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert len({a.text for a in together}) == 3
+    assert min(a.compressed_tokens for a in together[:2]) > 0
+
+
 def test_backends_agree_where_nothing_is_fitted_to_the_context(folder: Path) -> None:
     preset = kvquant.get_preset_info("embedded", "balanced")
     common = {"preset": "balanced", "precision": "f32", "add_bos_token": False}
