@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <utility>
 
@@ -36,10 +37,18 @@ class Descriptor {
   int fd_;
 };
 
-// Removes the temporary file unless the rename took place.
+// "PATH.tmpHOST-PROCESS": folders may be shared with other machines.
+std::string temporary_path(const std::string& path) {
+  constexpr size_t kMaxHost = 32;  // names of files have an end
+  char host[HOST_NAME_MAX + 1] = {};
+  ::gethostname(host, HOST_NAME_MAX);
+  return path + ".tmp" + std::string(host).substr(0, kMaxHost) + "-" + std::to_string(::getpid());
+}
+
+// Beside the file at `path`; removed unless it has taken its place.
 class TemporaryFile {
  public:
-  explicit TemporaryFile(std::string path) : path_(std::move(path)) {}
+  explicit TemporaryFile(const std::string& path) : path_(temporary_path(path)) {}
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
@@ -76,6 +85,15 @@ void write_all(int fd, std::span<const std::byte> bytes, const std::string& path
     if (n < 0) throw_errno("can't write", path);
     bytes = bytes.subspan(static_cast<size_t>(n));
   }
+}
+
+// On the disk when it returns.
+void fill(const TemporaryFile& temporary, const std::string& path,
+          const std::function<void(const ByteSink&)>& write) {
+  Descriptor fd = create(temporary, path);
+  write([&](std::span<const std::byte> bytes) { write_all(fd.get(), bytes, path); });
+  if (::fsync(fd.get()) != 0 && errno != EINVAL) throw_errno("can't write", path);
+  if (::close(fd.release()) != 0) throw_errno("can't write", path);
 }
 
 }  // namespace
@@ -128,11 +146,8 @@ void write_file_atomic(const std::string& path, const std::function<void(const B
     if (fd.get() < 0) throw_errno("can't write", path);
     return write([&](std::span<const std::byte> bytes) { write_all(fd.get(), bytes, path); });
   }
-  TemporaryFile temporary(path + ".tmp" + std::to_string(::getpid()));
-  Descriptor fd = create(temporary, path);
-  write([&](std::span<const std::byte> bytes) { write_all(fd.get(), bytes, path); });
-  if (::fsync(fd.get()) != 0 && errno != EINVAL) throw_errno("can't write", path);
-  if (::close(fd.release()) != 0) throw_errno("can't write", path);
+  TemporaryFile temporary(path);
+  fill(temporary, path, write);
   if (::rename(temporary.path().c_str(), path.c_str()) != 0) throw_errno("can't write", path);
   temporary.keep();
 }
@@ -143,12 +158,22 @@ void write_file_atomic(const std::string& path, std::string_view content) {
   });
 }
 
+bool create_file_atomic(const std::string& path, std::string_view content) {
+  const TemporaryFile temporary(path);
+  fill(temporary, path, [&](const ByteSink& sink) {
+    sink(std::as_bytes(std::span(content.data(), content.size())));
+  });
+  if (::link(temporary.path().c_str(), path.c_str()) == 0) return true;
+  if (errno != EEXIST) throw_errno("can't write", path);
+  return false;
+}
+
 void check_writable(const std::string& path) {
   if (is_special(path)) {
     if (::access(path.c_str(), W_OK) != 0) throw_errno("can't write", path);
     return;
   }
-  const TemporaryFile temporary(path + ".tmp" + std::to_string(::getpid()));
+  const TemporaryFile temporary(path);
   create(temporary, path);
 }
 

@@ -40,6 +40,10 @@ void write_file_atomic(const std::string& path, std::string_view content);
 using ByteSink = std::function<void(std::span<const std::byte>)>;
 void write_file_atomic(const std::string& path, const std::function<void(const ByteSink&)>& write);
 
+// The same for a file that must not be there yet: returns whether it was written, not another
+// process's, on this machine or another that shares the folder.
+bool create_file_atomic(const std::string& path, std::string_view content);
+
 // Throws what write_file_atomic would for lack of a folder or of permission, so that long work is
 // not done in vain.
 void check_writable(const std::string& path);

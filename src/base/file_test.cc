@@ -44,6 +44,27 @@ TEST(File, AFailedWriteLeavesTheOldContentAndNoTemporaryFile) {
   EXPECT_EQ(std::distance(fs::directory_iterator(folder), fs::directory_iterator()), 1);
 }
 
+TEST(File, AFileThatIsThereIsNotCreatedAgain) {
+  const auto folder = fresh_folder("kvquant_file_created");
+  const auto path = (folder / "a.txt").string();
+  EXPECT_TRUE(create_file_atomic(path, "first"));
+  EXPECT_FALSE(create_file_atomic(path, "second"));
+  EXPECT_EQ(read_text(path), "first");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder), fs::directory_iterator()), 1);
+  EXPECT_THROW(create_file_atomic((folder / "no" / "such").string(), "x"), IoError);
+}
+
+TEST(File, TemporaryNamesTellHostsAndProcessesApart) {
+  const auto folder = fresh_folder("kvquant_file_temporary");
+  char host[256] = {};
+  ASSERT_EQ(::gethostname(host, sizeof host - 1), 0);
+  write_file_atomic((folder / "a.txt").string(), [&](const ByteSink&) {
+    const std::string name = fs::directory_iterator(folder)->path().filename().string();
+    EXPECT_EQ(name,
+              "a.txt.tmp" + std::string(host).substr(0, 32) + "-" + std::to_string(::getpid()));
+  });
+}
+
 TEST(File, APipeIsWrittenToAndNotReplaced) {
   const auto path = (fresh_folder("kvquant_file_pipe") / "pipe").string();
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);

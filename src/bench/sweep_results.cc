@@ -1,12 +1,10 @@
 #include "bench/sweep_results.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
@@ -87,7 +85,9 @@ std::string result_stem(const std::string& name, const Json& configuration) {
 SweepResults::SweepResults(const std::string& folder) : folder_(folder) {
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw IoError(fmt::format("can't make {}: {}", folder, error.message()));
+  const std::string message = fmt::format("can't make {}: {}", folder, error.message());
+  if (error == std::errc::no_space_on_device) throw OutOfMemory(message);
+  if (error) throw IoError(message);
   check_writable(folder + "/index.jsonl");
 }
 
@@ -104,15 +104,7 @@ ResultState SweepResults::state(const std::string& stem) const {
 Json SweepResults::read(const std::string& stem) const { return parse_result(path(stem)); }
 
 void SweepResults::add(const std::string& stem, const Json& document) const {
-  // A name that readers pass over, then a link, which fails when there is a result already.
-  const std::string temporary = fmt::format("{}/.{}.part{}", folder_, stem, getpid());
-  write_file_atomic(temporary, dump(document));
-  const int status = link(temporary.c_str(), path(stem).c_str());
-  const int error = errno;
-  unlink(temporary.c_str());
-  if (status != 0 && error != EEXIST) {
-    throw IoError(fmt::format("can't write {}: {}", path(stem), std::strerror(error)));
-  }
+  create_file_atomic(path(stem), dump(document));
   unlink((folder_ + "/" + stem + kFailed).c_str());
 }
 
