@@ -28,11 +28,18 @@ int64_t num_oom_kills() {
 // This process goes first when memory runs out: not the sweep, nor what else the machine does.
 void prefer_to_be_killed() { std::ofstream("/proc/self/oom_score_adj") << "1000" << std::flush; }
 
+// What it said, without the name of the program that this one's messages begin with, too.
+std::string message_of(const ChildOutcome& outcome) {
+  const std::string name = "kvquant: ";
+  const bool has_name = outcome.message.rfind(name, 0) == 0;
+  return outcome.message.substr(has_name ? name.size() : 0);
+}
+
 std::string ending_of(const ChildOutcome& outcome) {
   std::string text = outcome.signal != 0
                          ? fmt::format("killed by signal {}", outcome.signal)
                          : fmt::format("ended with exit code {}", outcome.exit_code);
-  if (!outcome.message.empty()) text += ": " + outcome.message;
+  if (!outcome.message.empty()) text += ": " + message_of(outcome);
   return text;
 }
 
@@ -62,7 +69,7 @@ Json run_item(const SweepPlan& plan, const SweepPlan::Item& item) {
       plan.results().state(item.stem) == ResultState::kFinished) {
     return plan.results().read(item.stem).at("results")[0];
   }
-  if (outcome.exit_code == kResources) throw OutOfMemory(item.name + ": " + outcome.message);
+  if (outcome.exit_code == kResources) throw OutOfMemory(item.name + ": " + message_of(outcome));
   Json document = plan.document(item);
   Json& result = document["results"][0];
   if (outcome.signal == SIGKILL && kills >= 0 && num_oom_kills() > kills) {

@@ -92,8 +92,9 @@ SweepLimits limits_of(const SweepOptions& options) {
   return limits;
 }
 
-SweepPlan::SweepPlan(const SweepOptions& options) : options_(options), results_(options.output) {
+SweepPlan::SweepPlan(const SweepOptions& options) : options_(options) {
   const std::vector<SweepPoint> points = points_of(options);
+  energy_options(options.energy);  // refused here rather than in every process
   const std::string path = find_model(options.common.model);
   const auto checkpoint = open_checkpoint(path);
   const ModelConfig& config = checkpoint->config();
@@ -111,6 +112,10 @@ SweepPlan::SweepPlan(const SweepOptions& options) : options_(options), results_(
     of_item["spec_resolved"] = resolved(with_windows(point.spec, CacheMode::kAsServed));
     items_.push_back({point, name, result_stem(name, of_item)});
   }
+  check_arg(!items_.empty(), fmt::format("no configuration is left to measure: all are longer than "
+                                         "the model's context of {} tokens",
+                                         config.max_context));
+  results_.emplace(options.output);  // last: what is refused leaves no folder behind
 }
 
 Json SweepPlan::document(const Item& item) const {

@@ -41,13 +41,14 @@ class SweepPlan {
     std::string name, stem;
   };
 
-  // Opens the model's file, without loading it. Throws FormatError, IoError, std::invalid_argument
-  // for bad grids, names, specs and folders.
+  // Opens the model's file, without loading it, and makes the folder when all else is in order.
+  // Throws FormatError, IoError, std::invalid_argument for bad grids, names, specs and folders, and
+  // when no configuration fits the model.
   explicit SweepPlan(const SweepOptions& options);
 
   const std::vector<Item>& items() const { return items_; }
   int64_t num_too_long() const { return num_too_long_; }  // left out: the model reads less
-  const SweepResults& results() const { return results_; }
+  const SweepResults& results() const { return *results_; }
 
   // A document for a result of this item; of a model that was not loaded.
   Json document(const Item& item) const;
@@ -62,7 +63,7 @@ class SweepPlan {
 
   const SweepOptions& options_;
   Json model_, configuration_;
-  SweepResults results_;
+  std::optional<SweepResults> results_;  // set by the constructor
   std::vector<Item> items_;
   int64_t num_too_long_ = 0;
 };

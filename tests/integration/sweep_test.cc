@@ -82,27 +82,6 @@ TEST_F(Sweep, SkipsWhatIsFinishedAndNeverTouchesIt) {
   EXPECT_EQ(files().size(), 6u);
 }
 
-TEST_F(Sweep, KilledAtAnyMomentGoesOnWhereItWas) {
-  const std::string command = sweep(grid(kGrid));
-  for (const int milliseconds : {30, 120, 300, 600}) {
-    const std::string killed = "timeout -s KILL 0." + std::string(milliseconds < 100 ? "0" : "") +
-                               std::to_string(milliseconds) + " " + KVQUANT_PROGRAM + " " +
-                               command + " >/dev/null 2>&1";
-    if (std::system(killed.c_str()) == -1) FAIL();
-    for (const auto& file : fs::exists(path("results")) ? files() : std::vector<std::string>()) {
-      if (file[0] == '.' || file.find(".tmp") != std::string::npos) continue;
-      if (file.find(".json") == file.size() - 5) {
-        EXPECT_EQ(Json::parse(read_text(path("results/" + file))).at("schema"), 1) << file;
-      }
-    }
-  }
-  EXPECT_EQ(run(command).code, 0);
-  for (const char* name : {"len16_batch1_gen2_fp16", "len16_batch1_gen2_nuq4",
-                           "len16_batch2_gen2_fp16", "len16_batch2_gen2_nuq4"}) {
-    EXPECT_EQ(result_of(name).at("status"), "ok") << name;
-  }
-}
-
 TEST_F(Sweep, OutOfMemoryIsAResultAndTheSweepGoesOn) {
   const Outcome outcome =
       run(sweep("--memory-budget 3MiB " + grid(R"({"prompt": [256], "batch": [1, 64], "gen": 2,
@@ -132,27 +111,76 @@ TEST_F(Sweep, AProcessThatFailsIsRecordedAndTriedAgain) {
                                              "kv": ["v=pca32", "fp16"]})"));
   const Outcome outcome = run(command);
   EXPECT_EQ(outcome.code, 1);
-  EXPECT_NE(outcome.err.find("failed: ended with exit code 2: kvquant: "), std::string::npos)
-      << outcome.err;
+  EXPECT_NE(outcome.err.find("failed: ended with exit code 2: "), std::string::npos) << outcome.err;
   EXPECT_EQ(result_of("len16_batch1_gen2_fp16").at("status"), "ok");
   EXPECT_NE(file_of("len16_batch1_gen2_v=pca32").find(".failed.json"), std::string::npos);
   EXPECT_NE(run(command).err.find("1 of 2 configurations have results"), std::string::npos);
 }
 
 TEST_F(Sweep, BadInputIsRefusedBeforeAnythingIsMeasured) {
-  expect_refused(sweep(grid(R"({"prompt": [0], "batch": [1], "kv": ["fp16"]})")), "prompt[0] is 0");
-  expect_refused(sweep(grid(R"({"prompt": [8], "batch": [1], "kv": ["nuq7"]})")), "kv[0]");
   expect_refused(sweep("--config len8_fp16"), "expected a prompt, a batch and a spec");
+  expect_refused(sweep("--config len8_batch1_nuq7"), "len8_batch1_nuq7");
   expect_refused(sweep(""), "sweep needs --grid FILE, --config NAME or --quick");
   expect_refused(sweep("--config len8_batchmax_fp16"), "needs --memory-budget");
   expect_refused(sweep("--quick --memory-budget 0 --target-error nan"), "nan");
-  expect_refused("sweep -m embedded --quick -o /proc/nonexistent", "can't make");
-  expect_refused("sweep -m embedded --grid /nonexistent -o " + path("results"), "/nonexistent");
-  const Outcome too_long = run(sweep("--config len5000_batch1_fp16"));
-  EXPECT_EQ(too_long.code, 2);
+  expect_refused(sweep("--quick --region XX"), "XX");
+  expect_refused("sweep -m /nonexistent --quick -o " + path("results"), "/nonexistent");
+  expect_refused(sweep("--quick --calib /nonexistent"), "/nonexistent");
+  expect_refused(sweep("--config len5000_batch1_fp16 --quiet"), "no configuration is left");
+  expect_refused(sweep("--grid /nonexistent"), "/nonexistent");
+  expect_refused(sweep("--grid " + path("")), "not a regular file");
+  EXPECT_FALSE(fs::exists(path("results"))) << "made before the refusal";
+}
+
+TEST_F(Sweep, AMalformedGridIsRefusedWithThePlace) {
+  const std::pair<const char*, const char*> grids[] = {
+      {R"({"prompt": [0], "batch": [1], "kv": ["fp16"]})", "prompt[0] is 0"},
+      {R"({"prompt": [8, "9"], "batch": [1], "kv": ["fp16"]})", "prompt[1] is \"9\""},
+      {R"({"prompt": 8, "batch": [1, 2.5], "kv": ["fp16"]})", "batch[1] is 2.5"},
+      {R"({"prompt": [8], "batch": [], "kv": ["fp16"]})", "batch is an empty list"},
+      {R"({"prompt": [8], "batch": [1], "kv": ["fp16", "nuq7"]})", "kv[1]: "},
+      {R"({"prompt": [8], "batch": [1], "kv": [["fp16"]]})", "kv[0] is [\"fp16\"]"},
+      {R"({"prompt": [8], "batch": [1], "kv": ["fp16"], "gen": -1})", "gen is -1"},
+      {R"({"prompt": [8], "batch": [1], "kv": ["nuq4"], "block": [7]})", "kv[0]: "},
+      {R"({"prompt": [8], "batch": [1], "kv": ["fp16"], "ctx": 1})", "unknown key \"ctx\""},
+      {R"({"prompt": [8], "batch": [1]})", "kv is missing"},
+      {R"({"prompt": [8], )", "grid.json"},
+      {"[]", "grid.json"},
+      {"", "grid.json"},
+      {"{\"prompt\": [8], \"batch\": [1], \"kv\": [\"\xff\"]}", "grid.json"},
+  };
+  for (const auto& [text, place] : grids) {
+    SCOPED_TRACE(text);
+    expect_refused(sweep(grid(text)), place);
+  }
+  EXPECT_FALSE(fs::exists(path("results")));
+}
+
+TEST_F(Sweep, AFolderThatCannotBeWrittenIsRefused) {
+  expect_refused("sweep -m embedded --quick -o /proc/nonexistent", "can't make /proc/nonexistent");
+  expect_refused("sweep -m embedded --quick -o /proc", "can't write /proc/index.jsonl");
+  write_file_atomic(path("file"), "kept");
+  expect_refused("sweep -m embedded --quick -o " + path("file"), path("file"));
+  EXPECT_EQ(read_text(path("file")), "kept");
+}
+
+TEST_F(Sweep, AResultOfAnotherSchemaIsRefusedAndStays) {
   ASSERT_EQ(run(sweep("--config len16_batch1_gen2_fp16")).code, 0);
-  write_file_atomic(file_of("len16_batch1_gen2_fp16"), std::string("{\"schema\": 9}"));
-  expect_refused(sweep("--config len16_batch1_gen2_fp16"), "schema 9");
+  const std::string file = file_of("len16_batch1_gen2_fp16");
+  const std::pair<const char*, const char*> others[] = {
+      {"{\"schema\": 9}", "schema 9, but results here have 1"},
+      {"{\"schema\": 1, \"command\": \"bench\"}", "not a result of a sweep"},
+      {"{", "not a result of a sweep"},
+      {"", "not a result of a sweep"},
+  };
+  for (const auto& [text, why] : others) {
+    SCOPED_TRACE(text);
+    write_file_atomic(file, std::string(text));
+    for (const char* how : {"", " --list", " --collect --quiet"}) {
+      expect_refused(sweep("--config len16_batch1_gen2_fp16" + std::string(how)), why);
+    }
+    EXPECT_EQ(read_text(file), text);
+  }
 }
 
 TEST_F(Sweep, TheGridsOfTheRepositoryAreRead) {
