@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -42,6 +43,23 @@ std::string one_line(std::string text) {
   return text;
 }
 
+std::string on_cluster(const std::string& cluster) {
+  return cluster.empty() ? "" : " -M " + shell_quoted(cluster);
+}
+
+// Of the last line "JOB" or "JOB;CLUSTER": there may be others with warnings. No number: none.
+SlurmJob job_in(const std::string& text) {
+  SlurmJob job;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t end = std::min(line.find_first_not_of("0123456789"), line.size());
+    const bool has_cluster = end < line.size() && line[end] == ';';
+    if (end == 0 || (end < line.size() && !has_cluster)) continue;
+    job = {line.substr(0, end), has_cluster ? line.substr(end + 1) : ""};
+  }
+  return job;
+}
+
 // Lines "…_TASK STATE …" of an array with all its tasks apart.
 std::map<int64_t, std::string> states_in(const std::string& text) {
   std::map<int64_t, std::string> states;
@@ -62,38 +80,36 @@ std::map<int64_t, std::string> states_in(const std::string& text) {
 
 }  // namespace
 
-std::string submit_job(const std::string& script, const std::string& folder) {
+SlurmJob submit_job(const std::string& script, const std::string& folder) {
   const ShellOutcome outcome = run_shell("sbatch --parsable --chdir " + shell_quoted(folder) + " " +
                                          shell_quoted(script) + " 2>&1");
   check_arg(outcome.exit_code != kNotFound,
             "no sbatch on PATH: run this where Slurm is, or write the scripts alone with "
             "--slurm-dry-run");
   check_arg(outcome.exit_code == 0, "sbatch refused " + script + ": " + one_line(outcome.out));
-  // "JOB" or "JOB;CLUSTER", perhaps after lines of warnings.
-  const std::string text = one_line(outcome.out);
-  const size_t begin = text.rfind("; ") == std::string::npos ? 0 : text.rfind("; ") + 2;
-  const std::string job = text.substr(begin, text.find_first_not_of("0123456789", begin) - begin);
-  check_arg(!job.empty(), "sbatch gave no number of a job: " + text);
+  SlurmJob job = job_in(outcome.out);
+  check_arg(!job.number.empty(), "sbatch gave no number of a job: " + one_line(outcome.out));
   return job;
 }
 
-SlurmStates job_states(const std::string& job) {
+SlurmStates job_states(const SlurmJob& job) {
   SlurmStates states;
-  const std::string id = shell_quoted(job);
-  const ShellOutcome queue = run_shell("squeue -h -r -j " + id + " -o '%F_%K %T' 2>&1");
+  const std::string which = " -j " + shell_quoted(job.number) + on_cluster(job.cluster);
+  const ShellOutcome queue = run_shell("squeue -h -r -o '%F_%K %T'" + which + " 2>&1");
   // Of a job that Slurm has forgotten nothing is queued; when Slurm doesn't answer, who knows.
   const bool is_forgotten = queue.out.find("Invalid job id") != std::string::npos;
   check_arg(queue.exit_code == 0 || queue.exit_code == kNotFound || is_forgotten,
             "squeue failed, so what is queued isn't known: " + one_line(queue.out));
   if (queue.exit_code == 0) states.queued = states_in(queue.out);
   states.ended = states_in(
-      run_shell("sacct -n -X -P --array --delimiter=' ' -j " + id + " -o JobID,State 2>/dev/null")
+      run_shell("sacct -n -X -P --array --delimiter=' ' -o JobID,State" + which + " 2>/dev/null")
           .out);
   return states;
 }
 
-int64_t max_array_tasks() {
-  std::istringstream lines(run_shell("scontrol show config 2>/dev/null").out);
+int64_t max_array_tasks(const std::string& cluster) {
+  std::istringstream lines(
+      run_shell("scontrol show config" + on_cluster(cluster) + " 2>/dev/null").out);
   for (std::string key, equals, value, line; std::getline(lines, line);) {
     std::istringstream words(line);
     if (words >> key >> equals >> value && key == "MaxArraySize") {

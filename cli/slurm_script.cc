@@ -11,17 +11,26 @@
 namespace kvquant::cli {
 namespace {
 
-// A task that a signal ended (bash: 128 + signal) is queued again: its configuration has no result
-// yet, and those of others are files that no task touches.
-constexpr const char* kBody = R"(
+// A task that a signal ended is queued again (bash: 128 + signal): its configuration has no result
+// yet, and those of others are files that no task touches. Not so where memory ran out on its node
+// meanwhile: with the same memory it would end the same way.
+constexpr const char* kBody = R"bash(
+vmstat=/proc/vmstat
+oom_kills() { sed -n 's/^oom_kill //p' "$vmstat"; }
+
 code=0
+kills=$(oom_kills)
 "${command[@]}" --config "${names[SLURM_ARRAY_TASK_ID]}" || code=$?
-if (( code > 128 && code != 130 && ${SLURM_RESTART_COUNT:-0} < max_requeues )); then
-  echo "slurm: ended by signal $((code - 128)), queued again"
-  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+if (( code > 128 && code != 130 )); then
+  if [ "$(oom_kills)" != "$kills" ]; then
+    echo "slurm: ended by signal $((code - 128)) as memory ran out: not queued again"
+  elif (( ${SLURM_RESTART_COUNT:-0} < max_requeues )); then
+    echo "slurm: ended by signal $((code - 128)), queued again"
+    scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+  fi
 fi
 exit "$code"
-)";
+)bash";
 
 void add_line(std::string& text, const char* option, const std::string& value) {
   if (value.empty()) return;
@@ -60,6 +69,7 @@ std::string slurm_script(const SlurmRequest& request, const SlurmArray& array) {
       "#SBATCH --ntasks=1\n";
   add_line(text, "account", request.account);
   add_line(text, "partition", request.partition);
+  add_line(text, "clusters", request.clusters);
   add_line(text, "gpus", request.gpus);
   add_line(text, "mem", request.memory);
   add_line(text, "time", request.time);

@@ -9,7 +9,8 @@ namespace kvquant::cli {
 // What sbatch is asked for; empty or 0: the cluster's own.
 struct SlurmRequest {
   std::string account, partition;
-  std::string gpus;  // a task, as in --gres=gpu:…
+  std::string clusters;  // one, or several of which Slurm takes one
+  std::string gpus;      // a task, as in --gres=gpu:…
   std::string memory = "8G";
   std::string time = "02:00:00";
   int cpus = 2;          // of a task, and the threads of a measurement

@@ -158,6 +158,7 @@ void add_slurm_flags(CLI::App& command, SlurmFlags& flags) {
   };
   option("--slurm-account", request.account, "account of the tasks");
   option("--slurm-partition", request.partition, "partition of the tasks");
+  option("--slurm-clusters", request.clusters, "cluster of the tasks, or several to choose from");
   option("--slurm-gpus", request.gpus, "GPUs of a task, e.g. 1 or a100:1");
   option("--slurm-mem", request.memory, "memory of a task")->capture_default_str();
   option("--slurm-time", request.time, "time of a task")->capture_default_str();

@@ -6,9 +6,9 @@
 #include <filesystem>
 #include <map>
 
-#include "base/check.h"
 #include "base/file.h"
-#include "cli/slurm_jobs.h"
+#include "bench/energy_profiler.h"
+#include "cli/slurm_submissions.h"
 
 namespace kvquant::cli {
 namespace {
@@ -16,7 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using Items = std::vector<const SweepPlan::Item*>;
 
-// FOLDER/slurm/: job_ID.json says which results the tasks of a job are to write.
+// FOLDER/slurm/: scripts, and what was submitted.
 fs::path jobs_folder(const SweepPlan& plan) { return fs::absolute(plan.folder()) / "slurm"; }
 
 // The state of every result that some job was submitted for; the youngest job counts.
@@ -24,27 +24,10 @@ struct TaskStates {
   std::map<std::string, std::string> queued, ended;  // by stem
 };
 
-std::vector<int64_t> submitted_jobs(const SweepPlan& plan) {
-  std::vector<int64_t> jobs;
-  if (!fs::exists(jobs_folder(plan))) return jobs;
-  for (const auto& entry : fs::directory_iterator(jobs_folder(plan))) {
-    const std::string name = entry.path().stem().string();
-    if (name.rfind("job_", 0) != 0 || entry.path().extension() != ".json") continue;
-    jobs.push_back(std::strtoll(name.c_str() + 4, nullptr, 10));
-  }
-  std::sort(jobs.begin(), jobs.end());
-  return jobs;
-}
-
 TaskStates task_states(const SweepPlan& plan) {
   TaskStates out;
-  for (const int64_t job : submitted_jobs(plan)) {
-    const std::string id = fmt::format("{}", job);
-    const Json document = Json::parse(
-        read_text((jobs_folder(plan) / ("job_" + id + ".json")).string()), nullptr, false);
-    if (!document.is_object() || !document.contains("results")) continue;
-    const auto stems = document["results"].get<std::vector<std::string>>();
-    const SlurmStates states = job_states(id);
+  for (const auto& [job, time, stems] : read_submissions(jobs_folder(plan).string())) {
+    const SlurmStates states = job_states(job);
     for (size_t i = 0; i < stems.size(); ++i) {
       const auto task = static_cast<int64_t>(i);
       if (const auto it = states.queued.find(task); it != states.queued.end()) {
@@ -74,12 +57,12 @@ void submit(const SweepPlan& plan, const SlurmFlags& flags, const Items& items, 
   fs::create_directories(jobs_folder(plan), error);
   fs::create_directories(fs::absolute(plan.folder()) / "logs", error);
   const auto limit = static_cast<size_t>(flags.array_limit > 0 ? flags.array_limit
-                                         : flags.submit        ? max_array_tasks()
-                                                               : 1001);
+                                         : flags.submit ? max_array_tasks(flags.request.clusters)
+                                                        : 1001);
   int64_t num_scripts = 0;
   for (size_t begin = 0; begin < items.size(); begin += limit) {
     SlurmArray array{fs::current_path().string(), plan.task_command(), {}};
-    Json stems = Json::array();
+    std::vector<std::string> stems;
     for (size_t i = begin; i < std::min(items.size(), begin + limit); ++i) {
       array.names.push_back(items[i]->name);
       stems.push_back(items[i]->stem);
@@ -93,11 +76,10 @@ void submit(const SweepPlan& plan, const SlurmFlags& flags, const Items& items, 
       if (!quiet) fmt::print(stderr, "sweep: {} ({} tasks)\n", script, array.names.size());
       continue;
     }
-    const std::string job = submit_job(script, fs::absolute(plan.folder()).string());
-    write_file_atomic((jobs_folder(plan) / ("job_" + job + ".json")).string(),
-                      Json{{"script", script}, {"results", stems}}.dump(2) + "\n");
+    const SlurmJob job = submit_job(script, fs::absolute(plan.folder()).string());
+    write_submission(jobs_folder(plan).string(), {job, utc_timestamp(), stems});
     if (!quiet) {
-      fmt::print(stderr, "sweep: job {}, {} tasks: {}\n", job, array.names.size(), script);
+      fmt::print(stderr, "sweep: job {}, {} tasks: {}\n", job.number, stems.size(), script);
     }
   }
 }

@@ -21,7 +21,9 @@ class Slurm : public test::ProgramTest {
     path_ = std::getenv("PATH");
     fs::create_directories(path("bin"));
     setenv("PATH", (path("bin") + ":" + path_).c_str(), 1);
-    fake("sbatch", "echo \"$@\" >>" + path("submitted") + "; echo 71");
+    // Numbers from 71 on.
+    fake("sbatch", "echo \"$@\" >>" + path("submitted") + "; echo $((70 + $(wc -l <" +
+                       path("submitted") + ")))");
     fake("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1");
     fake("sacct", "exit 1");
     fake("scontrol", "exit 1");
@@ -89,6 +91,27 @@ TEST_F(Slurm, AKilledTaskIsQueuedAgainUpToALimit) {
   EXPECT_EQ(read_text(path("requeued")), "requeue 71_1\n");
 }
 
+TEST_F(Slurm, ATaskThatEndsAsMemoryRunsOutIsNotQueuedAgain) {
+  ASSERT_EQ(run(sweep("--slurm-dry-run")).code, 0);
+  fake("scontrol", "echo \"$@\" >>" + path("requeued"));
+  write_file_atomic(path("vmstat"), std::string("nr_free_pages 1\noom_kill 4\n"));
+  // In place of the program: a process that is killed, as the kernel counts.
+  write_file_atomic(path("bin/program"),
+                    "#!/bin/sh\necho 'oom_kill 5' >" + path("vmstat") + "; kill -9 $$\n");
+  fs::permissions(path("bin/program"), fs::perms::owner_all);
+  const std::string changed =
+      "sed 's/^command=($/command=(program/; s|^vmstat=.*|vmstat=" + path("vmstat") + "|' '" +
+      script() + "' >" + path("killed.sh");
+  ASSERT_EQ(std::system(changed.c_str()), 0);
+  const std::string task = "SLURM_ARRAY_JOB_ID=71 SLURM_ARRAY_TASK_ID=1 bash " + path("killed.sh") +
+                           " >" + path("log") + " 2>&1";
+  EXPECT_EQ(WEXITSTATUS(std::system(task.c_str())), 137);
+  EXPECT_NE(read_text(path("log")).find("as memory ran out"), std::string::npos);
+  EXPECT_FALSE(fs::exists(path("requeued")));
+  EXPECT_EQ(WEXITSTATUS(std::system(task.c_str())), 137);  // no kill that the kernel counts
+  EXPECT_EQ(read_text(path("requeued")), "requeue 71_1\n");
+}
+
 TEST_F(Slurm, WhatIsQueuedIsNotSubmittedAgainAndWhatHasEndedIs) {
   ASSERT_EQ(run(sweep("--slurm --quiet")).code, 0);
   fake("squeue", "echo 71_0 RUNNING");
@@ -124,16 +147,51 @@ TEST_F(Slurm, SplitsAtTheSizeOfAnArray) {
   EXPECT_TRUE(fs::exists(path("of results/slurm/array_2.sh")));
 }
 
-TEST_F(Slurm, AbsentOrRefusingSlurmIsALineAndNothingIsLost) {
-  fake("sbatch", "exit 127");
+TEST_F(Slurm, AbsentSlurmIsALineAndNothingIsLost) {
+  setenv("PATH", path("nowhere").c_str(), 1);
   const Outcome absent = run(sweep("--slurm --quiet"));
   EXPECT_EQ(absent.code, 2);
   EXPECT_NE(absent.err.find("no sbatch on PATH"), std::string::npos) << absent.err;
-  fake("sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1");
+  EXPECT_EQ(std::count(absent.err.begin(), absent.err.end(), '\n'), 1) << absent.err;
+  EXPECT_TRUE(fs::exists(script()));
+}
+
+TEST_F(Slurm, RefusingSlurmIsItsMessageInALine) {
+  fake("sbatch", "printf 'sbatch: error: invalid account\\nsbatch: error: no job\\n' >&2; exit 1");
   const Outcome refused = run(sweep("--slurm --quiet"));
   EXPECT_EQ(refused.code, 2);
   EXPECT_NE(refused.err.find("invalid account"), std::string::npos) << refused.err;
   EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+  fake("sbatch", "echo nonsense");
+  expect_refused(sweep("--slurm --quiet"), "no number of a job: nonsense");
+}
+
+TEST_F(Slurm, AnotherClusterIsAskedForItsJobs) {
+  fake("sbatch", "echo 'sbatch: warning: 2 of 3' >&2; echo '71;alpha'");
+  const std::string tell = "echo \"$(basename $0) $@\" >>" + path("asked");
+  fake("squeue", tell + "; echo 71_0 RUNNING; echo 71_1 PENDING");
+  fake("scontrol", tell);
+  ASSERT_EQ(run(sweep("--slurm --quiet --slurm-clusters alpha,beta")).code, 0);
+  EXPECT_NE(read_text(script()).find("#SBATCH --clusters=alpha,beta\n"), std::string::npos);
+  EXPECT_EQ(read_text(path("asked")), "scontrol show config -M alpha,beta\n");
+  ASSERT_EQ(run(sweep("--collect")).code, 0);
+  EXPECT_NE(read_text(path("asked")).find(" -j 71 -M alpha\n"), std::string::npos);
+}
+
+// A cluster that was set up anew counts from the beginning.
+TEST_F(Slurm, TheSameNumberAgainIsAnotherJob) {
+  ASSERT_EQ(run(sweep("--slurm --quiet")).code, 0);
+  const std::string old = path("of results/slurm/job_71_20200101T000000.json");
+  write_file_atomic(old, std::string(R"({"job": "71", "cluster": "", "results": ["x", "y"],
+                                         "submitted": "2020-01-01T00:00:00"})"));
+  fake("squeue", "echo 71_0 RUNNING");
+  fake("sbatch", "echo 72");
+  const Outcome again = run(sweep("--slurm"));
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_NE(again.err.find("job 72, 1 tasks"), std::string::npos) << again.err;
+  EXPECT_TRUE(fs::exists(old));
+  write_file_atomic(old, std::string("{"));
+  expect_refused(sweep("--collect --quiet"), "job_71_20200101T000000.json: job is missing");
 }
 
 }  // namespace
