@@ -11,6 +11,7 @@
 #include "bench/roofline.h"
 #include "cli/bench_alloc.h"
 #include "cli/bench_baseline.h"
+#include "cli/bench_harness.h"
 #include "cli/bench_kernels.h"
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -239,6 +240,7 @@ void add_bench(CLI::App& app, int& exit_code) {
                       "with --baseline: the model for llama.cpp where -m is no GGUF file");
   add_bench_kernels(*command, exit_code);
   add_bench_alloc(*command, exit_code);
+  add_bench_harness(*command, exit_code);
   command->callback([options, command, output, &exit_code] {
     if (command->get_subcommands().empty()) exit_code = run(*options, output->count() > 0);
   });
