@@ -47,7 +47,8 @@ std::string state_of(const SweepPlan& plan, const SweepPlan::Item& item, const T
   if (const auto it = states.queued.find(item.stem); it != states.queued.end()) return it->second;
   const std::string failure = plan.folder() + "/" + item.stem + ".failed.json";
   if (const auto it = states.ended.find(item.stem); it != states.ended.end()) {
-    return it->second + (fs::exists(failure) ? ", see " + failure : "");
+    const std::string advice = it->second == "OUT_OF_MEMORY" ? " (--slurm-mem gives more)" : "";
+    return it->second + advice + (fs::exists(failure) ? ", see " + failure : "");
   }
   return fs::exists(failure) ? "failed, see " + failure : "missing";
 }

@@ -120,7 +120,8 @@ TEST_F(Slurm, WhatIsQueuedIsNotSubmittedAgainAndWhatHasEndedIs) {
   const Outcome collected = run(sweep("--collect"));
   EXPECT_EQ(collected.code, 1);
   EXPECT_NE(collected.err.find("fp16: RUNNING"), std::string::npos) << collected.err;
-  EXPECT_NE(collected.err.find("nuq4: OUT_OF_MEMORY"), std::string::npos) << collected.err;
+  EXPECT_NE(collected.err.find("nuq4: OUT_OF_MEMORY (--slurm-mem"), std::string::npos)
+      << collected.err;
   const Outcome again = run(sweep("--slurm"));
   EXPECT_NE(again.err.find("job 72, 1 tasks"), std::string::npos) << again.err;
 }
