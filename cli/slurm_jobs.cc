@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
 #include <system_error>
+#include <vector>
 
 #include "base/check.h"
 #include "cli/slurm_script.h"
@@ -60,7 +62,25 @@ SlurmJob job_in(const std::string& text) {
   return job;
 }
 
-// Lines "…_TASK STATE …" of an array with all its tasks apart.
+// Of "5", "[2-4,7]", "[0-6:2%1]" (steps; at most one at once): each task. Nothing for other text.
+std::vector<int64_t> tasks_in(std::string text) {
+  std::erase_if(text, [](char c) { return c == '[' || c == ']'; });
+  std::istringstream parts(text.substr(0, text.find('%')));
+  std::vector<int64_t> tasks;
+  for (std::string part; std::getline(parts, part, ',');) {
+    int64_t first = 0, last = 0, step = 1;
+    const int count =
+        std::sscanf(part.c_str(), "%" SCNd64 "-%" SCNd64 ":%" SCNd64, &first, &last, &step);
+    if (count < 1 || step < 1) continue;
+    for (int64_t task = first; task <= (count > 1 ? last : first); task += step) {
+      tasks.push_back(task);
+    }
+  }
+  return tasks;
+}
+
+// Lines "JOB_TASKS STATE …": sacct has tasks that were cancelled in the queue together, with some
+// that ran since and have lines of their own.
 std::map<int64_t, std::string> states_in(const std::string& text) {
   std::map<int64_t, std::string> states;
   std::istringstream lines(text);
@@ -70,10 +90,11 @@ std::map<int64_t, std::string> states_in(const std::string& text) {
     if (!(words >> id >> state)) continue;
     const size_t underscore = id.find('_');
     if (underscore == std::string::npos) continue;
-    char* end = nullptr;
-    const std::string task = id.substr(underscore + 1);
-    const int64_t number = std::strtoll(task.c_str(), &end, 10);
-    if (!task.empty() && *end == '\0') states[number] = state;
+    const std::string which = id.substr(underscore + 1);
+    for (const int64_t task : tasks_in(which)) {
+      if (which[0] == '[') states.emplace(task, state);
+      if (which[0] != '[') states[task] = state;
+    }
   }
   return states;
 }
@@ -102,8 +123,7 @@ SlurmStates job_states(const SlurmJob& job) {
             "squeue failed, so what is queued isn't known: " + one_line(queue.out));
   if (queue.exit_code == 0) states.queued = states_in(queue.out);
   states.ended = states_in(
-      run_shell("sacct -n -X -P --array --delimiter=' ' -o JobID,State" + which + " 2>/dev/null")
-          .out);
+      run_shell("sacct -n -X -P --delimiter=' ' -o JobID,State" + which + " 2>/dev/null").out);
   return states;
 }
 

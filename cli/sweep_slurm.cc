@@ -21,7 +21,7 @@ fs::path jobs_folder(const SweepPlan& plan) { return fs::absolute(plan.folder())
 
 // The state of every result that some job was submitted for; the youngest job counts.
 struct TaskStates {
-  std::map<std::string, std::string> queued, ended;  // by stem
+  std::map<std::string, std::string> queued, ended, logs;  // by stem
 };
 
 TaskStates task_states(const SweepPlan& plan) {
@@ -34,6 +34,7 @@ TaskStates task_states(const SweepPlan& plan) {
         out.queued[stems[i]] = it->second;
       } else if (const auto old = states.ended.find(task); old != states.ended.end()) {
         out.ended[stems[i]] = old->second;
+        out.logs[stems[i]] = fmt::format("{}/logs/{}_{}.log", plan.folder(), job.number, task);
       }
     }
   }
@@ -48,7 +49,8 @@ std::string state_of(const SweepPlan& plan, const SweepPlan::Item& item, const T
   const std::string failure = plan.folder() + "/" + item.stem + ".failed.json";
   if (const auto it = states.ended.find(item.stem); it != states.ended.end()) {
     const std::string advice = it->second == "OUT_OF_MEMORY" ? " (--slurm-mem gives more)" : "";
-    return it->second + advice + (fs::exists(failure) ? ", see " + failure : "");
+    const std::string& where = fs::exists(failure) ? failure : states.logs.at(item.stem);
+    return it->second + advice + (fs::exists(where) ? ", see " + where : "");
   }
   return fs::exists(failure) ? "failed, see " + failure : "missing";
 }

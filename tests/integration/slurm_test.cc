@@ -126,6 +126,18 @@ TEST_F(Slurm, WhatIsQueuedIsNotSubmittedAgainAndWhatHasEndedIs) {
   EXPECT_NE(again.err.find("job 72, 1 tasks"), std::string::npos) << again.err;
 }
 
+TEST_F(Slurm, TasksThatNeverRanHaveOneLineTogether) {
+  ASSERT_EQ(run(sweep("--slurm --quiet")).code, 0);
+  // As sacct of Slurm 22.05, which doesn't know --array.
+  fake("sacct",
+       "case \"$*\" in *--array*) exit 1;; esac; echo 71_0 FAILED; "
+       "echo '71_[0-1%4] CANCELLED by 0'");
+  const Outcome collected = run(sweep("--collect"));
+  EXPECT_EQ(collected.code, 1);
+  EXPECT_NE(collected.err.find("fp16: FAILED\n"), std::string::npos) << collected.err;
+  EXPECT_NE(collected.err.find("nuq4: CANCELLED\n"), std::string::npos) << collected.err;
+}
+
 TEST_F(Slurm, NothingIsSubmittedWhileSlurmDoesNotAnswer) {
   ASSERT_EQ(run(sweep("--slurm --quiet")).code, 0);
   fake("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1");
