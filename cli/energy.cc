@@ -25,6 +25,7 @@ struct Options {
   std::optional<double> tokens_per_day, joules_per_token;
   double price = 0;
   std::string csv;
+  bool regions = false;
 };
 
 void check_options(const Options& options) {
@@ -46,14 +47,27 @@ void tell_counters(const EnergyMeter& meter) {
   }
 }
 
+std::string carbon_source(const EnergyFlags& energy) {
+  if (energy.carbon_kg_per_kwh) return "--carbon-intensity";
+  return std::string(carbon_region(energy.region).source);
+}
+
+void print_regions() {
+  std::vector<std::vector<std::string>> rows = {{"region", "kg/kWh", "year", "source"}};
+  for (const CarbonRegion& region : carbon_regions()) {
+    rows.push_back({std::string(region.name), fmt::format("{:.3f}", region.kg_per_kwh),
+                    std::to_string(region.year), std::string(region.source)});
+  }
+  fmt::print("{}", format_table(rows, TableStyle::kMarkdown));
+}
+
 Json config_of(const Options& options, const EnergyMeter& meter) {
-  return {
-      {"command", options.command},
-      {"carbon_kg_per_kwh", meter.options().carbon_kg_per_kwh},
-      {"carbon_source", options.energy.carbon_kg_per_kwh ? "--carbon-intensity" : kCarbonSource},
-      {"region", options.energy.region},
-      {"counters", meter.counter_names()},
-      {"missing_counters", meter.missing()}};
+  return {{"command", options.command},
+          {"carbon_kg_per_kwh", meter.options().carbon_kg_per_kwh},
+          {"carbon_source", carbon_source(options.energy)},
+          {"region", options.energy.region},
+          {"counters", meter.counter_names()},
+          {"missing_counters", meter.missing()}};
 }
 
 Json scenario_fields(const Options& options, double joules_per_token, const EnergyMeter& meter) {
@@ -98,16 +112,19 @@ int measure(const Options& options, EnergyMonitor& monitor, Json& result) {
     }
   }
   if (!options.csv.empty()) {
-    const bool is_country = options.energy.region != "world";
     append_codecarbon(options.csv, reading,
                       {.timestamp = utc_timestamp(),
-                       .country_iso_code = is_country ? options.energy.region : ""});
+                       .country_iso_code = std::string(carbon_region(options.energy.region).iso3)});
   }
   return outcome.signal != 0 ? 128 + outcome.signal : outcome.exit_code;
 }
 
 int run(const Options& options) {
   check_options(options);
+  if (options.regions) {
+    print_regions();
+    return kDone;
+  }
   if (!options.csv.empty()) check_writable(options.csv);
   EnergyMonitor monitor(energy_options(options.energy));
   EnergyMeter& meter = monitor.meter();
@@ -163,6 +180,8 @@ void add_energy(CLI::App& app, int& exit_code) {
       ->check(amount());
   command->add_option("--price", options->price, "of a kWh, in any currency")->check(amount());
   command->add_option("--csv", options->csv, "append a row as CodeCarbon writes it to this file");
+  command->add_flag("--regions", options->regions,
+                    "say how much CO2 a kWh is in the regions there are, by which source");
   add_common_flags(*command, options->common, 0);
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }

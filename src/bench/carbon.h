@@ -12,13 +12,12 @@ constexpr double kJoulesPerKwh = 3.6e6;
 
 // Life-cycle emissions of the electricity that is generated in a region, in a year.
 struct CarbonRegion {
-  std::string_view name;  // ISO 3166 code of a country, or "world"
+  std::string_view name;  // ISO 3166 code of a country with two letters, or "world"
+  std::string_view iso3;  // with three letters; empty: no country
   double kg_per_kwh;      // CO2 equivalents
-  int year;
+  int year;               // of the mean
+  std::string_view source;
 };
-
-// Where the figures of carbon_regions() are from.
-extern const char* const kCarbonSource;
 
 std::span<const CarbonRegion> carbon_regions();
 

@@ -9,13 +9,17 @@
 namespace kvquant {
 namespace {
 
-TEST(Carbon, RegionsHaveAFigureAYearAndOneEntry) {
+TEST(Carbon, RegionsHaveAFigureAYearASourceAndOneEntry) {
   for (const CarbonRegion& region : carbon_regions()) {
     EXPECT_GT(region.kg_per_kwh, 0) << region.name;
     EXPECT_LT(region.kg_per_kwh, 1) << region.name;
-    EXPECT_GE(region.year, 2023) << region.name;
+    EXPECT_EQ(region.iso3.size(), region.name == "world" ? 0u : 3u) << region.name;
+    EXPECT_GE(region.year, 2021) << region.name;
+    EXPECT_NE(region.source.find(std::to_string(region.year)), std::string_view::npos)
+        << region.name;
     EXPECT_EQ(&carbon_region(std::string(region.name)), &region);
   }
+  EXPECT_EQ(carbon_region("US").year, 2021);
   EXPECT_THROW(carbon_region("atlantis"), std::invalid_argument);
 }
 

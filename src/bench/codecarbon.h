@@ -11,7 +11,7 @@ namespace kvquant {
 struct CodeCarbonRun {
   std::string project_name = "kvquant";
   std::string timestamp;         // of its end
-  std::string country_iso_code;  // empty: not known
+  std::string country_iso_code;  // three letters; empty: not known
 };
 
 // Columns that kvquant doesn't know are empty; tracking_mode is "machine", or "assumed" where the

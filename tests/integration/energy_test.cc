@@ -55,7 +55,7 @@ TEST_F(Energy, AppendsRowsForProgramsThatReadCodeCarbon) {
   EXPECT_EQ(run(command).code, 0);
   const std::string text = read_text(path("emissions.csv"));
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
-  EXPECT_NE(text.find(",DE,"), std::string::npos);
+  EXPECT_NE(text.find(",DEU,"), std::string::npos);
 }
 
 TEST_F(Energy, AScenarioIsOfAYear) {
@@ -64,6 +64,14 @@ TEST_F(Energy, AScenarioIsOfAYear) {
                               "--carbon-intensity 0.5 --price 0.2");
   EXPECT_NE(outcome.out.find("365 kWh, 182.5 kg CO2, 73.00 a year"), std::string::npos)
       << outcome.out;
+}
+
+TEST_F(Energy, RegionsSayTheirYearAndSource) {
+  const Outcome outcome = run("energy --regions");
+  EXPECT_EQ(outcome.code, 0);
+  for (const char* part : {"| world", "| US", "0.379", "2021", "Our World in Data"}) {
+    EXPECT_NE(outcome.out.find(part), std::string::npos) << part << "\n" << outcome.out;
+  }
 }
 
 TEST_F(Energy, WrongFlagsAreRefused) {
