@@ -60,10 +60,11 @@ std::string last_line(std::string text) {
 }
 
 // In the child, after fork: nothing but system calls. Returns only when exec fails.
-void become(char* const* arguments, pid_t parent, int err) {
+void become(char* const* arguments, pid_t parent, int err, int out) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(127);  // it has ended in the meantime
   if (err >= 0) dup2(err, STDERR_FILENO);
+  if (out >= 0) dup2(out, STDOUT_FILENO);
   signal(SIGINT, SIG_DFL);
   execvp(arguments[0], arguments);
 }
@@ -76,14 +77,16 @@ ChildOutcome run_child(const std::vector<std::string>& command, ChildStderr err)
   arguments.push_back(nullptr);
   Pipe kept, failed;  // failed: the errno of exec
   std::fflush(nullptr);
+  const int out = err == ChildStderr::kKeptAlone ? open("/dev/null", O_WRONLY | O_CLOEXEC) : -1;
   const pid_t parent = getpid(), child = fork();
   if (child < 0) throw std::system_error(errno, std::generic_category(), "cannot start a process");
   if (child == 0) {
-    become(arguments.data(), parent, err == ChildStderr::kKept ? kept.write : -1);
+    become(arguments.data(), parent, err == ChildStderr::kShared ? -1 : kept.write, out);
     const int error = errno;
     if (write(failed.write, &error, sizeof error) < 0) _exit(126);
     _exit(127);
   }
+  if (out >= 0) close(out);
   kept.close_write();
   failed.close_write();
   ChildOutcome outcome;

@@ -12,7 +12,11 @@ struct ChildOutcome {
   std::string message;  // what it last wrote to stderr, when that was kept
 };
 
-enum class ChildStderr { kShared, kKept };
+enum class ChildStderr {
+  kShared,
+  kKept,
+  kKeptAlone,  // and what it writes to stdout goes nowhere
+};
 
 // Runs it with this process's streams, or with its stderr kept, and waits. A program that can't be
 // found: std::invalid_argument. The child is killed when this process ends before it does. Ctrl-C

@@ -1,12 +1,14 @@
 // kvquant sweep: a grid of prompts, batches and cache specs, measured one by one into a folder.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 
 #include "base/check.h"
 #include "cli/commands.h"
 #include "cli/sweep_children.h"
 #include "cli/sweep_plan.h"
+#include "cli/sweep_quality.h"
 #include "cli/sweep_slurm.h"
 
 namespace kvquant::cli {
@@ -64,11 +66,37 @@ void print_results(const SweepPlan& plan, const SweepOptions& options) {
   if (!energy.empty()) fmt::print("energy: {}\n", energy);
 }
 
-void print_list(const SweepPlan& plan) {
+void print_list(const SweepPlan& plan, const std::vector<QualityStep>& quality) {
   for (const auto& item : plan.items()) {
     const bool is_finished = plan.results().state(item.stem) == ResultState::kFinished;
     fmt::print("{} {}\n", is_finished ? "finished" : "missing ", item.name);
   }
+  for (const auto& step : quality) {
+    fmt::print("{} {}\n", std::filesystem::exists(step.output) ? "finished" : "missing ",
+               step.name);
+  }
+}
+
+// Speed, then quality, each in processes of its own; what is there is skipped.
+int measure(const SweepPlan& plan, const std::vector<QualityStep>& quality,
+            const SweepOptions& options) {
+  SweepCounts counts;
+  int64_t num_failed_quality = 0;
+  try {
+    counts = run_children(plan, options.common.quiet);
+    num_failed_quality = run_quality(quality, options.common.quiet);
+  } catch (const Interrupted&) {
+    fmt::print(stderr, "sweep: stopped; the same command goes on from here\n");
+    throw;
+  }
+  print_results(plan, options);
+  if (!json_on_stdout(options.common)) fmt::print("{}", quality_table(quality));
+  if (!options.common.quiet) {
+    fmt::print(stderr, "sweep: {} measured, {} out of memory, {} failed, {} were there; {}\n",
+               counts.measured, counts.out_of_memory, counts.failed, counts.skipped,
+               options.output);
+  }
+  return counts.failed + num_failed_quality > 0 ? kCheckFailed : kDone;
 }
 
 int run(SweepOptions& options) {
@@ -91,37 +119,30 @@ int run(SweepOptions& options) {
                "kvquant: {} configurations are longer than the model's context and left out\n",
                plan.num_too_long());
   }
+  const std::vector<QualityStep> quality = quality_steps(options, plan);
   if (options.list) {
-    print_list(plan);
+    print_list(plan, quality);
     return kDone;
   }
-  if (is_slurm) {
-    const int64_t num_failed = run_on_slurm(plan, options.slurm, options.common.quiet);
-    print_results(plan, options);
-    return num_failed > 0 && options.slurm.collect ? kCheckFailed : kDone;
-  }
-  SweepCounts counts;
-  try {
-    counts = run_children(plan, options.common.quiet);
-  } catch (const Interrupted&) {
-    fmt::print(stderr, "sweep: stopped; the same command goes on from here\n");
-    throw;
-  }
+  if (!is_slurm) return measure(plan, quality, options);
+  const int64_t num_failed = run_on_slurm(plan, options.slurm, options.common.quiet);
   print_results(plan, options);
-  if (!options.common.quiet) {
-    fmt::print(stderr, "sweep: {} measured, {} out of memory, {} failed, {} were there; {}\n",
-               counts.measured, counts.out_of_memory, counts.failed, counts.skipped,
-               options.output);
+  if (!quality.empty()) {
+    fmt::print(
+        stderr,
+        "sweep: quality is not submitted: when the tasks are done, the same command with -t {} "
+        "and without --slurm measures it alone\n",
+        options.common.threads);
   }
-  return counts.failed > 0 ? kCheckFailed : kDone;
+  return num_failed > 0 && options.slurm.collect ? kCheckFailed : kDone;
 }
 
 constexpr const char* kFooter =
     "A grid is JSON: {\"prompt\": [512, 4096], \"batch\": [1, 8], \"kv\": [\"fp16\", "
-    "\"nuq3-1%\"]},\noptionally gen, block, sink, recent. Every configuration is measured in a "
-    "process of its own and\nwritten to a file of its own; those that have one are skipped, so "
-    "an interrupted sweep is simply\nstarted again. Out of memory is a result. Exit code 1: some "
-    "failed otherwise, see *.failed.json.";
+    "\"nuq3-1%\"]},\noptionally gen, block, sink, recent, quality (docs/sweeps.md). Every "
+    "configuration is measured in a process\nof its own and written to a file of its own; those "
+    "that have one are skipped, so an interrupted sweep is\nsimply started again. Out of memory is "
+    "a result. Exit code 1: some failed otherwise, see *.failed.json.";
 
 void add_limit_flags(CLI::App& command, SweepOptions& options) {
   command.add_option("--warmup", options.warmups, "repetitions that don't count (default: 5)")

@@ -104,6 +104,9 @@ SweepPlan::SweepPlan(const SweepOptions& options) : options_(options) {
     const std::string name = point_name(point);
     check_spec_fits(point.spec, static_cast<int>(config.num_layers),
                     static_cast<int>(config.head_dim));
+    if (std::find(specs_.begin(), specs_.end(), point.spec.text) == specs_.end()) {
+      specs_.push_back(point.spec.text);
+    }
     if (point.prompt + point.gen > config.max_context) {
       ++num_too_long_;
       continue;
@@ -137,13 +140,17 @@ std::vector<std::string> SweepPlan::task_command() const {
   return out;
 }
 
-void SweepPlan::add_settings(std::vector<std::string>& out) const {
+std::vector<std::string> SweepPlan::command(const std::string& name) const {
+  std::vector<std::string> out = {program_path(), name, "--quiet"};
+  add_engine(out);
+  return out;
+}
+
+void SweepPlan::add_engine(std::vector<std::string>& out) const {
   const CommonOptions& common = options_.common;
-  const SweepLimits limits = limits_of(options_);
   const auto add = [&](const char* flag, const auto& value) {
     out.insert(out.end(), {flag, fmt::format("{}", value)});
   };
-  add("--output_path", options_.output);
   add("--model", model_.at("path").get<std::string>());
   add("--threads", configuration_.at("threads").get<int>());
   add("--device", common.device);
@@ -151,6 +158,16 @@ void SweepPlan::add_settings(std::vector<std::string>& out) const {
   add("--weights", common.weights);
   add("--ubatch", common.ubatch);
   add("--seed", common.seed);
+}
+
+void SweepPlan::add_settings(std::vector<std::string>& out) const {
+  const CommonOptions& common = options_.common;
+  const SweepLimits limits = limits_of(options_);
+  const auto add = [&](const char* flag, const auto& value) {
+    out.insert(out.end(), {flag, fmt::format("{}", value)});
+  };
+  add("--output_path", options_.output);
+  add_engine(out);
   if (!common.calibration.empty()) add("--calib", common.calibration);
   add("--warmup", limits.repetitions.warmups);
   add("--min-repetitions", limits.min_repetitions);

@@ -55,16 +55,22 @@ class SweepPlan {
   const Json& configuration() const { return configuration_; }
   std::vector<std::string> command(const Item& item) const;
   std::vector<std::string> task_command() const;  // of a job array, --config to be added
+  // Of another command, with the same model, threads, arithmetic and seed.
+  std::vector<std::string> command(const std::string& name) const;
+  // What they have: every spec of the grid once, those of prompts that are too long included.
+  const std::vector<std::string>& specs() const { return specs_; }
   const std::string& folder() const { return options_.output; }
   bool is_task() const { return options_.task; }
 
  private:
+  void add_engine(std::vector<std::string>& command) const;
   void add_settings(std::vector<std::string>& command) const;
 
   const SweepOptions& options_;
   Json model_, configuration_;
   std::optional<SweepResults> results_;  // set by the constructor
   std::vector<Item> items_;
+  std::vector<std::string> specs_;
   int64_t num_too_long_ = 0;
 };
 

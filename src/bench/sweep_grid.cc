@@ -105,8 +105,8 @@ std::vector<std::string> spec_items(const GridJson& grid, const std::string& pat
 }
 
 void check_keys(const GridJson& grid, const std::string& path) {
-  constexpr const char* kKeys[] = {"prompt", "batch", "kv",     "gen",
-                                   "block",  "sink",  "recent", "description"};
+  constexpr const char* kKeys[] = {"prompt", "batch",  "kv",      "gen",        "block",
+                                   "sink",   "recent", "quality", "description"};
   for (const auto& [key, value] : grid.items()) {
     const bool is_known = std::any_of(std::begin(kKeys), std::end(kKeys),
                                       [&, &name = key](const char* k) { return name == k; });

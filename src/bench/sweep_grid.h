@@ -21,8 +21,9 @@ struct SweepPoint {
 constexpr int64_t kDefaultGen = 32;
 
 // {"prompt": [...], "batch": [... or "max"], "kv": [...]}, optionally "gen", "block", "sink" and
-// "recent", each a number or a list of them, and "description": every combination, prompts
-// outermost, specs innermost, each once. Throws FormatError with the path to the key.
+// "recent", each a number or a list of them, "description" and "quality" (see parse_quality): every
+// combination, prompts outermost, specs innermost, each once. Throws FormatError with the path to
+// the key.
 std::vector<SweepPoint> parse_grid(const std::string& text, const std::string& path);
 
 // "len16384_batch16_nuq3-1%": also "len512_batchmax_gen64_fp16". Throws std::invalid_argument with
