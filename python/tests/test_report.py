@@ -11,9 +11,18 @@ pytest.importorskip("matplotlib")
 
 from kvquant.report import ParetoRow, load_results, pareto_front, write_report
 from kvquant.report.__main__ import main
+from kvquant.report.pareto import pareto_rows
 from kvquant.report.quality_figures import ablation_groups, parameters_of
 from kvquant.report.report import FIGURES
-from kvquant.report.tables import Table, to_html, to_latex, to_markdown
+from kvquant.report.tables import (
+    Table,
+    largest_table,
+    quality_table,
+    speed_table,
+    to_html,
+    to_latex,
+    to_markdown,
+)
 
 SPECS = {"fp16": 1.0, "nuq4-1%": 1.2, "nuq3-1%": 1.3, "nuq2-1%": 1.45}
 
@@ -65,6 +74,14 @@ def quality(spec: str, kl: float, bits: float) -> dict[str, Any]:
     }
 
 
+def calibrated(name: str, results: list[dict[str, Any]], text: str = "a.txt") -> dict[str, Any]:
+    """Results of perplexity with the calibration of this name, as sweep names its file."""
+    out = document("perplexity", results)
+    out["config"]["calibration"] = {"path": f"x/{name}-0123abcd.safetensors", "fingerprint": name}
+    out["config"] |= {"file": text, "window": 512, "stride": 512, "max_windows": 4}
+    return out
+
+
 def write(folder: Path, name: str, content: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(content))
@@ -80,8 +97,10 @@ def make_sweep(folder: Path) -> None:
                     result = {key: result[key] for key in keys}
                     result |= {"status": "out_of_memory", "reason": "caches are too large"}
                 write(folder, f"{result['name']}-0.json", document("sweep", [result]))
-    largest = speed("nuq3-1%", 4096, 23, is_largest_batch=True)
-    write(folder, "largest.json", document("sweep", [largest]))
+    for spec, batch in (("fp16", 8), ("nuq3-1%", 23)):
+        largest = document("sweep", [speed(spec, 4096, batch, is_largest_batch=True)])
+        largest["config"]["memory_budget"] = 2 << 30
+        write(folder, f"largest-{batch}.json", largest)
 
 
 def make_quality(folder: Path) -> None:
@@ -107,6 +126,13 @@ def make_folder(folder: Path) -> Path:
         {"spec": s, "task": "needle", "metric": "exact_match", "cells": cells} for s in SPECS
     ]
     write(folder, "needle.json", document("eval", needles))
+    layers = [
+        {"layer": n, "side": side, "codec": codec, "kl_mean": 0.001 * (n + 1), "bytes": 1}
+        for n in range(6)
+        for side in "kv"
+        for codec in ("nuq2", "nuq4")
+    ]
+    write(folder, "layers.json", document("allocate", []) | {"sensitivity": layers})
     return folder
 
 
@@ -152,6 +178,81 @@ def test_energy_of_an_assumed_power_is_called_so(tmp_path: Path) -> None:
     assert "ASSUMED" in figure.axes[0].get_ylabel()
     write_report(results, tmp_path / "report")
     assert "power assumed" in (tmp_path / "report/tables.md").read_text()
+
+
+def test_why_there_is_no_energy_is_said(tmp_path: Path) -> None:
+    result = speed("fp16", 512, 1, energy="not measured", energy_note="rapl: none")
+    result |= {"decode_joules_per_token": None, "prefill_joules_per_token": None}
+    write(tmp_path, "a.json", document("sweep", [result]))
+    summary = write_report(load_results(tmp_path), tmp_path / "report")
+    assert "Energy: not measured (rapl: none)" in summary
+    assert "Energy: not measured (rapl: none)" in (tmp_path / "report/index.html").read_text()
+    assert "J/token (not measured)" in (tmp_path / "report/tables.md").read_text()
+
+
+def test_the_largest_batches_of_a_budget_have_a_table(tmp_path: Path) -> None:
+    make_sweep(tmp_path)
+    results = load_results(tmp_path)
+    table = largest_table(results)
+    assert table is not None
+    assert [row[:6] for row in table.rows] == [
+        ["fp16", "4096", "32", "2048", "8", "1.00"],
+        ["nuq3-1%", "4096", "32", "2048", "23", "2.88"],
+    ]
+    assert speed_table(results) is not None
+    assert not any("23" in row for row in speed_table(results).rows)  # type: ignore[union-attr]
+
+
+def test_a_budget_that_no_sequence_fits_is_said(tmp_path: Path) -> None:
+    none = speed("fp16", 512, 1, status="out_of_memory") | {"batch": 0}
+    write(tmp_path, "a.json", document("sweep", [none]))
+    table = largest_table(load_results(tmp_path))
+    assert table is not None
+    assert "0 (none fits)" in table.rows[0]
+    assert speed_table(load_results(tmp_path)) is None
+
+
+def test_calibrations_of_the_same_spec_are_told_apart(tmp_path: Path) -> None:
+    for index, name in enumerate(("docs", "code", "tables")):
+        rows = [quality("fp16", 0, 16), quality("nuq3", 0.02 * (index + 1), 3.6)]
+        write(tmp_path, f"{name}.json", calibrated(name, rows))
+    results = load_results(tmp_path)
+    assert [(q.spec, q.calibration) for q in results.qualities if q.spec != "fp16"] == [
+        ("nuq3", "code"),
+        ("nuq3", "docs"),
+        ("nuq3", "tables"),
+    ]
+    assert sum(q.spec == "fp16" for q in results.qualities) == 1
+    assert {row.spec for row in pareto_rows(results)} >= {"nuq3 (docs)", "nuq3 (code)"}
+    figure = FIGURES["ablations"][1](results)
+    assert figure is not None
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
+        "code",
+        "docs",
+        "tables",
+    ]
+    quality_rows = quality_table(results)
+    assert quality_rows is not None
+    assert ["nuq3", "code"] in [row[:2] for row in quality_rows.rows]
+
+
+def test_other_calibrations_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", calibrated("docs", [quality("nuq3", 0.02, 3.6)]))
+    other = calibrated("docs", [quality("nuq3", 0.03, 3.6)])
+    other["config"]["calibration"]["fingerprint"] = "f00d"
+    write(tmp_path, "b.json", other)
+    write(tmp_path, "c.json", calibrated("docs", [quality("nuq3", 0.02, 3.6)]))
+    names = [q.calibration for q in load_results(tmp_path).qualities]
+    assert names == ["docs", "docs f00d"]
+
+
+def test_quality_on_other_texts_is_not_compared(tmp_path: Path) -> None:
+    rows = [quality("nuq3", 0.02, 3.6), quality("nuq4", 0.01, 4.6)]
+    write(tmp_path, "a.json", calibrated("docs", rows))
+    write(tmp_path, "b.json", calibrated("docs", [quality("nuq2", 0.1, 2.6)], text="b.txt"))
+    results = load_results(tmp_path)
+    assert [q.spec for q in results.qualities] == ["nuq3", "nuq4"]
+    assert "1 results of perplexity on b.txt in windows of 512" in results.passed_over[0]
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_used(

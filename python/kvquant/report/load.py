@@ -1,14 +1,18 @@
-"""What a folder of results says: documents of sweep, perplexity and eval."""
+"""What a folder of results says: documents of sweep, perplexity, eval and allocate."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
 BASELINE = "fp16"
+NOT_CALIBRATED = "not calibrated"
+COMMANDS = ("sweep", "perplexity", "eval", "allocate")
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,20 @@ class Speed:
     prefill_joules_per_token: float | None = None
     is_energy_assumed: bool = False
     is_largest_batch: bool = False
+    memory_budget: int | None = None  # bytes for caches
+    energy_note: str = ""  # by which counters, or why not
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A spec as perplexity judged it."""
+    """A spec as perplexity judged it, with a calibration, on a text."""
 
     spec: str
     spec_resolved: str
+    calibration: str  # name of the file, without the hash that sweep gives it
+    fingerprint: str  # of the calibration
+    text: str  # on what, and how: only results of the same are compared
     kl_mean: float | None
     perplexity: float | None
     top1_agreement: float | None
@@ -54,6 +63,16 @@ class NeedleCell:
     score: float  # from 0 to 1
 
 
+@dataclass(frozen=True)
+class LayerLoss:
+    """What one side of one layer loses in a codec, all else fp16."""
+
+    layer: int
+    side: str  # "k" or "v"
+    codec: str
+    kl_mean: float
+
+
 @dataclass
 class Results:
     model: str
@@ -62,11 +81,23 @@ class Results:
     speeds: list[Speed] = field(default_factory=list)
     qualities: list[Quality] = field(default_factory=list)
     needles: list[NeedleCell] = field(default_factory=list)
+    layers: list[LayerLoss] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)  # files and why, a line each
 
     @property
     def measured(self) -> list[Speed]:
         return [speed for speed in self.speeds if speed.is_ok]
+
+    @property
+    def calibrations(self) -> list[str]:
+        """That of most results first."""
+        count = Counter(q.calibration for q in self.qualities if q.spec != BASELINE)
+        return [name for name, _ in count.most_common()]
+
+    def name_of(self, quality: Quality) -> str:
+        """The spec, and the calibration where there are several."""
+        is_alone = len(self.calibrations) < 2 or quality.spec == BASELINE
+        return quality.spec if is_alone else f"{quality.spec} ({quality.calibration})"
 
 
 def _number(result: dict[str, Any], key: str) -> float | None:
@@ -80,12 +111,13 @@ def _count(result: dict[str, Any], key: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _speed(result: dict[str, Any]) -> Speed:
+def _speed(result: dict[str, Any], config: dict[str, Any]) -> Speed:
+    batch = int(result["batch"] or 0)  # 0: the largest, but not even one sequence fits
     return Speed(
         spec=str(result["spec"]),
         spec_resolved=str(result["spec_resolved"]),
         prompt=int(result["n_prompt"]),
-        batch=int(result["batch"] or 0),
+        batch=batch,
         gen=int(result["n_gen"]),
         is_ok=result["status"] == "ok",
         prefill_tokens_per_s=_number(result, "prefill_tokens_per_s"),
@@ -97,15 +129,31 @@ def _speed(result: dict[str, Any]) -> Speed:
         decode_joules_per_token=_number(result, "decode_joules_per_token"),
         prefill_joules_per_token=_number(result, "prefill_joules_per_token"),
         is_energy_assumed=result.get("energy") == "assumed",
-        is_largest_batch=bool(result.get("is_largest_batch", False)),
+        is_largest_batch=bool(result.get("is_largest_batch", batch == 0)),
+        memory_budget=_count(config, "memory_budget"),
+        energy_note=str(result.get("energy_note", "")),
         reason=str(result.get("reason", "")),
     )
 
 
-def _quality(result: dict[str, Any]) -> Quality:
+def _text_of(result: dict[str, Any], config: dict[str, Any]) -> str:
+    text = f"{config.get('file', '?')} in windows of {config.get('window', '?')}"
+    if config.get("max_windows"):
+        text += f", at most {config['max_windows']}"
+    if config.get("stride") != config.get("window"):
+        text += f", every {config.get('stride')}"
+    return f"{text}, {result.get('mode', '?')}"
+
+
+def _quality(result: dict[str, Any], config: dict[str, Any]) -> Quality:
+    calibration = config.get("calibration") or {}
+    stem = Path(str(calibration.get("path") or NOT_CALIBRATED)).stem
     return Quality(
         spec=str(result["spec"]),
         spec_resolved=str(result["spec_resolved"]),
+        calibration=re.sub(r"-[0-9a-f]{8}$", "", stem),
+        fingerprint=str(calibration.get("fingerprint", "")),
+        text=_text_of(result, config),
         kl_mean=_number(result, "kl_mean"),
         perplexity=_number(result, "perplexity"),
         top1_agreement=_number(result, "top1_agreement"),
@@ -126,19 +174,29 @@ def _needles(result: dict[str, Any]) -> list[NeedleCell]:
     ]
 
 
+def _layers(document: dict[str, Any]) -> list[LayerLoss]:
+    return [
+        LayerLoss(int(row["layer"]), str(row["side"]), str(row["codec"]), float(row["kl_mean"]))
+        for row in document.get("sensitivity", [])
+    ]
+
+
 def _add(document: dict[str, Any], out: Results) -> None:
     command = document["command"]
+    config = document.get("config") or {}
+    if command == "allocate" and not out.layers:
+        out.layers = _layers(document)
     for result in document["results"]:
         if command == "sweep":
             if result.get("status") != "failed":
-                out.speeds.append(_speed(result))
+                out.speeds.append(_speed(result, config))
         elif command == "perplexity":
-            out.qualities.append(_quality(result))
-        else:
+            out.qualities.append(_quality(result, config))
+        elif command == "eval":
             out.needles.extend(_needles(result))
     if command == "sweep" or not out.machine:
         out.machine = document.get("machine") or {}
-        out.config = document.get("config") or {}
+        out.config = config
 
 
 def _read(path: Path) -> dict[str, Any] | str | None:
@@ -149,7 +207,7 @@ def _read(path: Path) -> dict[str, Any] | str | None:
         return f"{path}: {error}"
     if not isinstance(document, dict) or "command" not in document:
         return None
-    if document["command"] not in ("sweep", "perplexity", "eval"):
+    if document["command"] not in COMMANDS:
         return None
     if document.get("schema") != SCHEMA:
         return f"{path}: schema {document.get('schema')}, this version reads {SCHEMA}"
@@ -162,7 +220,8 @@ def _once(speeds: list[Speed], passed_over: list[str]) -> list[Speed]:
     """The first of those that measured the same."""
     seen: dict[tuple[object, ...], Speed] = {}
     for speed in speeds:
-        key = (speed.spec, speed.prompt, speed.batch, speed.gen, speed.is_largest_batch)
+        budget = speed.memory_budget if speed.is_largest_batch else None
+        key = (speed.spec, speed.prompt, speed.batch, speed.gen, speed.is_largest_batch, budget)
         if key in seen:
             passed_over.append(
                 f"{speed.spec}, prompt {speed.prompt}, batch {speed.batch} was measured more than"
@@ -170,6 +229,29 @@ def _once(speeds: list[Speed], passed_over: list[str]) -> list[Speed]:
             )
         seen.setdefault(key, speed)
     return sorted(seen.values(), key=lambda s: (s.prompt, s.batch))
+
+
+def _comparable(qualities: list[Quality], passed_over: list[str]) -> list[Quality]:
+    """Those on the text that most are on, each spec once for a calibration."""
+    texts = Counter(quality.text for quality in qualities).most_common()
+    for text, count in texts[1:]:
+        passed_over.append(
+            f"{count} results of perplexity on {text} are not compared with those on {texts[0][0]}"
+        )
+    seen: dict[tuple[str, str], Quality] = {}
+    names: dict[str, str] = {}  # fingerprint -> name
+    for quality in qualities:
+        if quality.text != texts[0][0]:
+            continue
+        name = quality.calibration
+        if quality.fingerprint not in names and name in names.values():
+            name += f" {quality.fingerprint[:4]}"  # another of the same name
+        name = names.setdefault(quality.fingerprint, name)
+        is_baseline = quality.spec == BASELINE  # which no calibration changes
+        seen.setdefault(
+            (quality.spec, "" if is_baseline else name), replace(quality, calibration=name)
+        )
+    return list(seen.values())
 
 
 def load_results(folder: Path, model: str | None = None) -> Results:
@@ -187,7 +269,7 @@ def load_results(folder: Path, model: str | None = None) -> Results:
     models = sorted({str(document["model"].get("name")) for document in documents})
     if not documents:
         why = f" ({passed_over[0]})" if passed_over else ""
-        raise ValueError(f"{folder} has no results of sweep, perplexity or eval{why}")
+        raise ValueError(f"{folder} has no results of sweep, perplexity, eval or allocate{why}")
     if model is None and len(models) > 1:
         raise ValueError(f"{folder} has results of {', '.join(models)}: name one with --model")
     if model is not None and model not in models:
@@ -201,4 +283,5 @@ def load_results(folder: Path, model: str | None = None) -> Results:
         except (KeyError, TypeError, ValueError) as error:
             passed_over.append(f"a document of {document['command']} lacks or garbles {error}")
     out.speeds = _once(out.speeds, passed_over)
+    out.qualities = _comparable(out.qualities, passed_over)
     return out

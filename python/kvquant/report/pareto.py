@@ -10,7 +10,7 @@ from kvquant.report.load import Results, Speed
 
 @dataclass(frozen=True)
 class ParetoRow:
-    spec: str
+    spec: str  # with the calibration where there are several
     kl_mean: float  # nats
     bytes: float  # of the cache, or true bits where no sweep measured it
     tokens_per_s: float | None = None  # decoding
@@ -48,7 +48,8 @@ def common_speeds(speeds: list[Speed]) -> dict[str, Speed]:
 def pareto_rows(results: Results) -> list[ParetoRow]:
     """Of the specs with a divergence and a speed; by true bits alone where no two have both."""
     speeds = common_speeds(results.measured)
-    has_speeds = sum(q.kl_mean is not None and q.spec in speeds for q in results.qualities) >= 2
+    judged = {q.spec for q in results.qualities if q.kl_mean is not None}
+    has_speeds = len(judged & speeds.keys()) >= 2
     rows = []
     for quality in results.qualities:
         speed = speeds.get(quality.spec) if has_speeds else None
@@ -59,7 +60,7 @@ def pareto_rows(results: Results) -> list[ParetoRow]:
             continue
         rows.append(
             ParetoRow(
-                quality.spec,
+                results.name_of(quality),
                 quality.kl_mean,
                 float(size),
                 speed.decode_tokens_per_s if speed else None,

@@ -4,33 +4,57 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kvquant.report.load import NeedleCell, Results
 from kvquant.report.pareto import common_speeds, pareto_rows
 from kvquant.report.speed_figures import MIB
-from kvquant.report.style import COLOURS, HEAT_MAP, from_zero, look_of, name_points, panels
+from kvquant.report.style import (
+    COLOURS,
+    HEAT_MAP,
+    from_zero,
+    look_of,
+    name_points,
+    panels,
+    shared_legend,
+)
+
+KL = "KL from fp16 (nats, mean)"
+MOST_NAMES = 10  # of points in a panel
 
 
 def kl_against_bits(results: Results) -> Figure | None:
-    """A point per spec, named."""
-    points = [
-        (q.true_bits, q.kl_mean, q.spec)
-        for q in results.qualities
-        if q.true_bits is not None and q.kl_mean is not None and q.kl_mean > 0
+    """A point per spec, named; a colour per calibration."""
+    known = [
+        q for q in results.qualities if q.true_bits is not None and q.kl_mean and q.kl_mean > 0
     ]
-    if not points:
+    if not known:
         return None
     figure, axes = panels(1, 1)
     figure.set_size_inches(5.2, 3.6)
     panel = axes[0][0]
-    panel.scatter([p[0] for p in points], [p[1] for p in points], color=COLOURS[1], zorder=3)
+    for index, calibration in enumerate(results.calibrations):
+        of = [q for q in known if q.calibration == calibration]
+        panel.scatter(
+            [q.true_bits or 0 for q in of],
+            [q.kl_mean or 0 for q in of],
+            label=calibration,
+            alpha=0.8,
+            zorder=3,
+            **look_of(index + 1),
+        )
     panel.set_yscale("log")
     panel.margins(x=0.18, y=0.12)
     panel.set_xlabel("true bits per value (all that is allocated)")
-    panel.set_ylabel("KL from fp16 (nats, mean)")
-    name_points(panel, points)
+    panel.set_ylabel(KL)
+    if len(results.calibrations) > 1:
+        shared_legend(figure)
+    named = {q.spec: q for q in reversed(known)}  # once each
+    name_points(panel, [(q.true_bits or 0, q.kl_mean or 0, q.spec) for q in named.values()])
     return figure
 
 
@@ -67,10 +91,11 @@ def pareto(results: Results) -> Figure | None:
     panel.set_yscale("log")
     panel.margins(x=0.18, y=0.15)
     panel.set_xlabel("cache (MiB)" if has_speed else "true bits per value")
-    panel.set_ylabel("KL from fp16 (nats, mean)")
+    panel.set_ylabel(KL)
     note = "filled: no other spec is as good in everything"
     panel.set_title(note + (", area: tokens/s" if has_speed else ""), fontsize=8)
-    name_points(panel, [(row.bytes / unit, row.kl_mean, row.spec) for row in rows])
+    named = rows if len(rows) <= MOST_NAMES else front  # the table has them all
+    name_points(panel, [(row.bytes / unit, row.kl_mean, row.spec) for row in named])
     return figure
 
 
@@ -111,42 +136,106 @@ def ablation_groups(specs: list[str]) -> dict[str, list[tuple[float, str]]]:
     return best
 
 
-def ablations(results: Results) -> Figure | None:
-    """A column per parameter that at least three specs differ in alone: divergence, tokens/s."""
-    kl = {q.spec: q.kl_mean for q in results.qualities if q.kl_mean is not None}
-    rate = {
-        spec: speed.decode_tokens_per_s
-        for spec, speed in common_speeds(results.measured).items()
-        if speed.decode_tokens_per_s is not None
+@dataclass(frozen=True)
+class _Measure:
+    label: str
+    by_spec: dict[str, float]
+
+
+def _measures(results: Results) -> list[_Measure]:
+    """Divergence with the calibration of most results, and speed at the shape of most."""
+    main = results.calibrations[:1]
+    kl = {
+        q.spec: q.kl_mean
+        for q in results.qualities
+        if q.kl_mean is not None and q.calibration in main
     }
-    groups = ablation_groups(list(dict.fromkeys([*kl, *rate])))
-    measures: list[tuple[str, dict[str, float]]] = [
-        (label, values)
-        for label, values in (
-            ("KL from fp16 (nats, mean)", kl),
-            ("decoding (tokens/s)", {k: v for k, v in rate.items() if v is not None}),
-        )
-        if values
-    ]
-    if not groups or not measures:
+    speeds = common_speeds(results.measured)
+    rate = {s.spec: s.decode_tokens_per_s for s in speeds.values() if s.decode_tokens_per_s}
+    shape = next(iter(speeds.values()), None)
+    at = f"\nprompt {shape.prompt}, batch {shape.batch}" if shape else ""
+    made = [_Measure(KL, kl), _Measure("decoding (tokens/s)" + at, rate)]
+    return [measure for measure in made if measure.by_spec]
+
+
+def _draw_calibrations(panel: Axes, results: Results) -> None:
+    """Divergence against the calibration, a line per spec that has them all."""
+    names = sorted(results.calibrations)
+    kl = {(q.spec, q.calibration): q.kl_mean for q in results.qualities}
+    specs = dict.fromkeys(q.spec for q in results.qualities)
+    whole = [s for s in specs if all(kl.get((s, name)) for name in names)]
+    for index, spec in enumerate(whole):
+        values = [kl[spec, name] or 0 for name in names]
+        panel.plot(range(len(names)), values, linestyle=":", label=spec, **look_of(index + 1))
+    panel.set_yscale("log")
+    panel.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    panel.set_xlabel("calibration")
+    panel.set_ylabel(KL)
+    panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+
+
+def _draw_parameter(panel: Axes, name: str, points: list[tuple[float, float]], row: int) -> None:
+    panel.plot(*zip(*points, strict=True), **look_of(1 + row))
+    from_zero(panel)
+    if name.startswith("block"):
+        panel.set_xscale("log", base=2)
+    panel.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
+    panel.minorticks_off()
+    panel.set_xlabel(name)
+
+
+def ablations(results: Results) -> Figure | None:
+    """A column per parameter that at least three specs differ in alone, one for calibrations."""
+    measures = _measures(results)
+    specs = dict.fromkeys(spec for measure in measures for spec in measure.by_spec)
+    groups = ablation_groups(list(specs))
+    has_calibrations = len(results.calibrations) >= 3
+    if not measures or not (groups or has_calibrations):
         return None
-    figure, axes = panels(len(measures), len(groups))
+    rows = measures if groups else measures[:1]
+    figure, axes = panels(len(rows), len(groups) + has_calibrations)
     for column, (name, group) in enumerate(groups.items()):
-        for row, (label, values) in enumerate(measures):
+        for row, measure in enumerate(rows):
             panel = axes[row][column]
-            points = [(x, values[spec]) for x, spec in group if spec in values]
+            points = [(x, measure.by_spec[spec]) for x, spec in group if spec in measure.by_spec]
             if len(points) < 2:
                 panel.set_visible(False)
                 continue
-            panel.plot(*zip(*points, strict=True), **look_of(1 + row))
-            from_zero(panel)
-            panel.set_xticks([x for x, _ in group], [f"{x:g}" for x, _ in group])
-            if name.startswith("block"):
-                panel.set_xscale("log", base=2)
-                panel.set_xticks([x for x, _ in group], [f"{x:g}" for x, _ in group])
-            panel.set_xlabel(name)
-            panel.set_ylabel(label)
-            panel.set_title(f"{group[0][1]} … {group[-1][1]}", fontsize=7)
+            _draw_parameter(panel, name, points, row)
+            panel.set_ylabel(measure.label)
+            panel.set_title(f"{group[0][1]} …\n{group[-1][1]}", fontsize=7)
+    if has_calibrations:
+        _draw_calibrations(axes[0][-1], results)
+        for panels_of_row in axes[1:]:
+            panels_of_row[-1].set_visible(False)
+    return figure
+
+
+def layers(results: Results) -> Figure | None:
+    """Divergence of keys and values of each layer alone, a line per codec."""
+    if not results.layers:
+        return None
+    sides = [side for side in ("k", "v") if any(loss.side == side for loss in results.layers)]
+    codecs = list(dict.fromkeys(loss.codec for loss in results.layers))
+    figure, axes = panels(1, len(sides))
+    figure.set_size_inches(4.6 * len(sides), 3.2)
+    for panel, side in zip(axes[0], sides, strict=True):
+        for index, codec in enumerate(codecs):
+            points = sorted(
+                (loss.layer, loss.kl_mean)
+                for loss in results.layers
+                if loss.side == side and loss.codec == codec
+            )
+            if points:
+                panel.plot(
+                    *zip(*points, strict=True), label=codec, markersize=3.5, **look_of(index + 1)
+                )
+        panel.set_yscale("log")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("layer")
+        panel.set_ylabel(KL)
+        panel.set_title("keys" if side == "k" else "values")
+        panel.legend(fontsize=7)
     return figure
 
 

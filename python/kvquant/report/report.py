@@ -48,6 +48,11 @@ FIGURES: dict[str, tuple[str, Callable[[Results], Figure | None], str]] = {
         quality_figures.ablations,
         "three specs that differ in one parameter alone",
     ),
+    "layers": (
+        "What every layer loses by itself, all else fp16",
+        quality_figures.layers,
+        "allocate --json",
+    ),
     "needle": ("Recall of a needle", quality_figures.needles, "eval --tasks needle --json"),
 }
 
@@ -95,6 +100,13 @@ def _front(results: Results) -> list[str]:
     return [f"Pareto front: {names}" + (f"; dominated: {beaten}" if beaten else "")]
 
 
+def _energy(results: Results) -> list[str]:
+    """Why there is none, where there is none."""
+    notes = sorted({s.energy_note for s in results.measured if s.energy_note})
+    is_known = any(s.decode_joules_per_token is not None for s in results.measured)
+    return [] if is_known or not notes else [f"Energy: not measured ({'; '.join(notes)})"]
+
+
 def write_report(results: Results, folder: Path) -> str:
     """Figures as NAME.png and NAME.pdf, tables.md, tables.tex and index.html; says what it did."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +128,7 @@ def write_report(results: Results, folder: Path) -> str:
             f"<figcaption>{html.escape(caption)}.</figcaption></figure>"
         )
     tables = tables_of(results)
-    front = _front(results)
+    front = _front(results) + _energy(results)
     body += [f"<p>{html.escape(line)}.</p>" for line in front]
     body += [to_html(table) for table in tables]
     if missing:

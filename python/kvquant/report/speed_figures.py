@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from kvquant.report.load import BASELINE, Results, Speed
 from kvquant.report.style import HEAT_MAP, from_zero, log2_axis, look_of, panels, shared_legend
@@ -26,17 +27,18 @@ def _value(speed: Speed, key: str) -> float | None:
     return None if value is None or not speed.is_ok else float(value)
 
 
-def _lines(axes: Axes, speeds: list[Speed], key: str, scale: float = 1) -> None:
-    """A line per spec over the batch."""
+def _lines(axes: Axes, speeds: list[Speed], prompt: int, key: str, scale: float = 1) -> None:
+    """A line per spec over the batch, of one prompt."""
     for index, spec in enumerate(specs_of(speeds)):
         points = [
             (speed.batch, value * scale)
             for speed in speeds
-            if speed.spec == spec and (value := _value(speed, key)) is not None
+            if (speed.spec, speed.prompt) == (spec, prompt)
+            and (value := _value(speed, key)) is not None
         ]
         if points:
             axes.plot(*zip(*sorted(points), strict=True), label=spec, **look_of(index))
-    log2_axis(axes, sorted({speed.batch for speed in speeds}))
+    log2_axis(axes, sorted({speed.batch for speed in speeds if speed.prompt == prompt}))
     axes.set_xlabel("batch (sequences)")
     from_zero(axes)
 
@@ -56,22 +58,22 @@ def throughput(results: Results) -> Figure | None:
     for column, prompt in enumerate(prompts):
         for row, (key, label) in enumerate(keys.items()):
             panel = axes[row][column]
-            _lines(panel, [speed for speed in speeds if speed.prompt == prompt], key)
+            _lines(panel, speeds, prompt, key)
             panel.set_ylabel(label)
             panel.set_title(f"prompt of {prompt} tokens")
-    shared_legend(figure, axes[0][0])
+    shared_legend(figure)
     return figure
 
 
-def _mark_out_of_memory(axes: Axes, speeds: list[Speed]) -> None:
+def _mark_out_of_memory(axes: Axes, speeds: list[Speed], prompt: int) -> None:
     """A cross of the spec's colour on top where it found no memory."""
-    specs = specs_of(speeds)
     top = axes.get_ylim()[1]
-    for index, spec in enumerate(specs):
-        batches = [s.batch for s in speeds if s.spec == spec and not s.is_ok and s.batch > 0]
+    failed = [speed for speed in speeds if not speed.is_ok and speed.prompt == prompt]
+    for index, spec in enumerate(specs_of(speeds)):
+        batches = [speed.batch for speed in failed if speed.spec == spec]
         heights = [top * (1 - 0.06 * index)] * len(batches)
         axes.scatter(batches, heights, marker="x", color=look_of(index)["color"], zorder=3)
-    if any(not speed.is_ok for speed in speeds):
+    if failed:
         axes.set_ylim(top=top * 1.05)
 
 
@@ -83,12 +85,11 @@ def memory(results: Results) -> Figure | None:
         return None
     figure, axes = panels(1, len(prompts))
     for column, prompt in enumerate(prompts):
-        of_prompt = [speed for speed in speeds if speed.prompt == prompt]
-        _lines(axes[0][column], of_prompt, "peak_cache_bytes", 1 / MIB)
-        _mark_out_of_memory(axes[0][column], of_prompt)
+        _lines(axes[0][column], speeds, prompt, "peak_cache_bytes", 1 / MIB)
+        _mark_out_of_memory(axes[0][column], speeds, prompt)
         axes[0][column].set_ylabel("peak of cache and scratch (MiB)")
         axes[0][column].set_title(f"prompt of {prompt} tokens")
-    shared_legend(figure, axes[0][0])
+    shared_legend(figure)
     return figure
 
 
@@ -104,50 +105,66 @@ def _ratios(speeds: list[Speed], spec: str, key: str) -> dict[tuple[int, int], f
     }
 
 
+def _draw_ratios(
+    panel: Axes,
+    values: dict[tuple[int, int], float],
+    axes_of: tuple[list[int], list[int]],
+    limits: tuple[float, float],
+) -> AxesImage:
+    """(prompt, batch) -> times fp16, as a heat map with its numbers."""
+    prompts, batches = axes_of
+    low, high = limits
+    grid = [[values.get((p, b), float("nan")) for b in batches] for p in prompts]
+    image = panel.imshow(grid, cmap=HEAT_MAP, vmin=low, vmax=high, aspect="auto", origin="lower")
+    for (prompt, batch), value in values.items():
+        panel.text(
+            batches.index(batch),
+            prompts.index(prompt),
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            color="black" if value > (low + high) / 2 else "white",
+        )
+    panel.grid(visible=False)
+    panel.set_xticks(range(len(batches)), [str(b) for b in batches])
+    panel.set_yticks(range(len(prompts)), [str(p) for p in prompts])
+    panel.set_xlabel("batch (sequences)")
+    panel.set_ylabel("prompt (tokens)")
+    return image
+
+
 def speed_up(results: Results) -> Figure | None:
-    """Times fp16, prompt by batch: a column per spec, a row for decoding and one for prefill."""
+    """Times fp16, prompt by batch: a panel per spec, first for decoding, then for prefill."""
     speeds = _plain(results)
     specs = [spec for spec in specs_of(speeds) if spec != BASELINE]
     keys = {"decode_tokens_per_s": "decoding", "prefill_tokens_per_s": "prefill"}
-    ratios = {(key, spec): _ratios(speeds, spec, key) for key in keys for spec in specs}
-    rows = [key for key in keys if any(ratios[key, spec] for spec in specs)]
-    if not rows:
+    ratios = {
+        (key, spec): of for key in keys for spec in specs if (of := _ratios(speeds, spec, key))
+    }
+    if not ratios:
         return None
-    highest = max(max(r.values()) for r in ratios.values() if r)
-    lowest = min(min(r.values()) for r in ratios.values() if r)
+    values = [value for of in ratios.values() for value in of.values()]
     prompts = sorted({speed.prompt for speed in speeds})
-    batches = sorted({speed.batch for speed in speeds if speed.batch > 0})
-    figure, axes = panels(len(rows), len(specs))
+    batches = sorted({speed.batch for speed in speeds})
+    columns = min(4, len({spec for _, spec in ratios}))
+    rows_of_phase = {key: -(-sum(of_key == key for of_key, _ in ratios) // columns) for key in keys}
+    figure, axes = panels(sum(rows_of_phase.values()), columns)
+    flat = [panel for row in axes for panel in row]
+    first = 0
     image = None
-    for row, key in enumerate(rows):
-        for column, spec in enumerate(specs):
-            panel, values = axes[row][column], ratios[key, spec]
-            grid = [[values.get((p, b), float("nan")) for b in batches] for p in prompts]
-            image = panel.imshow(
-                grid, cmap=HEAT_MAP, vmin=lowest, vmax=highest, aspect="auto", origin="lower"
+    for key, phase in keys.items():
+        of_phase = flat[first : first + rows_of_phase[key] * columns]
+        first += len(of_phase)
+        shown = [spec for of_key, spec in ratios if of_key == key]
+        for panel, spec in zip(of_phase, shown, strict=False):
+            image = _draw_ratios(
+                panel, ratios[key, spec], (prompts, batches), (min(values), max(values))
             )
-            middle = (lowest + highest) / 2
-            for (prompt, batch), value in values.items():
-                panel.text(
-                    batches.index(batch),
-                    prompts.index(prompt),
-                    f"{value:.2f}",
-                    ha="center",
-                    va="center",
-                    color="black" if value > middle else "white",
-                )
-            panel.grid(visible=False)
-            panel.set_xticks(range(len(batches)), [str(b) for b in batches])
-            panel.set_yticks(range(len(prompts)), [str(p) for p in prompts])
-            panel.set_xlabel("batch (sequences)")
-            panel.set_ylabel("prompt (tokens)")
-            panel.set_title(f"{spec}, {keys[key]}")
+            panel.set_title(f"{spec}, {phase}")
+        for panel in of_phase[len(shown) :]:
+            panel.set_visible(False)
     if image is not None:
-        figure.colorbar(
-            image,
-            ax=[panel for row in axes for panel in row],
-            label="tokens/s, times fp16 (empty: not measured)",
-        )
+        figure.colorbar(image, ax=flat, label="tokens/s, times fp16 (empty: not measured)")
     return figure
 
 
@@ -164,8 +181,8 @@ def energy(results: Results) -> Figure | None:
     for column, prompt in enumerate(prompts):
         for row, (key, phase) in enumerate(keys.items()):
             panel = axes[row][column]
-            _lines(panel, [speed for speed in speeds if speed.prompt == prompt], key)
+            _lines(panel, speeds, prompt, key)
             panel.set_ylabel(f"{phase} ({unit})")
             panel.set_title(f"prompt of {prompt} tokens")
-    shared_legend(figure, axes[0][0])
+    shared_legend(figure)
     return figure

@@ -92,10 +92,22 @@ def name_points(axes: Axes, points: list[tuple[float, float, str]]) -> None:
         )
 
 
-def shared_legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def shared_legend(figure: Figure) -> None:
+    """Below: every label of the panels once."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    size = 8
+    widest = (0.6 * max(map(len, named), default=0) + 5) * size / 72  # inches, with its line
+    columns = max(1, min(len(named), 4, int(figure.get_figwidth() / widest)))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 4) or 1, frameon=False
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=size,
+        frameon=False,
     )
 
 

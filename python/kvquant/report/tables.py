@@ -23,18 +23,19 @@ def _text(value: float | None, form: str) -> str:
 
 
 def speed_table(results: Results) -> Table | None:
-    if not results.speeds:
+    if all(s.is_largest_batch for s in results.speeds):
         return None
     of = {(s.spec, s.prompt, s.batch): s for s in results.measured}
     is_assumed = any(s.is_energy_assumed for s in results.measured)
     rows = []
     for s in results.speeds:
+        if s.is_largest_batch:
+            continue
         base = of.get((BASELINE, s.prompt, s.batch))
         ratio = None
         if base and s.decode_tokens_per_s and base.decode_tokens_per_s:
             ratio = s.decode_tokens_per_s / base.decode_tokens_per_s
         mib = None if s.cache_bytes is None else s.cache_bytes / MIB
-        state = ("largest batch" if s.is_largest_batch else "") if s.is_ok else "out of memory"
         rows.append(
             [
                 s.spec,
@@ -47,19 +48,51 @@ def speed_table(results: Results) -> Table | None:
                 _text(s.requests_per_s, ".3g"),
                 _text(mib, ".1f"),
                 _text(s.decode_joules_per_token, ".3g"),
-                state,
+                "" if s.is_ok else "out of memory",
             ]
         )
-    joules = "J/token (power assumed)" if is_assumed else "J/token"
+    is_known = any(s.decode_joules_per_token is not None for s in results.measured)
+    note = " (not measured)" if not is_known else " (power assumed)" if is_assumed else ""
     header = ["cache", "prompt", "batch", "prefill tokens/s", "decode tokens/s", "times fp16"]
-    header += ["first token (s)", "requests/s", "cache (MiB)", joules, ""]
+    header += ["first token (s)", "requests/s", "cache (MiB)", "J/token" + note, ""]
     return Table("speed", f"Speed and memory of {results.model}", header, rows)
+
+
+def largest_table(results: Results) -> Table | None:
+    """The largest batches of a budget, and how many requests a second they answer."""
+    largest = [s for s in results.speeds if s.is_largest_batch]
+    base = {(s.prompt, s.gen, s.memory_budget): s for s in largest if s.spec == BASELINE}
+
+    def times(value: float | None, of: float | None) -> str:
+        return f"{value / of:.2f}" if value and of else "-"
+
+    rows = []
+    for s in largest:
+        b = base.get((s.prompt, s.gen, s.memory_budget))
+        rows.append(
+            [
+                s.spec,
+                str(s.prompt),
+                str(s.gen),
+                "-" if s.memory_budget is None else f"{s.memory_budget / MIB:.0f}",
+                str(s.batch) if s.is_ok else "0 (none fits)",
+                times(s.batch, b.batch if b else None),
+                _text(s.requests_per_s, ".3g"),
+                times(s.requests_per_s, b.requests_per_s if b else None),
+                _text(s.decode_tokens_per_s, ".1f"),
+                "-" if s.cache_bytes is None else f"{s.cache_bytes / MIB:.1f}",
+            ]
+        )
+    header = ["cache", "prompt", "generated", "budget (MiB)", "largest batch", "times fp16"]
+    header += ["requests/s", "times fp16", "decode tokens/s", "cache (MiB)"]
+    return Table("largest", "Largest batch of a memory budget", header, rows) if rows else None
 
 
 def quality_table(results: Results) -> Table | None:
     rows = [
         [
             q.spec,
+            "" if q.spec == BASELINE else q.calibration,
             _text(q.true_bits, ".2f"),
             _text(q.perplexity, ".3f"),
             _text(q.kl_mean, ".4f"),
@@ -67,8 +100,11 @@ def quality_table(results: Results) -> Table | None:
         ]
         for q in results.qualities
     ]
-    header = ["cache", "true bits", "perplexity", "KL (nats)", "top-1 agreement"]
-    return Table("quality", f"Quality of {results.model}", header, rows) if rows else None
+    if not rows:
+        return None
+    header = ["cache", "calibration", "true bits", "perplexity", "KL (nats)", "top-1 agreement"]
+    caption = f"Quality of {results.model} on {results.qualities[0].text}"
+    return Table("quality", caption, header, rows)
 
 
 def pareto_table(results: Results) -> Table | None:
@@ -92,7 +128,8 @@ def pareto_table(results: Results) -> Table | None:
 
 
 def tables_of(results: Results) -> list[Table]:
-    made = [speed_table(results), quality_table(results), pareto_table(results)]
+    makers = (speed_table, largest_table, quality_table, pareto_table)
+    made = [make(results) for make in makers]
     return [table for table in made if table is not None]
 
 
