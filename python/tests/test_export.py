@@ -92,3 +92,15 @@ def test_wandb_has_every_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     (folder,) = (store / "wandb").glob("offline-run-*")
     (log,) = folder.glob("*.wandb")
     assert b"decode_tokens_per_s" in log.read_bytes()
+
+
+def test_runs_of_other_calibrations_have_other_names(tmp_path: Path) -> None:
+    for name in ("exact", "lloyd"):
+        write(tmp_path, f"{name}.json", mode="strict", kl_mean=0.02)
+        document = json.loads((tmp_path / f"{name}.json").read_text())
+        document["config"]["calibration"] = {"path": f"x/{name}.safetensors", "fingerprint": name}
+        (tmp_path / f"{name}.json").write_text(json.dumps(document | {"command": "perplexity"}))
+    runs, _ = load_runs(tmp_path)
+    assert [run.name for run in runs] == ["nuq4_strict_exact", "nuq4_strict_lloyd"]
+    assert runs[0].metrics["kl_mean"] == 0.02
+    assert runs[0].config["config.calibration.fingerprint"] == "exact"

@@ -59,6 +59,9 @@ def _run(document: dict[str, Any], result: dict[str, Any]) -> Run:
             lists[key] = [float(number) for number in value]
     text = json.dumps([document["command"], config, metrics, lists], sort_keys=True)
     names = [str(result[key]) for key in ("name", "task", "spec", "test", "mode") if key in result]
+    calibration = (document.get("config") or {}).get("calibration") or {}
+    if calibration.get("path"):
+        names.append(Path(str(calibration["path"])).stem)
     name = names[0] if "name" in result else "_".join(names) or document["command"]
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Run(digest, name, document["command"], config, metrics, lists)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from kvquant.report.load import BASELINE, Results, Speed
 from kvquant.report.style import HEAT_MAP, from_zero, log2_axis, look_of, panels, shared_legend
@@ -87,7 +89,7 @@ def memory(results: Results) -> Figure | None:
     for column, prompt in enumerate(prompts):
         _lines(axes[0][column], speeds, prompt, "peak_cache_bytes", 1 / MIB)
         _mark_out_of_memory(axes[0][column], speeds, prompt)
-        axes[0][column].set_ylabel("peak of cache and scratch (MiB)")
+        axes[0][column].set_ylabel("peak of cache\nand scratch (MiB)")
         axes[0][column].set_title(f"prompt of {prompt} tokens")
     shared_legend(figure)
     return figure
@@ -113,9 +115,11 @@ def _draw_ratios(
 ) -> AxesImage:
     """(prompt, batch) -> times fp16, as a heat map with its numbers."""
     prompts, batches = axes_of
-    low, high = limits
+    low, high = limits[0] / 1.01, limits[1] * 1.01
     grid = [[values.get((p, b), float("nan")) for b in batches] for p in prompts]
-    image = panel.imshow(grid, cmap=HEAT_MAP, vmin=low, vmax=high, aspect="auto", origin="lower")
+    image = panel.imshow(
+        grid, cmap=HEAT_MAP, norm=LogNorm(low, high), aspect="auto", origin="lower"
+    )
     for (prompt, batch), value in values.items():
         panel.text(
             batches.index(batch),
@@ -123,7 +127,7 @@ def _draw_ratios(
             f"{value:.2f}",
             ha="center",
             va="center",
-            color="black" if value > (low + high) / 2 else "white",
+            color="black" if value > (low * high) ** 0.5 else "white",
         )
     panel.grid(visible=False)
     panel.set_xticks(range(len(batches)), [str(b) for b in batches])
@@ -164,7 +168,12 @@ def speed_up(results: Results) -> Figure | None:
         for panel in of_phase[len(shown) :]:
             panel.set_visible(False)
     if image is not None:
-        figure.colorbar(image, ax=flat, label="tokens/s, times fp16 (empty: not measured)")
+        bar = figure.colorbar(
+            image, ax=flat, label="tokens/s, times fp16 (empty: either not measured)"
+        )
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        bar.ax.minorticks_off()
     return figure
 
 
@@ -182,7 +191,7 @@ def energy(results: Results) -> Figure | None:
         for row, (key, phase) in enumerate(keys.items()):
             panel = axes[row][column]
             _lines(panel, speeds, prompt, key)
-            panel.set_ylabel(f"{phase} ({unit})")
+            panel.set_ylabel(f"{phase}\n({unit})")
             panel.set_title(f"prompt of {prompt} tokens")
     shared_legend(figure)
     return figure
