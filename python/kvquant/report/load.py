@@ -184,7 +184,9 @@ def _layers(document: dict[str, Any]) -> list[LayerLoss]:
 def _add(document: dict[str, Any], out: Results) -> None:
     command = document["command"]
     config = document.get("config") or {}
-    if command == "allocate" and not out.layers:
+    if command == "allocate" and out.layers:
+        out.passed_over.append("allocate measured layers more than once: the first one counts")
+    elif command == "allocate":
         out.layers = _layers(document)
     for result in document["results"]:
         if command == "sweep":

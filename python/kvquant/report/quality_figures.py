@@ -154,7 +154,8 @@ def _measures(results: Results) -> list[_Measure]:
     rate = {s.spec: s.decode_tokens_per_s for s in speeds.values() if s.decode_tokens_per_s}
     shape = next(iter(speeds.values()), None)
     at = f"\nprompt {shape.prompt}, batch {shape.batch}" if shape else ""
-    made = [_Measure(KL, kl), _Measure("decoding (tokens/s)" + at, rate)]
+    of = f"\ncalibration: {main[0]}" if len(results.calibrations) > 1 else ""
+    made = [_Measure(KL + of, kl), _Measure("decoding (tokens/s)" + at, rate)]
     return [measure for measure in made if measure.by_spec]
 
 
