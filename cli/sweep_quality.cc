@@ -127,6 +127,18 @@ std::string run_step(const QualityStep& step, bool quiet) {
   return "";
 }
 
+// What a finished step has written; null: a calibration.
+Json result_of(const QualityStep& step) {
+  if (!step.output.ends_with(".json")) return nullptr;
+  const Json document = Json::parse(read_text(step.output), nullptr, false);
+  const bool is_result = document.is_object() && document.value("schema", Json()) == kSweepSchema &&
+                         document.value("results", Json()).is_array();
+  if (!is_result) {
+    throw FormatError(step.output + ": not a result of this schema: move it away to measure again");
+  }
+  return document;
+}
+
 std::string name_of(const Json& calibration) {
   if (!calibration.is_object() || !calibration.at("path").is_string()) return "-";
   return fs::path(calibration.at("path").get<std::string>()).stem().string();
@@ -141,18 +153,22 @@ std::vector<QualityStep> quality_steps(const SweepOptions& options, const SweepP
   const std::string& own = options.common.calibration;
   check_arg(own.empty() || quality->calibrations.empty(),
             options.grid + ": its quality has calibrations of its own: without --calib");
-  Steps steps(plan, *quality);
+  Steps maker(plan, *quality);
   std::vector<Calibrated> all;
   for (const auto& calibration : quality->calibrations) {
-    all.push_back(steps.add_calibration(calibration));
+    all.push_back(maker.add_calibration(calibration));
   }
   if (all.empty())
     all.push_back({own.empty() ? "uncalibrated" : fs::path(own).stem().string(), own});
-  for (const Calibrated& calibrated : all) steps.add_perplexity(calibrated);
+  for (const Calibrated& calibrated : all) maker.add_perplexity(calibrated);
   if (!quality->sensitivity.empty()) {
-    for (const Calibrated& calibrated : all) steps.add_sensitivity(calibrated);
+    for (const Calibrated& calibrated : all) maker.add_sensitivity(calibrated);
   }
-  return steps.take();
+  std::vector<QualityStep> steps = maker.take();
+  for (const QualityStep& step : steps) {  // refused now, not after hours
+    if (fs::exists(step.output)) result_of(step);
+  }
+  return steps;
 }
 
 int64_t run_quality(const std::vector<QualityStep>& steps, bool quiet) {
@@ -174,9 +190,9 @@ std::string quality_table(const std::vector<QualityStep>& steps) {
   std::vector<std::vector<std::string>> rows = {
       {"cache", "calibration", "true bits", "perplexity", "KL mean", "top-1"}};
   for (const QualityStep& step : steps) {
-    if (!fs::exists(step.output) || !step.output.ends_with(".json")) continue;
-    const Json document = Json::parse(read_text(step.output));
-    if (document.at("command") != "perplexity") continue;
+    if (!fs::exists(step.output)) continue;
+    const Json document = result_of(step);
+    if (document.is_null() || document.at("command") != "perplexity") continue;
     for (const Json& r : document.at("results")) {
       const bool is_exact = r.at("kl_mean") == 0;  // the same with every calibration
       if (is_exact && rows.size() > 1 && rows[1][0] == r.at("spec")) continue;

@@ -18,7 +18,8 @@ struct QualityStep {
   std::string folder;                // for what else it writes
 };
 
-// None where the grid doesn't ask for quality. Throws FormatError, with the path to the key.
+// None where the grid doesn't ask for quality. Throws FormatError for mistakes in the grid, with
+// the path to the key, and for files of finished steps that are no results.
 std::vector<QualityStep> quality_steps(const SweepOptions& options, const SweepPlan& plan);
 
 // Runs those that are missing, and returns how many failed. Says on stderr, unless quiet, how each

@@ -122,5 +122,14 @@ TEST_F(SweepQualityRun, MistakesAreRefusedBeforeAnythingIsMeasured) {
   EXPECT_EQ(file_of("len16_batch1_gen2_fp16"), "");
 }
 
+TEST_F(SweepQualityRun, AFileThatIsNoResultIsNamed) {
+  const std::string command = sweep("");
+  ASSERT_EQ(run(command).code, 0);
+  for (const char* text : {"{", "[]", R"({"schema": 9, "results": []})"}) {
+    write_file_atomic(file_of("quality_uncalibrated"), std::string(text));
+    expect_refused(command, "not a result of this schema: move it away");
+  }
+}
+
 }  // namespace
 }  // namespace kvquant
