@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/threads.h"
+#include "bench/sweep_quality.h"
 #include "kvquant/error.h"
 #include "model/calibration_source.h"
 
@@ -34,7 +35,9 @@ std::vector<SweepPoint> points_of(const SweepOptions& options) {
             "sweep needs --grid FILE, --config NAME or --quick");
   std::vector<SweepPoint> points;
   if (has_grid) {
-    points = parse_grid(read_utf8(options.grid), options.grid);
+    const std::string text = read_utf8(options.grid);
+    points = parse_grid(text, options.grid);
+    parse_quality(text, options.grid);  // mistakes there are refused now, too
   } else if (has_configs) {
     for (const auto& name : options.configs) {
       points.push_back(parse_point_name(name));
