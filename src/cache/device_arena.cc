@@ -15,8 +15,12 @@ DeviceArena::DeviceArena(CudaDevice& device, int64_t num_bytes)
   if (memory_.num_bytes() > 0) free_[0] = memory_.num_bytes();
 }
 
+int64_t DeviceArena::piece_bytes(int64_t num_bytes) {
+  return (std::max<int64_t>(num_bytes, 1) + kUnit - 1) / kUnit * kUnit;
+}
+
 std::byte* DeviceArena::take(int64_t num_bytes) {
-  const int64_t size = (std::max<int64_t>(num_bytes, 1) + kUnit - 1) / kUnit * kUnit;
+  const int64_t size = piece_bytes(num_bytes);
   const auto found =
       std::find_if(free_.begin(), free_.end(), [&](const auto& x) { return x.second >= size; });
   if (found == free_.end()) {
@@ -33,8 +37,26 @@ std::byte* DeviceArena::take(int64_t num_bytes) {
   return memory_.data() + offset;
 }
 
+void DeviceArena::share(const std::byte* piece) { ++more_users_[piece - memory_.data()]; }
+
+bool DeviceArena::is_shared(const std::byte* piece) const {
+  return more_users_.contains(piece - memory_.data());
+}
+
+std::byte* DeviceArena::copy(const std::byte* piece) {
+  const int64_t size = taken_.at(piece - memory_.data());
+  std::byte* copied = take(size);
+  device_->copy(copied, piece, size);
+  return copied;
+}
+
 void DeviceArena::give(std::byte* piece) noexcept {
   if (piece == nullptr) return;
+  const auto others = more_users_.find(piece - memory_.data());
+  if (others != more_users_.end()) {
+    if (--others->second == 0) more_users_.erase(others);
+    return;
+  }
   auto node = taken_.extract(piece - memory_.data());
   assert(!node.empty());
   held_bytes_ -= node.mapped();

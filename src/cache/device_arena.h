@@ -1,6 +1,6 @@
 // Memory of a device that is allocated once and handed out in pieces: blocks, pages and rows of
-// sequences, so that no token costs an allocation. First fit; free neighbours become one. Not
-// thread-safe.
+// sequences, so that no token costs an allocation. First fit; free neighbours become one. Pieces
+// count their users, as forks share them. Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -21,10 +21,16 @@ class DeviceArena {
   std::byte* data() const { return memory_.data(); }
   int64_t num_bytes() const { return memory_.num_bytes(); }
   int64_t held_bytes() const { return held_bytes_; }  // of pieces that were not given back
+  static int64_t piece_bytes(int64_t num_bytes);      // that a piece of so many takes
 
   // Zeroed. Throws OutOfMemory naming the sizes; nothing has changed then.
   std::byte* take(int64_t num_bytes);
-  void give(std::byte* piece) noexcept;  // null: nothing
+  // One more user of a piece that is taken.
+  void share(const std::byte* piece);
+  bool is_shared(const std::byte* piece) const;
+  // The piece once more, in memory of its own. Throws OutOfMemory as take does.
+  std::byte* copy(const std::byte* piece);
+  void give(std::byte* piece) noexcept;  // of one user; null: nothing
 
  private:
   using Pieces = std::map<int64_t, int64_t>;  // bytes by offset
@@ -32,18 +38,23 @@ class DeviceArena {
   CudaDevice* device_;
   DeviceArray<std::byte> memory_;
   Pieces free_, taken_;
+  std::map<int64_t, int64_t> more_users_;  // by offset; none: one user
   int64_t held_bytes_ = 0;
 };
 
-// One piece, owned.
+// One piece. Copies share its memory: who writes calls own() before.
 template <class T>
 class ArenaPiece {
  public:
   ArenaPiece() = default;
   ArenaPiece(DeviceArena& arena, int64_t size)
-      : arena_(&arena), data_(arena.take(size * static_cast<int64_t>(sizeof(T)))), size_(size) {}
+      : arena_(&arena), data_(arena.take(size * kItemBytes)), size_(size) {}
+  ArenaPiece(const ArenaPiece& other)
+      : arena_(other.arena_), data_(other.data_), size_(other.size_) {
+    if (arena_ != nullptr) arena_->share(data_);
+  }
   ArenaPiece(ArenaPiece&& other) noexcept { swap(other); }
-  ArenaPiece& operator=(ArenaPiece&& other) noexcept {
+  ArenaPiece& operator=(ArenaPiece other) noexcept {
     swap(other);
     return *this;
   }
@@ -52,8 +63,20 @@ class ArenaPiece {
   }
   T* data() const { return reinterpret_cast<T*>(data_); }
   int64_t size() const { return size_; }
+  // That it takes, whoever shares them.
+  int64_t num_bytes() const {
+    return arena_ == nullptr ? 0 : DeviceArena::piece_bytes(size_ * kItemBytes);
+  }
+  // Leaves shared memory for a copy. Throws OutOfMemory.
+  void own() {
+    if (arena_ == nullptr || !arena_->is_shared(data_)) return;
+    std::byte* copied = arena_->copy(data_);
+    arena_->give(data_);
+    data_ = copied;
+  }
 
  private:
+  static constexpr int64_t kItemBytes = sizeof(T);
   void swap(ArenaPiece& other) noexcept {
     std::swap(arena_, other.arena_);
     std::swap(data_, other.data_);

@@ -41,6 +41,29 @@ TEST_F(Arenas, ABigPieceFitsAgainWhenItsNeighboursAreFree) {
   EXPECT_EQ(arena.held_bytes(), 1024);
 }
 
+TEST_F(Arenas, PiecesLiveAsLongAsTheirLastUser) {
+  DeviceArena arena(*device_, 1024);
+  ArenaPiece<int> a(arena, 10);
+  const int* data = a.data();
+  device_->copy_in(a.data(), std::vector<int>(10, 7).data(), 40);
+  ArenaPiece<int> b = a, c = b;
+  EXPECT_EQ(arena.held_bytes(), 256);
+  b.own();
+  EXPECT_NE(b.data(), data);
+  EXPECT_EQ(b.data()[9], 7);
+  EXPECT_EQ(arena.held_bytes(), 512);
+  a = ArenaPiece<int>();
+  EXPECT_EQ(arena.held_bytes(), 512) << "c reads it";
+  c.own();
+  EXPECT_EQ(c.data(), data) << "it is the only user";
+  c = b;
+  EXPECT_EQ(arena.held_bytes(), 256);
+  EXPECT_EQ(c.num_bytes(), 256);
+  const ArenaPiece<int> low(arena, 64), high(arena, 128);  // all that is left
+  EXPECT_THROW(b.own(), OutOfMemory);
+  EXPECT_EQ(b.data(), c.data()) << "nothing has changed";
+}
+
 TEST_F(Arenas, PiecesNeverOverlapWhateverComesAndGoes) {
   DeviceArena arena(*device_, 64 << 10);
   std::mt19937 rng(3);

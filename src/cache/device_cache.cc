@@ -201,6 +201,27 @@ void DeviceCache::drop(SequenceId id) {
   sequences_.erase(id);
 }
 
+DeviceCache::Sequence& DeviceCache::find_between_chunks(SequenceId id, const char* what) {
+  Sequence& sequence = find_whole(id);
+  for (const DeviceLayer& layer : sequence.layers) {
+    check_arg(layer.length() == sequence.length && layer.is_settled(),
+              fmt::format("cache: {} between the layers of a chunk", what));
+  }
+  return sequence;
+}
+
+DeviceCache::SequenceId DeviceCache::fork(SequenceId id) {
+  sequences_.emplace(next_id_, find_between_chunks(id, "fork"));
+  return next_id_++;
+}
+
+DeviceCache::SequenceId DeviceCache::copy(SequenceId id) {
+  Sequence copied = find_between_chunks(id, "copy");
+  for (DeviceLayer& layer : copied.layers) layer.own();
+  sequences_.emplace(next_id_, std::move(copied));
+  return next_id_++;
+}
+
 bool DeviceCache::can_truncate(SequenceId id, int64_t length) const {
   const auto& layers = const_cast<DeviceCache*>(this)->find(id).layers;
   return std::all_of(layers.begin(), layers.end(), [&](const DeviceLayer& layer) {
@@ -209,11 +230,7 @@ bool DeviceCache::can_truncate(SequenceId id, int64_t length) const {
 }
 
 void DeviceCache::truncate(SequenceId id, int64_t length) {
-  Sequence& sequence = find_whole(id);
-  for (const DeviceLayer& layer : sequence.layers) {
-    check_arg(layer.length() == sequence.length && layer.is_settled(),
-              "cache: truncate between the layers of a chunk");
-  }
+  Sequence& sequence = find_between_chunks(id, "truncate");
   check_arg(can_truncate(id, length),
             fmt::format("cache: can't go back to {} tokens of {}: what is compressed can't be "
                         "forgotten",
@@ -315,16 +332,24 @@ void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const 
   }
 }
 
-int64_t DeviceCache::held_bytes() const {
-  int64_t bytes = arena_->held_bytes();
-  for (const auto& parameter : parameters_) bytes += parameter.num_bytes();
+int64_t DeviceCache::held_bytes() const { return arena_->held_bytes() + plans_.memory_bytes(); }
+
+int64_t DeviceCache::held_bytes(std::span<const SequenceId> ids) const {
+  int64_t bytes = plans_.memory_bytes();
+  for (const SequenceId id : ids) {
+    for (const DeviceLayer& layer : const_cast<DeviceCache*>(this)->find(id).layers) {
+      bytes += layer.held_bytes();
+    }
+  }
   return bytes;
 }
 
 int64_t DeviceCache::memory_bytes() const {
-  return held_bytes() - arena_->held_bytes() + arena_->num_bytes() + staging_.num_bytes() +
-         encode_scratch_.num_bytes() + dense_targets_.num_bytes() + rows_.num_bytes() +
-         kept_.num_bytes() + attend_scratch_.num_bytes();
+  int64_t bytes = arena_->num_bytes() + staging_.num_bytes() + encode_scratch_.num_bytes() +
+                  dense_targets_.num_bytes() + rows_.num_bytes() + kept_.num_bytes() +
+                  attend_scratch_.num_bytes();
+  for (const auto& parameter : parameters_) bytes += parameter.num_bytes();
+  return bytes;
 }
 
 }  // namespace kvquant

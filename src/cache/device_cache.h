@@ -47,6 +47,9 @@ class DeviceCache {
   SequenceId add_sequence();
   void drop(SequenceId id);
   // See KvCache. Throw std::invalid_argument between the layers of a chunk.
+  SequenceId fork(SequenceId id);
+  // A fork that shares no memory. Throws OutOfMemory; there is no new sequence then.
+  SequenceId copy(SequenceId id);
   void truncate(SequenceId id, int64_t length);
   bool can_truncate(SequenceId id, int64_t length) const;
   int64_t length(SequenceId id) const;  // tokens that are in all layers
@@ -75,8 +78,11 @@ class DeviceCache {
   const DeviceRope& rope() const { return rope_; }
   // Of everything the cache has allocated on the device.
   int64_t memory_bytes() const;
-  // Of blocks, pages, sinks and windows of sequences, within the pool; parameters count once.
+  // Of blocks, pages, sinks and windows of sequences, within the pool; what forks share and
+  // parameters of codecs count once, as in KvCache.
   int64_t held_bytes() const;
+  // What held_bytes() would be if there were these sequences only and they shared nothing.
+  int64_t held_bytes(std::span<const SequenceId> ids) const;
 
   // For tests and comparisons: the runs of one KV head, see KvCache::view.
   DeviceLayer::View view(int64_t layer, SequenceId id);
@@ -89,6 +95,7 @@ class DeviceCache {
   };
   Sequence& find(SequenceId id);
   Sequence& find_whole(SequenceId id);
+  Sequence& find_between_chunks(SequenceId id, const char* what);
   void upload_rope(const RopeTable& rope);
   void plan_layers();
   DeviceNuqPlan plan_side(const NuqPlan& plan);

@@ -48,10 +48,17 @@ class Twins {
     host_ids_[id] = host_.add_sequence();
     return id;
   }
+  // `id` of the device's has the tokens of `other`.
+  void adopt(int64_t id, int64_t other) { host_ids_[id] = host_.fork(host_ids_[other]); }
   void drop(int64_t id) {
     cache_.drop(id);
     host_.drop(host_ids_[id]);
     host_ids_.erase(id);
+  }
+  int64_t fork(int64_t id) {
+    const auto fork = cache_.fork(id);
+    host_ids_[fork] = host_.fork(host_ids_[id]);
+    return fork;
   }
   void truncate(int64_t id, int64_t length) {
     ASSERT_EQ(cache_.can_truncate(id, length), host_.can_truncate(host_ids_[id], length));
@@ -303,7 +310,7 @@ TEST_P(DeviceCaches, FollowKvCacheThroughRandomOperations) {
       const int64_t id = ids[static_cast<size_t>(below(std::ssize(ids)))];
       const int64_t length = twins.cache().length(id), action = below(10);
       if (action == 0 && ids.size() < 3) {
-        ids.push_back(twins.add());
+        ids.push_back(step % 2 == 0 ? twins.add() : twins.fork(id));
       } else if (action == 1 && ids.size() > 1) {
         twins.drop(id);
         std::erase(ids, id);
@@ -315,6 +322,53 @@ TEST_P(DeviceCaches, FollowKvCacheThroughRandomOperations) {
       if (HasFatalFailure()) return;
     }
     for (const int64_t id : ids) twins.drop(id);
+  }
+}
+
+TEST_P(DeviceCaches, ForksShareWhatNobodyWritesAndGoOnAlone) {
+  for (const char* spec : kSpecs) {
+    for (const CacheMode mode : {CacheMode::kAsServed, CacheMode::kStrict}) {
+      SCOPED_TRACE(std::string(spec) + (mode == CacheMode::kStrict ? ", strict" : ", as served"));
+      Twins twins(device(), pool_, spec, mode);
+      DeviceCache& cache = twins.cache();
+      const auto a = twins.add();
+      const int64_t empty = cache.held_bytes();
+      twins.append({{a, 2}});
+      const auto b = twins.fork(a);
+      twins.append({{a, 220}, {b, 75}});
+      const int64_t held = cache.held_bytes();
+      const auto c = twins.fork(a);
+      EXPECT_EQ(cache.held_bytes(), held) << "a fork alone takes nothing";
+      const int64_t both[] = {a, c};
+      EXPECT_EQ(cache.held_bytes(both) - empty, 2 * (cache.held_bytes({both, 1}) - empty));
+      twins.append({{c, 70}, {a, 130}});
+      twins.append({{a, 1}, {b, 1}, {c, 1}});
+      if (HasFatalFailure()) return;
+      twins.drop(a);
+      twins.append({{c, 65}});
+      for (const auto id : {b, c}) twins.drop(id);
+      EXPECT_EQ(cache.held_bytes(), empty);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(DeviceCaches, CopiesShareNothing) {
+  for (const char* spec : {"fp16", "nuq3-1%,block=64"}) {
+    SCOPED_TRACE(spec);
+    Twins twins(device(), pool_, spec, CacheMode::kAsServed);
+    DeviceCache& cache = twins.cache();
+    const auto a = twins.add();
+    const int64_t empty = cache.held_bytes();
+    twins.append({{a, 300}});
+    const int64_t held = cache.held_bytes();
+    const auto b = cache.copy(a);
+    EXPECT_EQ(cache.held_bytes() - held, held - empty);
+    twins.adopt(b, a);
+    twins.drop(a);
+    EXPECT_EQ(cache.held_bytes(), held);
+    twins.append({{b, 100}});
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -12,6 +12,7 @@ void DeviceDenseSide::append(const DeviceDenseRows& x, const DeviceRope& rope, C
                              DeviceArena& arena, DeviceArray<CudaDenseTarget>& targets) {
   const int64_t end = num_tokens_ + x.num_rows;
   const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
+  if (num_tokens_ % block_tokens != 0) blocks_.back().own();
   while (std::ssize(blocks_) * block_tokens < end) {
     blocks_.emplace_back(arena, plan_->block_bytes());
   }
@@ -37,6 +38,16 @@ void DeviceDenseSide::truncate(int64_t num_tokens) {
   const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
   blocks_.resize(static_cast<size_t>((num_tokens + block_tokens - 1) / block_tokens));
   num_tokens_ = num_tokens;
+}
+
+void DeviceDenseSide::own() {
+  for (auto& block : blocks_) block.own();
+}
+
+int64_t DeviceDenseSide::held_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& block : blocks_) bytes += block.num_bytes();
+  return bytes;
 }
 
 }  // namespace kvquant

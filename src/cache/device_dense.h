@@ -32,6 +32,8 @@ class DeviceDenseSide {
   void append(const DeviceDenseRows& x, const DeviceRope& rope, CudaDevice& device,
               DeviceArena& arena, DeviceArray<CudaDenseTarget>& targets);
   void truncate(int64_t num_tokens);
+  void own();                  // Copies of a side share its blocks until they write, or this.
+  int64_t held_bytes() const;  // of its blocks, whoever shares them
   int64_t num_tokens() const { return num_tokens_; }
   const std::byte* tile(int64_t index, int64_t head) const;  // an address of the device
 

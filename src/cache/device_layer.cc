@@ -26,6 +26,7 @@ void DeviceLayer::stage(Side& side, const float* rows, const DeviceChunk& chunk,
     if (side.sinks.data() == nullptr) {
       side.sinks = ArenaPiece<Half>(tools.encoder.arena, sink * size);
     }
+    side.sinks.own();
     tools.encoder.device.run(
         CudaNarrow{rows, chunk.stride, side.sinks.data() + length_ * size, num_to_sinks, size});
   }
@@ -107,6 +108,7 @@ void DeviceLayer::move_window(Side& side, int64_t num_leaving,
   if (side.window.data() == nullptr) {
     side.window = ArenaPiece<Half>(tools.encoder.arena, window_capacity() * size);
   }
+  side.window.own();
   if (from_window > 0 && kept > 0) {
     tools.kept.reserve_discarding(kept * size);
     device.copy(tools.kept.data(), side.window.data() + from_window * size, bytes(kept));
@@ -131,6 +133,26 @@ void DeviceLayer::settle(const DeviceLayerTools& tools) {
   }
   window_rows_ = total - num_leaving;
   pending_ = 0;
+}
+
+void DeviceLayer::own() {
+  assert(is_settled());
+  for (Side* side : {&key_, &value_}) {
+    if (side->dense) side->dense->own();
+    if (side->nuq) side->nuq->own();
+    side->sinks.own();
+    side->window.own();
+  }
+}
+
+int64_t DeviceLayer::held_bytes() const {
+  int64_t bytes = 0;
+  for (const Side* side : {&key_, &value_}) {
+    bytes += (side->dense ? side->dense->held_bytes() : 0) +
+             (side->nuq ? side->nuq->held_bytes() : 0) + side->sinks.num_bytes() +
+             side->window.num_bytes();
+  }
+  return bytes;
 }
 
 bool DeviceLayer::can_truncate(int64_t length) const {

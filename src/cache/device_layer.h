@@ -55,6 +55,11 @@ class DeviceLayer {
   void settle(const DeviceLayerTools& tools);
   bool is_settled() const { return pending_ == 0; }
 
+  // Copies share memory until they write, or own(). Throws OutOfMemory as append does. Requires a
+  // settled layer.
+  void own();
+  int64_t held_bytes() const;  // whoever shares them
+
   // Requires a settled layer.
   bool can_truncate(int64_t length) const;
   void truncate(int64_t length);

@@ -45,8 +45,44 @@ DeviceNuqSide::Piece DeviceNuqSide::piece_of(int64_t index, int64_t num_rows) co
   return piece;
 }
 
+void DeviceNuqSide::own_block(int64_t index) {
+  owned_blocks_[index].own();
+  blocks_[index] = owned_blocks_[index].data();
+}
+
+void DeviceNuqSide::own_last_pages() {
+  for (Chain& chain : chains_) {
+    if (chain.num_entries % kOutliersPerPage == 0) continue;
+    chain.pages.back().own();
+    chain.table.back() = chain.pages.back().data();
+  }
+}
+
+void DeviceNuqSide::own() {
+  for (int64_t i = 0; i < std::ssize(blocks_); ++i) own_block(i);
+  for (Chain& chain : chains_) {
+    for (size_t i = 0; i < chain.pages.size(); ++i) {
+      chain.pages[i].own();
+      chain.table[i] = chain.pages[i].data();
+    }
+  }
+  ranges_.own();
+}
+
+int64_t DeviceNuqSide::held_bytes() const {
+  int64_t bytes = ranges_.num_bytes();
+  for (const auto& block : owned_blocks_) bytes += block.num_bytes();
+  for (const Chain& chain : chains_) {
+    for (const auto& page : chain.pages) bytes += page.num_bytes();
+  }
+  return bytes;
+}
+
+// What is written next, to be this side's own.
 void DeviceNuqSide::take_blocks(int64_t num_tokens, const DeviceEncoder& with) {
   const int64_t block_tokens = plan_->host->shape.num_tiles * kTileTokens;
+  if (num_tokens_ % block_tokens != 0) own_block(num_tokens_ / block_tokens);
+  own_last_pages();
   while (std::ssize(blocks_) * block_tokens < num_tokens) {
     owned_blocks_.emplace_back(with.arena, plan_->host->layout.num_bytes);
     blocks_.push_back(owned_blocks_.back().data());

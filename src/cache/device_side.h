@@ -56,7 +56,9 @@ struct DeviceRows {
 class DeviceNuqSide {
  public:
   explicit DeviceNuqSide(const DeviceNuqPlan& plan);
-  DeviceNuqSide(DeviceNuqSide&&) noexcept = default;
+  // Copies share blocks and pages until they write, or own().
+  void own();
+  int64_t held_bytes() const;  // of blocks, pages and ranges, whoever shares them
 
   // Ranges are fitted to rows on the host: keys without calibration.
   bool needs_host_rows() const {
@@ -88,6 +90,8 @@ class DeviceNuqSide {
   Piece piece_of(int64_t index, int64_t num_rows) const;
   std::byte* block_of(int64_t tile) const { return blocks_[tile / plan_->host->shape.num_tiles]; }
   int64_t in_block(int64_t tile) const { return tile % plan_->host->shape.num_tiles; }
+  void own_block(int64_t index);
+  void own_last_pages();
   void take_blocks(int64_t num_tokens, const DeviceEncoder& with);
   void keep_ranges(const DeviceEncoder& with);
   const float* load_ranges(const DeviceEncoder& with) const;
