@@ -99,7 +99,7 @@ PolicyLoad load_of(const ModelBenchOptions& bench) {
 // One entry of -t: the model is packed anew for its threads. A policy sets the specs.
 void run_threads(const CommonOptions& common, const PolicyOptions& policy,
                  const ModelBenchOptions& bench, std::vector<CacheSpec>& specs, Results& results) {
-  Model model = load_model(common);
+  Model model = load_model(common, RunsOn::kCpuOrGpu);
   if (results.document.is_null()) apply_policy(policy, common, model, load_of(bench), specs);
   for (const CacheSpec& spec : specs) {
     check_spec_fits(spec, static_cast<int>(model.config().num_layers),

@@ -120,7 +120,7 @@ int run(const Options& options) {
   check_arg(specs.size() == 1, "chat takes one --kv");
   check_arg(options.common.json.empty(), "chat has no --json: use generate --chat");
   check_sampler_options(options.sampling.sampler);
-  Model model = load_model(options.common);
+  Model model = load_model(options.common, RunsOn::kCpuOrGpu);
   apply_policy(options.policy, options.common, model, {.context = options.common.context}, specs);
   const ChatFormat format = chat_format_of(options.chat_template, model);
   tell_expanded_layers(options.common, specs, model);

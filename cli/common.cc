@@ -24,6 +24,7 @@
 #include "model/calibration_source.h"
 #include "model/presets.h"
 #include "model/utf8.h"
+#include "ops/cuda_device.h"
 
 namespace kvquant::cli {
 namespace {
@@ -53,13 +54,25 @@ size_t display_width(const std::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
-// What the machine lacks is said before what the program does.
-void check_device_flag(const CommonOptions& options) {
+// The index of the GPU that is asked for; nothing: the CPU is.
+std::optional<int> device_of(const CommonOptions& options, RunsOn runs_on) {
   const auto index = parse_device(options.device);
-  if (!index) return;
-  check_device(probe_devices(), *index);
-  throw DeviceError("--device " + options.device +
-                    ": only single operations run on GPUs so far, models do not; use cpu");
+  if (!index) return index;
+  const auto check = [&](bool condition, const char* what) {
+    check_arg(condition, fmt::format("--device {}: {}", options.device, what));
+  };
+  check(runs_on == RunsOn::kCpuOrGpu,
+        "this command runs on the CPU only; generate, chat, perplexity and bench run on GPUs");
+  check(options.weights == "auto",
+        "--weights is for the CPU; on GPUs weights are bf16 or f32, as --precision says");
+  check(!options.absorb, "--absorb is for the CPU");
+  if (is_device_emulated()) {
+    fmt::print(stderr,
+               "kvquant: warning: KVQUANT_BACKEND=cuda-emulated: the CPU plays device cuda:{}, "
+               "slowly; this is for tests\n",
+               *index);
+  }
+  return index;
 }
 
 Json calibration_config(const Calibration* calibration) {
@@ -172,7 +185,7 @@ std::string read_utf8(const std::string& path) {
 Precision precision_of(const CommonOptions& options) {
   if (options.precision == "f32") return Precision::kF32;
   if (options.precision == "bf16") return Precision::kBF16;
-  return default_precision();
+  return options.device == "cpu" ? default_precision() : Precision::kBF16;
 }
 
 std::optional<Preset> preset_of(const CommonOptions& options) {
@@ -180,18 +193,22 @@ std::optional<Preset> preset_of(const CommonOptions& options) {
   return get_preset_info(options.model, options.preset);
 }
 
-Model load_model(const CommonOptions& options) {
-  check_device_flag(options);
+Model load_model(const CommonOptions& options, RunsOn runs_on) {
+  const auto device = device_of(options, runs_on);
   const auto decoders = options.absorb ? ValueDecoders::kAbsorbed : ValueDecoders::kExpanded;
   Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
                                                         .precision = precision_of(options),
                                                         .weights = weights_of(options),
                                                         .context = options.context,
-                                                        .value_decoders = decoders});
+                                                        .value_decoders = decoders,
+                                                        .device = device});
   const auto preset = preset_of(options);
   if (preset) check_preset_fits(*preset, preset_model(model.checkpoint()));
   const std::string calibration = calibration_file_of(options, preset);
   if (!calibration.empty()) model.set_calibration(load_calibration(calibration));
+  if (device && !options.quiet) {
+    fmt::print(stderr, "kvquant: device cuda:{}: {}\n", *device, model.device_name());
+  }
   return model;
 }
 
@@ -219,7 +236,7 @@ std::vector<CacheSpec> specs_of(const CommonOptions& options,
 
 void tell_expanded_layers(const CommonOptions& options, const std::vector<CacheSpec>& specs,
                           const Model& model) {
-  if (options.quiet) return;
+  if (options.quiet || model.is_on_device()) return;
   const int64_t num_layers = model.config().num_layers;
   for (const CacheSpec& spec : specs) {
     const int64_t count = num_expanded_layers(spec, num_layers);
@@ -247,8 +264,9 @@ void tell_unabsorbed(const CommonOptions& options, const std::vector<CacheSpec>&
 }
 
 void tell_absorbed(const CommonOptions& options, Model& model) {
+  if (!options.absorb || options.quiet) return;
   const int64_t bytes = model.transformer().absorbed_bytes();
-  if (bytes == 0 || options.quiet) return;
+  if (bytes == 0) return;
   fmt::print(stderr,
              "kvquant: output projections with value decoders take {} beside weights of {}\n",
              format_bytes(bytes), format_bytes(model.transformer().weight_bytes()));
@@ -397,7 +415,8 @@ std::string describe_calibration(const Model& model) {
 Json common_config(const CommonOptions& options, Model& model) {
   return {{"threads", model.pool().num_threads()},
           {"device", options.device},
-          {"precision", precision_of(options) == Precision::kBF16 ? "bf16" : "f32"},
+          {"device_name", model.is_on_device() ? Json(model.device_name()) : Json(nullptr)},
+          {"precision", model.precision() == Precision::kBF16 ? "bf16" : "f32"},
           {"weights", options.weights},
           {"ubatch", options.ubatch},
           {"seed", options.seed},

@@ -52,8 +52,11 @@ std::string read_utf8(const std::string& path);
 // What --preset names; nothing without it. Throws what get_preset_info does.
 std::optional<Preset> preset_of(const CommonOptions& options);
 
-// With the calibration of --calib or of the preset, which has to fit the model.
-Model load_model(const CommonOptions& options);
+// Where a command can run a model.
+enum class RunsOn { kCpu, kCpuOrGpu };
+// With the calibration of --calib or of the preset, which has to fit the model. Throws
+// std::invalid_argument for --device cuda where the command, or a flag beside it, is for CPUs only.
+Model load_model(const CommonOptions& options, RunsOn runs_on = RunsOn::kCpu);
 Precision precision_of(const CommonOptions& options);
 
 // --kv (each one), or -ctk/-ctv as one spec, and that of --preset; or `defaults`. Prints warnings

@@ -102,7 +102,11 @@ int run(const Options& options) {
   auto specs = specs_of(options.common, {"fp16"});
   check_arg(specs.size() == 1, "generate takes one --kv");
   check_sampler_options(options.sampling.sampler);
-  Model model = load_model(options.common);
+  check_arg(
+      options.common.device == "cpu" || (options.save_cache.empty() && options.load_cache.empty()),
+      "--device " + options.common.device +
+          ": caches on GPUs have no files: leave out --save-cache and --load-cache");
+  Model model = load_model(options.common, RunsOn::kCpuOrGpu);
   apply_policy(options.policy, options.common, model, {.context = options.common.context}, specs);
   tell_expanded_layers(options.common, specs, model);
   tell_unabsorbed(options.common, specs, model);
@@ -146,7 +150,7 @@ int run(const Options& options) {
                  {"n_prompt", out.num_prompt_tokens},
                  {"prompt_s", out.prompt_s},
                  {"generation_s", out.generation_s},
-                 {"cache_bytes", session.cache().memory_bytes()},
+                 {"cache_bytes", session.cache_bytes()},
                  {"compressed_tokens", session.num_compressed_tokens()},
                  {"peak_rss_bytes", peak_rss_bytes()}});
   document["results"].push_back(result);

@@ -72,7 +72,7 @@ int run(const Options& options) {
   auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
   const std::string text =
       read_utf8(options.file.empty() ? find_asset("sample.txt") : options.file);
-  Model model = load_model(options.common);
+  Model model = load_model(options.common, RunsOn::kCpuOrGpu);
   const auto tokens =
       model.tokenizer().encode(text, Tokenizer::Special::kAsText, Tokenizer::Bos::kNever);
   const int64_t window = options.common.context > 0

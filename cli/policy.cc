@@ -35,6 +35,8 @@ void check_policy(const PolicyOptions& options, const CommonOptions& common) {
   check_arg(is_auto || (options.memory.empty() && !options.ppl_budget),
             "--memory and --ppl-budget need --policy auto");
   if (options.policy.empty()) return;
+  check_arg(common.device == "cpu",
+            "--device " + common.device + ": --policy is for the CPU: give a spec with --kv");
   check_arg(common.kv.empty() && common.key_codec.empty() && common.value_codec.empty(),
             "--policy says what is stored: it excludes --kv, -ctk and -ctv");
   if (!is_auto) {

@@ -28,7 +28,7 @@ void print_timings(const Generation& generation, const Session& session, const C
     return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
   };
   const auto generated = static_cast<int64_t>(generation.tokens.size());
-  const int64_t cache_bytes = session.cache().memory_bytes();
+  const int64_t cache_bytes = session.cache_bytes();
   fmt::print(stderr,
              "\nprompt      {:6} tokens {:8.2f} s {:8.1f} tokens/s\n"
              "generation  {:6} tokens {:8.2f} s {:8.1f} tokens/s\n"

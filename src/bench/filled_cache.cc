@@ -2,54 +2,44 @@
 
 #include <algorithm>
 
-#include "cache/kv_cache.h"
-
 namespace kvquant {
-FilledCache::FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch)
+
+FilledCache::FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch,
+                         int64_t max_tokens)
     : model_(model),
       ubatch_(ubatch),
-      cache_(model.transformer().kv_shape(), spec, CacheMode::kAsServed,
-             model.transformer().rope_table(), model.pool(), model.calibration()),
+      runner_(make_runner(model, {.spec = spec,
+                                  .mode = CacheMode::kAsServed,
+                                  .num_sequences = 2 * batch,  // of which half is filled only
+                                  .max_tokens = max_tokens,
+                                  .chunk_tokens = std::max(ubatch, batch)})),
       logits_(batch * model.config().vocab_size) {
-  for (int64_t i = 0; i < batch; ++i) filled_.push_back(cache_.add_sequence());
+  for (int64_t i = 0; i < batch; ++i) filled_.push_back(runner_->add_sequence());
 }
 
 void FilledCache::fill(std::span<const int32_t> tokens, const std::function<void()>& between) {
-  Transformer& transformer = model_.transformer();
-  const std::span others = std::span(filled_).subspan(1);
-  const Observation observation(transformer, [&](const ObservedChunk& chunk) {
-    for (const auto id : others) cache_.append(chunk.layer, id, chunk.keys, chunk.values);
-  });
-  const auto count = static_cast<int64_t>(tokens.size());
-  for (int64_t begin = 0; begin < count; begin += ubatch_) {
-    if (between) between();
-    const int64_t size = std::min(ubatch_, count - begin);
-    const ForwardChunk chunk{filled_[0],
-                             tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
-    transformer.forward({&chunk, 1}, cache_);
-    for (const auto id : others) cache_.settle(id);
-  }
+  runner_->fill(filled_, tokens, ubatch_, between);
   for (auto& id : filled_) {  // a fork has no buffer of the last chunk
-    const auto fork = cache_.fork(id);
-    cache_.drop(id);
+    const auto fork = runner_->fork(id);
+    runner_->drop(id);
     id = fork;
   }
 }
 
 void FilledCache::start() {
   finish();
-  for (const auto id : filled_) running_.push_back(cache_.fork(id));
-  cache_.reset_peak();
+  for (const auto id : filled_) running_.push_back(runner_->fork(id));
+  runner_->reset_peak();
 }
 
 int64_t FilledCache::peak_cache_bytes() const {
   // What was filled and no fork shares: blocks and windows that they copied before they wrote.
-  const int64_t foreign = cache_.memory_bytes() - cache_.memory_bytes(running_);
-  return cache_.peak_bytes() - foreign;
+  const int64_t foreign = runner_->memory_bytes() - runner_->memory_bytes(running_);
+  return runner_->peak_bytes() - foreign;
 }
 
 void FilledCache::finish() {
-  for (const auto id : running_) cache_.drop(id);
+  for (const auto id : running_) runner_->drop(id);
   running_.clear();
 }
 
@@ -63,7 +53,7 @@ void FilledCache::prefill(std::span<const int32_t> tokens) {
       chunks.push_back({running_[at / count], tokens.subspan(first, size)});
       at += size;
     }
-    const auto hidden = model_.transformer().forward(chunks, cache_);
+    const auto hidden = runner_->forward(chunks);
     for (size_t i = begin / count; i < at / count; ++i) {  // whose last token was there
       const auto row = static_cast<int64_t>((i + 1) * count - 1 - begin);
       keep_logits(hidden, row, static_cast<int64_t>(i), 1);
@@ -75,7 +65,7 @@ void FilledCache::decode(std::span<const int32_t> tokens) {
   std::vector<ForwardChunk> chunks(running_.size());
   for (size_t t = 0; t < tokens.size(); ++t) {
     for (size_t i = 0; i < running_.size(); ++i) chunks[i] = {running_[i], tokens.subspan(t, 1)};
-    const auto hidden = model_.transformer().forward(chunks, cache_);
+    const auto hidden = runner_->forward(chunks);
     keep_logits(hidden, 0, 0, static_cast<int64_t>(running_.size()));
   }
 }
@@ -83,8 +73,8 @@ void FilledCache::decode(std::span<const int32_t> tokens) {
 void FilledCache::keep_logits(TensorView<const float, 2> hidden, int64_t row, int64_t sequence,
                               int64_t count) {
   const int64_t width = hidden.shape[1], vocab = model_.config().vocab_size;
-  model_.transformer().logits(row_major<const float, 2>(hidden.data + row * width, {count, width}),
-                              row_major(logits_.data() + sequence * vocab, {count, vocab}));
+  runner_->logits(row_major<const float, 2>(hidden.data + row * width, {count, width}),
+                  row_major(logits_.data() + sequence * vocab, {count, vocab}));
 }
 
 }  // namespace kvquant

@@ -4,23 +4,26 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "base/buffer.h"
 #include "kvquant/spec.h"
 #include "model/model.h"
+#include "model/runner.h"
 
 namespace kvquant {
 
 class FilledCache {
  public:
-  // `batch` >= 1 empty sequences over the model's calibration. `model` must outlive this. Throws
-  // std::invalid_argument when the spec doesn't fit the model.
-  FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch);
+  // `batch` >= 1 empty sequences over the model's calibration, which will have up to max_tokens
+  // each (0: the model's context). `model` must outlive this. Throws what make_runner does.
+  FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, int64_t batch,
+              int64_t max_tokens = 0);
 
   // Appends the tokens to every sequence. The model reads them once, the other sequences get copies
-  // of the first one's keys and values in memory of their own: shared blocks would lie in the
+  // of what was stored in memory of their own: shared blocks would lie in the
   // processor's caches. Nothing may be running. `between` is called before every chunk of ubatch.
   void fill(std::span<const int32_t> tokens, const std::function<void()>& between = {});
 
@@ -35,9 +38,9 @@ class FilledCache {
   void finish();  // drops the forks
 
   // Of the forks alone, as if they shared nothing with what was filled.
-  int64_t cache_bytes() const { return cache_.memory_bytes(running_); }
+  int64_t cache_bytes() const { return runner_->memory_bytes(running_); }
   int64_t peak_cache_bytes() const;  // the most since start, scratch included
-  int64_t all_bytes() const { return cache_.memory_bytes(); }
+  int64_t all_bytes() const { return runner_->memory_bytes(); }
   // After the last token of each sequence, [batch][vocab_size].
   std::span<const float> logits() const { return logits_.span(); }
 
@@ -46,8 +49,8 @@ class FilledCache {
 
   Model& model_;
   int64_t ubatch_;
-  KvCache cache_;
-  std::vector<KvCache::SequenceId> filled_, running_;
+  std::unique_ptr<Runner> runner_;
+  std::vector<Runner::SequenceId> filled_, running_;
   Buffer<float> logits_;
 };
 

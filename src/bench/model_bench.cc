@@ -28,6 +28,13 @@ struct Start {
   int64_t batch, depth;
 };
 
+// That a sequence of any test from there has at its end.
+int64_t most_tokens(const Start& start, const std::vector<Test>& tests) {
+  int64_t most = 0;
+  for (const Test& test : tests) most = std::max(most, test.n_prompt + test.n_gen);
+  return start.depth + most;
+}
+
 using Caches = std::vector<std::unique_ptr<FilledCache>>;  // one per spec
 
 std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size, uint64_t seed) {
@@ -111,7 +118,8 @@ class Bench {
     const auto tokens = random_tokens(start.depth, model_.config().vocab_size, options_.seed);
     Caches caches;
     for (const CacheSpec& spec : specs_) {
-      caches.push_back(std::make_unique<FilledCache>(model_, spec, options_.ubatch, start.batch));
+      caches.push_back(std::make_unique<FilledCache>(model_, spec, options_.ubatch, start.batch,
+                                                     most_tokens(start, list_tests(options_))));
       caches.back()->fill(tokens, [&] { steps.wait(); });
       steps.add();
     }

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "eval/statistics.h"
+#include "model/runner.h"
 #include "ops/log_softmax.h"
 
 namespace kvquant {
@@ -18,8 +19,8 @@ constexpr int64_t kLogitRows = 32;  // rows of logits held at once per spec
 // What one spec has collected over all windows, and its cache of the present one.
 struct Run {
   CacheSpec spec;
-  std::unique_ptr<KvCache> cache;
-  Buffer<float> hidden;  // [ubatch, hidden], copied: the transformer's is shared
+  std::unique_ptr<Runner> runner;
+  Buffer<float> hidden;  // [ubatch, hidden], copied: the model's is shared
   Buffer<float> logits;  // [kLogitRows, vocab_size]
   std::vector<double> nll, kl;
   int64_t num_same_top1 = 0;
@@ -64,13 +65,14 @@ class Evaluation {
       : model_(model), runs_(runs), options_(options) {}
 
   void window(const Window& window, const std::function<void(int64_t)>& tokens_done) {
-    Transformer& transformer = model_.transformer();
-    std::vector<KvCache::SequenceId> ids;
+    std::vector<Runner::SequenceId> ids;
     for (Run& run : runs_) {
-      run.cache =
-          std::make_unique<KvCache>(transformer.kv_shape(), run.spec, options_.mode,
-                                    transformer.rope_table(), model_.pool(), model_.calibration());
-      ids.push_back(run.cache->add_sequence());
+      run.runner.reset();  // before memory is set aside for the next one
+      run.runner = make_runner(model_, {.spec = run.spec,
+                                        .mode = options_.mode,
+                                        .max_tokens = std::ssize(window.tokens),
+                                        .chunk_tokens = options_.ubatch});
+      ids.push_back(run.runner->add_sequence());
     }
     const auto length = static_cast<int64_t>(window.tokens.size());
     for (int64_t begin = 0; begin < length; begin += options_.ubatch) {
@@ -80,7 +82,7 @@ class Evaluation {
         const ForwardChunk chunk{
             ids[r], std::span(window.tokens)
                         .subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
-        const auto hidden = transformer.forward({&chunk, 1}, *run.cache);
+        const auto hidden = run.runner->forward({&chunk, 1});
         run.hidden.reserve_discarding(options_.ubatch * hidden.shape[1]);
         std::copy_n(hidden.data, size * hidden.shape[1], run.hidden.data());
         tokens_done(size);
@@ -88,9 +90,9 @@ class Evaluation {
       score_chunk(window, begin, size);
     }
     for (size_t r = 0; r < runs_.size(); ++r) {
-      runs_[r].cache_bytes = std::max(runs_[r].cache_bytes, runs_[r].cache->memory_bytes());
+      runs_[r].cache_bytes = std::max(runs_[r].cache_bytes, runs_[r].runner->memory_bytes());
       runs_[r].compressed_tokens =
-          std::max(runs_[r].compressed_tokens, runs_[r].cache->num_compressed_tokens(ids[r]));
+          std::max(runs_[r].compressed_tokens, runs_[r].runner->num_compressed_tokens(ids[r]));
     }
   }
 
@@ -106,12 +108,11 @@ class Evaluation {
   }
 
   void score_rows(const Window& window, int64_t first, int64_t count, int64_t chunk_begin) {
-    Transformer& transformer = model_.transformer();
     const int64_t hidden = model_.config().hidden;
     const int64_t vocab = model_.config().vocab_size;
     for (Run& run : runs_) {
       run.logits.reserve_discarding(kLogitRows * vocab);
-      transformer.logits(row_major<const float, 2>(
+      run.runner->logits(row_major<const float, 2>(
                              run.hidden.data() + (first - chunk_begin) * hidden, {count, hidden}),
                          row_major(run.logits.data(), {count, vocab}));
       run.nll.resize(run.nll.size() + static_cast<size_t>(count));

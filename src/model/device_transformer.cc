@@ -80,9 +80,9 @@ DeviceTransformer::DeviceTransformer(const Checkpoint& checkpoint, Precision pre
       qkv_(device),
       attention_(device),
       mlp_(device),
+      asked_(device),
       logits_(device),
-      best_(device, int64_t{1}),
-      host_logits_(config_.vocab_size) {
+      best_(device, int64_t{1}) {
   const ModelWeights weights = load_weights(checkpoint, precision, pool);
   for (const LayerWeights& layer : weights.layers) layers_.emplace_back(device, layer, precision);
   final_norm_ = upload(device, weights.final_norm);
@@ -117,7 +117,7 @@ int64_t DeviceTransformer::qkv_width() const {
   return (config_.num_q_heads + 2 * config_.num_kv_heads) * config_.head_dim;
 }
 
-void DeviceTransformer::upload_batch(std::span<const DeviceForwardChunk> chunks,
+void DeviceTransformer::upload_batch(std::span<const ForwardChunk> chunks,
                                      const DeviceCache& cache) {
   std::vector<int32_t> tokens;
   std::vector<int64_t> positions;
@@ -164,7 +164,7 @@ void DeviceTransformer::finish_qkv(const Layer& layer, int64_t num_rows) {
   norm_heads(qkv_.data() + config_.num_q_heads * head_dim, config_.num_kv_heads, layer.key_norm);
 }
 
-void DeviceTransformer::attention_block(int64_t index, std::span<const DeviceForwardChunk> chunks,
+void DeviceTransformer::attention_block(int64_t index, std::span<const ForwardChunk> chunks,
                                         DeviceCache& cache, int64_t num_rows) {
   const Layer& layer = layers_[static_cast<size_t>(index)];
   const int64_t width = qkv_width(), head_dim = config_.head_dim, hidden = config_.hidden;
@@ -200,7 +200,7 @@ void DeviceTransformer::mlp_block(const Layer& layer, int64_t num_rows) {
   multiply(layer.down, {gate, stride}, {residual_.data(), hidden}, num_rows, Epilogue::kAdd);
 }
 
-TensorView<const float, 2> DeviceTransformer::forward(std::span<const DeviceForwardChunk> chunks,
+TensorView<const float, 2> DeviceTransformer::forward(std::span<const ForwardChunk> chunks,
                                                       DeviceCache& cache) {
   check_chunks(config_, chunks, cache);
   upload_batch(chunks, cache);
@@ -223,23 +223,29 @@ TensorView<const float, 2> DeviceTransformer::forward(std::span<const DeviceForw
   return row_major<const float, 2>(hidden_.data(), {n, hidden});
 }
 
-void DeviceTransformer::find_logits(int64_t row) {
-  const int64_t hidden = config_.hidden;
-  check_arg(0 <= row && (row + 1) * hidden <= normed_.size(),
-            "there are no hidden states of row " + std::to_string(row));
-  logits_.reserve_discarding(config_.vocab_size);
-  multiply(*lm_head_, {normed_.data() + row * hidden, hidden}, {logits_.data(), config_.vocab_size},
-           1, Epilogue::kStore);
+// Of rows on the device.
+void DeviceTransformer::find_logits(const float* hidden, int64_t num_rows) {
+  const int64_t width = config_.hidden, vocab = config_.vocab_size;
+  logits_.reserve_discarding(num_rows * vocab);
+  multiply(*lm_head_, {const_cast<float*>(hidden), width}, {logits_.data(), vocab}, num_rows,
+           Epilogue::kStore);
 }
 
-std::span<const float> DeviceTransformer::logits(int64_t row) {
-  find_logits(row);
-  device_.copy_out(host_logits_.data(), logits_.data(), host_logits_.num_bytes());
-  return host_logits_.span();
+void DeviceTransformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) {
+  const int64_t num_rows = hidden.shape[0], width = config_.hidden, vocab = config_.vocab_size;
+  check_arg(hidden.shape[1] == width && out.shape[0] == num_rows && out.shape[1] == vocab &&
+                hidden.stride[0] == width && out.stride[0] == vocab,
+            "logits: hidden states or their logits have another shape, or gaps");
+  asked_.assign(std::span(hidden.data, static_cast<size_t>(num_rows * width)));
+  find_logits(asked_.data(), num_rows);
+  device_.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
 }
 
 int32_t DeviceTransformer::most_likely(int64_t row) {
-  find_logits(row);
+  const int64_t hidden = config_.hidden;
+  check_arg(0 <= row && (row + 1) * hidden <= normed_.size(),
+            "there are no hidden states of row " + std::to_string(row));
+  find_logits(normed_.data() + row * hidden, 1);
   device_.run(CudaArgmax{logits_.data(), config_.vocab_size, best_.data(), 1, config_.vocab_size});
   return best_.read(1)[0];
 }

@@ -15,12 +15,6 @@
 
 namespace kvquant {
 
-// The next tokens of one sequence of a DeviceCache.
-struct DeviceForwardChunk {
-  DeviceCache::SequenceId sequence = 0;
-  std::span<const int32_t> tokens;
-};
-
 class DeviceTransformer {
  public:
   // Uploads the weights: as bf16 with Precision::kBF16, else as f32; codes of quantized files are
@@ -36,11 +30,11 @@ class DeviceTransformer {
   // See Transformer::forward. Hidden states after the last norm, [sum of chunk lengths, hidden], on
   // the host, valid until the next call. The chunks together must be within the cache's
   // chunk_tokens; its rope table must be this one's.
-  TensorView<const float, 2> forward(std::span<const DeviceForwardChunk> chunks,
-                                     DeviceCache& cache);
-  // Logits of row `row` of the last forward, [vocab_size], on the host, valid until the next call.
-  std::span<const float> logits(int64_t row);
-  // The most likely token of that row, without copying its logits.
+  TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks, DeviceCache& cache);
+  // Logits of some hidden states, both on the host: hidden [num_rows, hidden] -> out [num_rows,
+  // vocab_size].
+  void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out);
+  // The most likely token behind row `row` of the last forward, without copying its logits.
   int32_t most_likely(int64_t row);
 
  private:
@@ -60,14 +54,14 @@ class DeviceTransformer {
     float* data;
     int64_t stride;
   };
-  void upload_batch(std::span<const DeviceForwardChunk> chunks, const DeviceCache& cache);
+  void upload_batch(std::span<const ForwardChunk> chunks, const DeviceCache& cache);
   void multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows, Epilogue epilogue);
   void norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows);
   void finish_qkv(const Layer& layer, int64_t num_rows);
-  void attention_block(int64_t index, std::span<const DeviceForwardChunk> chunks,
-                       DeviceCache& cache, int64_t num_rows);
+  void attention_block(int64_t index, std::span<const ForwardChunk> chunks, DeviceCache& cache,
+                       int64_t num_rows);
   void mlp_block(const Layer& layer, int64_t num_rows);
-  void find_logits(int64_t row);
+  void find_logits(const float* hidden, int64_t num_rows);
   int64_t qkv_width() const;
 
   const ModelConfig& config_;
@@ -83,10 +77,9 @@ class DeviceTransformer {
   DeviceArray<int32_t> tokens_;
   DeviceArray<int64_t> positions_;
   DeviceArray<float> residual_, normed_, qkv_, attention_, mlp_;  // mlp_: gate, up
-  DeviceArray<float> logits_;
+  DeviceArray<float> asked_, logits_;
   DeviceArray<int32_t> best_;
   Buffer<float> hidden_;
-  Buffer<float> host_logits_;
 };
 
 }  // namespace kvquant

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "base/backend.h"
+#include "base/check.h"
 #include "kvquant/error.h"
+#include "model/device_transformer.h"
 
 namespace kvquant {
 namespace {
@@ -63,7 +65,46 @@ Precision default_precision() {
   return has_bf16 ? Precision::kBF16 : Precision::kF32;
 }
 
+struct Model::OnDevice {
+  OnDevice(int index, const Checkpoint& checkpoint, Precision precision, ThreadPool& pool)
+      : name(find_model_device(index).name),
+        device(open_model_device(index, pool)),
+        transformer(checkpoint, precision, *device, pool) {}
+
+  std::string name;
+  std::unique_ptr<CudaDevice> device;
+  DeviceTransformer transformer;
+};
+
+Model::Model() = default;
+Model::~Model() = default;
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+
+Transformer& Model::transformer() {
+  check_arg(transformer_ != nullptr, "the model is on a GPU, where this can't be done");
+  return *transformer_;
+}
+
+CudaDevice& Model::device() { return *on_device_->device; }
+DeviceTransformer& Model::device_transformer() { return on_device_->transformer; }
+const std::string& Model::device_name() const { return on_device_->name; }
+
+void Model::load_transformer(const ModelOptions& options) {
+  precision_ = options.precision.value_or(default_precision());
+  if (options.device) {
+    on_device_ = std::make_unique<OnDevice>(*options.device, *checkpoint_, precision_, *pool_);
+    return;
+  }
+  transformer_ = std::make_unique<Transformer>(*checkpoint_, precision_, *pool_, options.weights);
+  transformer_->set_value_decoders(options.value_decoders);
+}
+
 Model Model::load(const std::string& path, const ModelOptions& options) {
+  check_arg(!options.device || (options.weights == WeightStorage::kAuto &&
+                                options.value_decoders == ValueDecoders::kExpanded),
+            "models on GPUs have weights as precise as their arithmetic, and no absorbed decoders");
+  if (options.device) find_model_device(*options.device);  // before anything is read
   Model model;
   model.path_ = path;
   model.checkpoint_ = open_checkpoint(path);
@@ -74,13 +115,10 @@ Model Model::load(const std::string& path, const ModelOptions& options) {
   model.tokenizer_ = std::make_unique<Tokenizer>(model.checkpoint_->tokenizer());
   model.pool_ = std::make_unique<ThreadPool>(options.num_threads, options.pin);
   try {
-    model.transformer_ = std::make_unique<Transformer>(
-        *model.checkpoint_, options.precision.value_or(default_precision()), *model.pool_,
-        options.weights);
+    model.load_transformer(options);
   } catch (const FormatError& error) {  // of weights, which don't know where they come from
     throw FormatError(path + ": " + error.what());
   }
-  model.transformer_->set_value_decoders(options.value_decoders);
   return model;
 }
 

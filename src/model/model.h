@@ -1,4 +1,5 @@
-// A model ready to run: checkpoint, tokenizer, packed weights and the threads that work on it.
+// A model ready to run: checkpoint, tokenizer, weights and the threads, or the device, that work on
+// it.
 #pragma once
 
 #include <memory>
@@ -15,6 +16,9 @@
 
 namespace kvquant {
 
+class CudaDevice;
+class DeviceTransformer;
+
 struct ModelOptions {
   int num_threads = 0;  // 0: every core the process may use
   ThreadPool::Pin pin = ThreadPool::Pin::kYes;
@@ -24,19 +28,35 @@ struct ModelOptions {
   // above what they were trained for: they rotate by it, see Checkpoint::extend_context.
   int64_t context = 0;
   ValueDecoders value_decoders = ValueDecoders::kExpanded;
+  // Of the GPU that weights, caches and all work are on (find_model_device); unset: the CPU.
+  std::optional<int> device = std::nullopt;
 };
 
 class Model {
  public:
-  // A GGUF file or a Hugging Face directory. Throws IoError, FormatError.
+  // A GGUF file or a Hugging Face directory. Throws IoError, FormatError; with a device also
+  // DeviceError, OutOfMemory, and std::invalid_argument for weights and value decoders that are not
+  // the default, which devices don't have.
   static Model load(const std::string& path, const ModelOptions& options = {});
+  ~Model();
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
 
   const std::string& path() const { return path_; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   const ModelConfig& config() const { return checkpoint_->config(); }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  Transformer& transformer() { return *transformer_; }
+  // Of a model on the CPU, std::invalid_argument otherwise; make_runner() (model/runner.h) is for
+  // both.
+  Transformer& transformer();
   ThreadPool& pool() { return *pool_; }
+  Precision precision() const { return precision_; }
+
+  bool is_on_device() const { return on_device_ != nullptr; }
+  // Of a model on a device.
+  CudaDevice& device();
+  DeviceTransformer& device_transformer();
+  const std::string& device_name() const;
 
   // What caches of this model take their codebooks and ranges from; null until it is set. Throws
   // std::invalid_argument when it was made for another model.
@@ -44,13 +64,17 @@ class Model {
   void set_calibration(Calibration calibration);
 
  private:
-  Model() = default;
+  struct OnDevice;
+  Model();
+  void load_transformer(const ModelOptions& options);
 
   std::string path_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<Transformer> transformer_;
+  Precision precision_ = Precision::kF32;
+  std::unique_ptr<Transformer> transformer_;  // one of the two is null
+  std::unique_ptr<OnDevice> on_device_;
   std::shared_ptr<const Calibration> calibration_;
 };
 

@@ -39,9 +39,11 @@ Session::Session(Model& model, const SessionOptions& options)
     : model_(model),
       context_(resolve_context(model, options.context)),
       ubatch_(options.ubatch),
-      cache_(model.transformer().kv_shape(), options.spec, options.mode,
-             model.transformer().rope_table(), model.pool(), model.calibration()),
-      sequence_(cache_.add_sequence()),
+      runner_(make_runner(model, {.spec = options.spec,
+                                  .mode = options.mode,
+                                  .max_tokens = context_,
+                                  .chunk_tokens = options.ubatch})),
+      sequence_(runner_->add_sequence()),
       logits_(model.config().vocab_size) {
   check_arg(ubatch_ > 0, "ubatch " + std::to_string(ubatch_) + " is not positive");
 }
@@ -60,7 +62,7 @@ void Session::run(std::span<const int32_t> tokens, const Progress& progress,
     const ForwardChunk chunk{sequence_,
                              tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
     is_broken_ = true;  // until the chunk is through all layers
-    const auto hidden = model_.transformer().forward({&chunk, 1}, cache_);
+    const auto hidden = runner_->forward({&chunk, 1});
     tokens_.insert(tokens_.end(), chunk.tokens.begin(), chunk.tokens.end());
     use(begin, hidden);
     is_broken_ = false;
@@ -72,9 +74,8 @@ std::span<const float> Session::feed(std::span<const int32_t> tokens, const Prog
   run(tokens, progress, [&](int64_t begin, TensorView<const float, 2> hidden) {
     const int64_t size = hidden.shape[0];
     if (begin + size < std::ssize(tokens)) return;
-    model_.transformer().logits(
-        row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
-        row_major(logits_.data(), {1, logits_.size()}));
+    runner_->logits(row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
+                    row_major(logits_.data(), {1, logits_.size()}));
   });
   return logits_.span();
 }
@@ -87,9 +88,8 @@ std::vector<double> Session::score(std::span<const int32_t> tokens, const Progre
     const int64_t end = std::min(hidden.shape[0], num_scored - begin);  // rows that predict one
     for (int64_t first = 0; first < end; first += kScoreRows) {
       const int64_t rows = std::min(kScoreRows, end - first);
-      model_.transformer().logits(
-          row_major<const float, 2>(&hidden(first, 0), {rows, hidden.shape[1]}),
-          row_major(logits.data(), {rows, vocab}));
+      runner_->logits(row_major<const float, 2>(&hidden(first, 0), {rows, hidden.shape[1]}),
+                      row_major(logits.data(), {rows, vocab}));
       model_.pool().parallel_for(rows, [&](int64_t i, int) {
         const std::span row(logits.data() + i * vocab, static_cast<size_t>(vocab));
         const auto at = static_cast<size_t>(begin + first + i);
@@ -102,22 +102,32 @@ std::vector<double> Session::score(std::span<const int32_t> tokens, const Progre
 
 void Session::truncate(int64_t length) {
   check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
-  cache_.truncate(sequence_, length);
+  runner_->truncate(sequence_, length);
   tokens_.resize(static_cast<size_t>(length));
 }
 
 void Session::restart() {
-  cache_.drop(sequence_);
-  sequence_ = cache_.add_sequence();
+  runner_->drop(sequence_);
+  sequence_ = runner_->add_sequence();
   tokens_.clear();
   is_broken_ = false;
 }
 
+KvCache& Session::cpu_cache() const {
+  KvCache* cache = runner_->kv_cache();
+  check_arg(cache != nullptr, "caches on GPUs have no files and can't be looked into");
+  return *cache;
+}
+
+const KvCache& Session::cache() const { return cpu_cache(); }
+
 bool Session::can_move_tiles() const {
-  for (int64_t layer = 0; layer < cache_.shape().num_layers; ++layer) {
-    if (!cache_.can_splice(layer)) return false;
+  const KvCache* cache = runner_->kv_cache();
+  if (cache == nullptr) return false;
+  for (int64_t layer = 0; layer < cache->shape().num_layers; ++layer) {
+    if (!cache->can_splice(layer)) return false;
   }
-  return cache_.mode() == CacheMode::kAsServed || cache_.spec().recent.value_or(0) == 0;
+  return cache->mode() == CacheMode::kAsServed || cache->spec().recent.value_or(0) == 0;
 }
 
 Session::Shift Session::shift(int64_t keep, int64_t num_tokens) {
@@ -131,8 +141,8 @@ Session::Shift Session::shift(int64_t keep, int64_t num_tokens) {
   int64_t sink = 0, first_gone = keep, first_moved = keep + num_tokens, end_moved = first_moved;
   bool moves = can_move_tiles();
   if (moves) {
-    sink = cache_.spec().sink.value_or(0);
-    const int64_t num_tiles = cache_.store(source).num_encoded / kTileTokens;
+    sink = cpu_cache().spec().sink.value_or(0);
+    const int64_t num_tiles = cpu_cache().store(source).num_encoded / kTileTokens;
     const int64_t num_kept = std::min(num_tiles, tiles_up_to(std::max<int64_t>(0, keep - sink)));
     const int64_t num_gone = std::min(num_tiles - num_kept, tiles_up_to(num_tokens));
     moves = num_gone > 0;
@@ -147,22 +157,22 @@ Session::Shift Session::shift(int64_t keep, int64_t num_tokens) {
     return all.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
   };
   tokens_.clear();
-  sequence_ = cache_.add_sequence();
+  sequence_ = runner_->add_sequence();
   if (!moves) {
-    cache_.drop(source);
+    runner_->drop(source);
     if (first_gone > 0) feed(part(0, first_gone));
     feed(part(first_moved, std::ssize(before)));
     return {num_tokens, length(), false};
   }
   const auto move = [&](int64_t begin, int64_t end) {
     if (begin == end) return;
-    cache_.splice(sequence_, source, begin, end - begin);
+    cpu_cache().splice(sequence_, source, begin, end - begin);
     tokens_.insert(tokens_.end(), before.begin() + begin, before.begin() + end);
   };
   if (sink > 0) feed(part(0, sink));
   move(sink, first_gone);
   move(first_moved, end_moved);
-  cache_.drop(source);
+  runner_->drop(source);
   if (end_moved < std::ssize(before)) feed(part(end_moved, std::ssize(before)));
   return {first_moved - first_gone, sink + std::ssize(before) - end_moved, true};
 }
@@ -170,13 +180,13 @@ Session::Shift Session::shift(int64_t keep, int64_t num_tokens) {
 void Session::save(const std::string& path, const std::string& kvquant_version) {
   check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   save_cache(
-      cache_, sequence_, tokens_,
+      cpu_cache(), sequence_, tokens_,
       {.kvquant_version = kvquant_version, .model_fingerprint = model_.checkpoint().fingerprint()},
       path);
 }
 
 void Session::load(const std::string& path, std::optional<int64_t> num_expected) {
-  LoadedSequence loaded = load_cache(cache_, model_.checkpoint().fingerprint(), path);
+  LoadedSequence loaded = load_cache(cpu_cache(), model_.checkpoint().fingerprint(), path);
   try {
     check_vocabulary(model_, loaded.tokens);
     const auto count = static_cast<int64_t>(loaded.tokens.size());
@@ -186,10 +196,10 @@ void Session::load(const std::string& path, std::optional<int64_t> num_expected)
               "it has " + std::to_string(count) + " tokens, not " +
                   std::to_string(num_expected.value_or(0)));
   } catch (const std::invalid_argument& error) {
-    cache_.drop(loaded.id);
+    runner_->drop(loaded.id);
     throw FormatError(path + ": " + error.what());
   }
-  cache_.drop(sequence_);
+  runner_->drop(sequence_);
   sequence_ = loaded.id;
   tokens_ = std::move(loaded.tokens);
   is_broken_ = false;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 #include "base/progress.h"
 #include "cache/kv_cache.h"
 #include "model/model.h"
+#include "model/runner.h"
 #include "model/sampler.h"
 
 namespace kvquant {
@@ -42,7 +44,7 @@ class Session {
 
   // Forgets the last tokens until `length` are left. See KvCache::truncate.
   void truncate(int64_t length);
-  bool can_truncate(int64_t length) const { return cache_.can_truncate(sequence_, length); }
+  bool can_truncate(int64_t length) const { return runner_->can_truncate(sequence_, length); }
 
   // Forgets everything, also an error.
   void restart();
@@ -60,7 +62,8 @@ class Session {
   Shift shift(int64_t keep, int64_t num_tokens);
 
   // Writes the cache and its tokens to a file (cache/cache_file.h). `kvquant_version` says who
-  // wrote it. Throws what save_cache does.
+  // wrote it. Throws what save_cache does, and std::invalid_argument of a model on a GPU, as load
+  // does.
   void save(const std::string& path, const std::string& kvquant_version);
   // Takes the place of what is in the session: the file's tokens, as if they had been fed. The
   // file must be of this model, spec, mode and calibration. Throws what load_cache does, and
@@ -72,20 +75,22 @@ class Session {
   int64_t context() const { return context_; }
   std::span<const int32_t> tokens() const { return tokens_; }
   Model& model() { return model_; }
-  const KvCache& cache() const { return cache_; }
-  int64_t num_compressed_tokens() const { return cache_.num_compressed_tokens(sequence_); }
+  const KvCache& cache() const;  // of a model on the CPU; throws std::invalid_argument otherwise
+  int64_t cache_bytes() const { return runner_->memory_bytes(); }
+  int64_t num_compressed_tokens() const { return runner_->num_compressed_tokens(sequence_); }
 
  private:
   // Runs tokens chunk by chunk; use(index of the chunk's first token, its hidden states).
   void run(std::span<const int32_t> tokens, const Progress& progress,
            const std::function<void(int64_t, TensorView<const float, 2>)>& use);
   bool can_move_tiles() const;
+  KvCache& cpu_cache() const;
 
   Model& model_;
   int64_t context_;
   int64_t ubatch_;
-  KvCache cache_;
-  KvCache::SequenceId sequence_;
+  std::unique_ptr<Runner> runner_;
+  Runner::SequenceId sequence_;
   std::vector<int32_t> tokens_;
   Buffer<float> logits_;  // [vocab_size]
   bool is_broken_ = false;

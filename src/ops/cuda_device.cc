@@ -1,5 +1,7 @@
 #include "ops/cuda_device.h"
 
+#include "base/backend.h"
+
 namespace kvquant {
 
 std::byte* CudaDevice::allocate(int64_t num_bytes) {
@@ -13,6 +15,24 @@ void CudaDevice::release(std::byte* data, int64_t num_bytes) noexcept {
   if (data == nullptr) return;
   give(data);
   allocated_bytes_ -= num_bytes;
+}
+
+bool is_device_emulated() { return best_backend() == Backend::kCudaEmulated; }
+
+DeviceInfo find_model_device(int index) {
+  if (!is_device_emulated()) return check_device(probe_devices(), index);
+  const DeviceProbe played{.built_version = 1000,
+                           .driver_version = 1000,
+                           .devices = {{.name = "emulated by the CPU", .major = kLeastDeviceMajor}},
+                           .fault = ""};
+  return check_device(played, index);
+}
+
+std::unique_ptr<CudaDevice> open_model_device(int index, ThreadPool& pool) {
+  find_model_device(index);
+  auto device = is_device_emulated() ? emulated::open_device(pool) : cuda::open_device(index);
+  device->prepare_products();
+  return device;
 }
 
 }  // namespace kvquant

@@ -52,6 +52,10 @@ class Device final : public CudaDevice {
     use();
     products_.multiply(*this, product, stream_);
   }
+  void prepare_products() override {
+    use();
+    products_.prepare(*this);
+  }
 
  private:
   void use() const { use_device(index_); }

@@ -16,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/device.h"
 #include "base/threads.h"
 #include "ops/attend_cuda.h"
 #include "ops/cuda_rows.h"
@@ -66,6 +67,8 @@ class CudaDevice {
   // Of what pack_attend made; `call` has addresses of the device.
   virtual void attend(const CudaAttendCall& packed, const CudaAttend& call) = 0;
   virtual void multiply(const CudaProduct& product) = 0;
+  // Loads now what the first product would load. Throws DeviceError naming what is missing.
+  virtual void prepare_products() {}
 
  private:
   virtual void* take(int64_t num_bytes) = 0;
@@ -82,6 +85,13 @@ namespace emulated {
 // max_bytes: of its memory; 0: what there is. `pool` must outlive it.
 std::unique_ptr<CudaDevice> open_device(ThreadPool& pool, int64_t max_bytes = 0);
 }  // namespace emulated
+
+// What plays cuda:index for a model: the GPU or, with KVQUANT_BACKEND=cuda-emulated, the CPU, which
+// tests ask for and nobody gets without asking. Throws DeviceError in one line as check_device()
+// does; open_model_device() also where the GPU can't multiply matrices, as cuBLASLt is missing.
+DeviceInfo find_model_device(int index);
+std::unique_ptr<CudaDevice> open_model_device(int index, ThreadPool& pool);
+bool is_device_emulated();
 
 // Memory of a device, owned. Not cleared.
 template <class T>

@@ -147,9 +147,13 @@ void Products::Impl::multiply(CudaDevice& device, const CudaProduct& product,
              "a product");
 }
 
+void Products::prepare(CudaDevice& device) {
+  if (!impl_) impl_ = std::make_unique<Impl>(device);
+}
+
 void Products::multiply(CudaDevice& device, const CudaProduct& product,
                         const DeviceStream& stream) {
-  if (!impl_) impl_ = std::make_unique<Impl>(device);
+  prepare(device);
   impl_->multiply(device, product, stream);
 }
 
@@ -157,10 +161,14 @@ void Products::multiply(CudaDevice& device, const CudaProduct& product,
 
 struct Products::Impl {};
 
-void Products::multiply(CudaDevice&, const CudaProduct&, const DeviceStream&) {
+void Products::prepare(CudaDevice&) {
   throw DeviceError(
       "matrix products on GPUs: this program was built without cuBLASLt; configure it where "
       "cublasLt.h (nvidia-cublas) is beside nvcc");
+}
+
+void Products::multiply(CudaDevice& device, const CudaProduct&, const DeviceStream&) {
+  prepare(device);
 }
 
 #endif

@@ -1,5 +1,5 @@
-// Matrix products on a GPU through cuBLASLt, whose library is looked for when the first product is
-// asked for: a program without it starts all the same.
+// Matrix products on a GPU through cuBLASLt, whose library is looked for when products are asked
+// for: a program without it starts all the same.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,10 @@ class Products {
   Products();
   ~Products();
 
-  // Queues it. Throws DeviceError, in one line: built without cuBLASLt, its library is missing, or
-  // what it says.
+  // Opens the library. Throws DeviceError, in one line: built without cuBLASLt, its library is
+  // missing, or what it says.
+  void prepare(CudaDevice& device);
+  // Queues it. Throws as prepare does.
   void multiply(CudaDevice& device, const CudaProduct& product, const DeviceStream& stream);
 
  private:

@@ -1,0 +1,63 @@
+// Runner: a model with a cache of it, wherever the two are: a Transformer and a KvCache on the CPU,
+// a DeviceTransformer and a DeviceCache on a GPU. What runs models for users goes through it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "cache/kv_cache.h"
+#include "model/model.h"
+
+namespace kvquant {
+
+struct RunnerOptions {
+  CacheSpec spec;
+  CacheMode mode = CacheMode::kAsServed;
+  // Limits for which devices set memory aside when the runner is made; the CPU knows none.
+  int64_t num_sequences = 1;
+  int64_t max_tokens = 0;      // of a sequence; 0: the model's context
+  int64_t chunk_tokens = 512;  // of one forward, all sequences together
+};
+
+// Functions are those of Transformer and KvCache and throw what they do.
+class Runner {
+ public:
+  using SequenceId = KvCache::SequenceId;
+
+  virtual ~Runner() = default;
+
+  virtual SequenceId add_sequence() = 0;
+  virtual SequenceId fork(SequenceId id) = 0;
+  virtual void drop(SequenceId id) = 0;
+  virtual void truncate(SequenceId id, int64_t length) = 0;
+  virtual bool can_truncate(SequenceId id, int64_t length) const = 0;
+  virtual int64_t num_compressed_tokens(SequenceId id) const = 0;
+
+  // Hidden states and logits are on the host.
+  virtual TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks) = 0;
+  virtual void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) = 0;
+  // Appends the tokens to sequences that hold the same ones, in chunks; `between`, if there is one,
+  // is called before each. The model reads them once, yet every sequence has memory of its own. On
+  // a device all but the first get other ids.
+  virtual void fill(std::span<SequenceId> ids, std::span<const int32_t> tokens,
+                    int64_t chunk_tokens, const std::function<void()>& between) = 0;
+
+  // Of sequences, as KvCache counts; pieces of a device's memory are multiples of 256 bytes.
+  virtual int64_t memory_bytes() const = 0;
+  virtual int64_t memory_bytes(std::span<const SequenceId> ids) const = 0;
+  // The most of it and its scratch since reset_peak(). On a device all that the cache has
+  // allocated, which is there from the beginning.
+  virtual int64_t peak_bytes() const = 0;
+  virtual void reset_peak() = 0;
+
+  // The cache on the CPU, for what only it can do (files, splices); null: it is on a device.
+  virtual KvCache* kv_cache() { return nullptr; }
+};
+
+// `model` must outlive it. Throws what KvCache and DeviceCache throw: std::invalid_argument for a
+// spec that doesn't fit the model or isn't built for its device, OutOfMemory.
+std::unique_ptr<Runner> make_runner(Model& model, const RunnerOptions& options);
+
+}  // namespace kvquant

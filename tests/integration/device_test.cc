@@ -1,0 +1,140 @@
+// Commands with --device cuda, on the CPU that plays the GPU: they say what the CPU says, and
+// refuse in one line what devices don't have.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace kvquant {
+namespace {
+
+using nlohmann::json;
+using test::Outcome;
+
+constexpr const char* kPlayed = "the CPU plays device cuda:0";
+
+class OnADevice : public test::ProgramTest {
+ protected:
+  void SetUp() override {
+    ProgramTest::SetUp();
+    ASSERT_EQ(setenv("KVQUANT_BACKEND", "cuda-emulated", 1), 0);
+  }
+  void TearDown() override {
+    unsetenv("KVQUANT_BACKEND");
+    ProgramTest::TearDown();
+  }
+
+  // Results with and without the device; `arguments` have no --device.
+  struct Both {
+    json device, cpu;
+  };
+  Both run_both(const std::string& arguments, const char* cpu_backend = "") {
+    const Outcome device = run(arguments + " --device cuda -q --json -");
+    EXPECT_EQ(device.code, 0) << device.err;
+    EXPECT_NE(device.err.find(kPlayed), std::string::npos) << "nobody is told: " << device.err;
+    setenv("KVQUANT_BACKEND", cpu_backend, 1);
+    const Outcome cpu = run(arguments + " -q --json -");
+    EXPECT_EQ(cpu.code, 0) << cpu.err;
+    setenv("KVQUANT_BACKEND", "cuda-emulated", 1);
+    return {json::parse(device.out), json::parse(cpu.out)};
+  }
+
+  std::string long_prompt() {
+    std::string text;
+    for (int i = 0; i < 30; ++i) text += "The old man went down to the harbour, and saw the sea. ";
+    const std::string file = path("prompt.txt");
+    write_file_atomic(file, text);
+    return file;
+  }
+};
+
+TEST_F(OnADevice, GenerateWritesWhatTheCpuWrites) {
+  const std::string prompt = long_prompt();
+  for (const char* spec : {"fp16", "nuq4-1%", "int8,sink=2,recent=30"}) {
+    SCOPED_TRACE(spec);
+    const auto [device, cpu] = run_both("generate -m embedded --temp 0 -n 12 --precision f32 -f " +
+                                        prompt + " --kv " + spec);
+    const json &mine = device["results"][0], &other = cpu["results"][0];
+    EXPECT_EQ(mine["tokens"], other["tokens"]);
+    EXPECT_EQ(mine["text"], other["text"]);
+    EXPECT_EQ(mine["compressed_tokens"], other["compressed_tokens"]);
+    EXPECT_EQ(device["config"]["device"], "cuda");
+    EXPECT_EQ(device["config"]["device_name"], "emulated by the CPU");
+    EXPECT_EQ(cpu["config"]["device_name"], nullptr);
+  }
+}
+
+TEST_F(OnADevice, PerplexityIsThatOfTheCpu) {
+  for (const char* mode : {"", " --as-served"}) {
+    const auto [device, cpu] = run_both(
+        std::string("perplexity -m embedded -c 300 --windows 2 --ubatch 128 --precision f32 "
+                    "--kv fp16 --kv nuq3-1%,block=64") +
+            mode,
+        "reference");  // others round a score differently, and with it a code of a later layer
+    ASSERT_EQ(device["results"].size(), 2u);
+    for (size_t i = 0; i < 2; ++i) {
+      const json &mine = device["results"][i], &other = cpu["results"][i];
+      EXPECT_NEAR(mine["perplexity"].get<double>() / other["perplexity"].get<double>(), 1, 1e-4);
+      EXPECT_NEAR(mine["kl_mean"].get<double>(), other["kl_mean"].get<double>(), 1e-4);
+      EXPECT_NEAR(mine["true_bits"].get<double>() / other["true_bits"].get<double>(), 1, 0.1);
+      EXPECT_EQ(mine["compressed_tokens"], other["compressed_tokens"]);
+    }
+    EXPECT_GT(device["results"][1]["compressed_tokens"], 0);
+  }
+}
+
+TEST_F(OnADevice, BenchNamesTheDeviceAndLeavesTheDepthAsItWas) {
+  const auto [device, cpu] = run_both(
+      "bench -m embedded -p 70 -n 3 -d 0,200 -b 2 -r 2 --ubatch 128 --kv fp16 --kv "
+      "nuq3-1%,block=64");
+  EXPECT_EQ(device["config"]["device_name"], "emulated by the CPU");
+  EXPECT_EQ(device["config"]["precision"], "bf16") << "GPUs have it";
+  ASSERT_EQ(device["results"].size(), 8u);
+  for (size_t i = 0; i < 8; ++i) {
+    const json &mine = device["results"][i], &other = cpu["results"][i];
+    EXPECT_EQ(mine["test"], other["test"]);
+    EXPECT_GT(mine["tokens_per_s_mean"], 0);
+    const auto bytes = mine["cache_bytes"].get<double>();
+    EXPECT_NEAR(bytes / other["cache_bytes"].get<double>(), 1, 0.25);
+    EXPECT_GE(mine["peak_cache_bytes"], bytes);
+  }
+}
+
+TEST_F(OnADevice, ChatForgetsWhenTheContextIsFullAndRefusesFiles) {
+  write_file_atomic(path("lines"), "Hello there, how is the sea today?\n/save " + path("chat") +
+                                       "\nGo on with the old man.\nAnd then?\n");
+  const std::string chat =
+      "chat -m embedded --chat-template llama2 -n 12 --temp 0 --precision f32 -c 100 --kv nuq4";
+  const Outcome device = run(chat + " --device cuda", path("lines"));
+  EXPECT_EQ(device.code, 0) << device.err;
+  EXPECT_NE(device.err.find("caches on GPUs have no files"), std::string::npos) << device.err;
+  EXPECT_NE(device.err.find("are forgotten"), std::string::npos) << device.err;
+  unsetenv("KVQUANT_BACKEND");
+  EXPECT_EQ(device.out, run(chat, path("lines")).out);
+}
+
+TEST_F(OnADevice, WhatDevicesDoNotHaveIsRefusedInOneLine) {
+  const auto expect_told = [&](const std::string& arguments, int code, const std::string& part) {
+    const Outcome outcome = run(arguments);
+    EXPECT_EQ(outcome.code, code) << arguments;
+    EXPECT_EQ(outcome.out, "") << arguments;
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << outcome.err;
+    const size_t last = outcome.err.rfind('\n', outcome.err.size() - 2);
+    EXPECT_TRUE(outcome.err.substr(last + 1).starts_with("kvquant: ")) << outcome.err;
+  };
+  const std::string generate = "generate -m embedded -q -p Hello -n 2 --device cuda ";
+  expect_told("generate -m embedded -q -p Hello --device cuda:1", 3, "there is only cuda:0");
+  expect_told(generate + "--kv k=fp16,v=bf16", 2, "not built for GPUs");
+  expect_told(generate + "--save-cache " + path("cache"), 2, "--save-cache");
+  expect_told(generate + "--weights int8", 2, "--weights");
+  expect_told(generate + "--absorb", 2, "--absorb");
+  expect_told(generate + "--policy balanced", 2, "--policy");
+  expect_told("info -m embedded -q --device cuda", 2, "runs on the CPU only");
+}
+
+}  // namespace
+}  // namespace kvquant
