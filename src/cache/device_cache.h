@@ -4,8 +4,7 @@
 // where it must decide: how many pages new outliers take, and the ranges of keys without
 // calibration, fitted on the host once per 64 tokens and layer at most (as served).
 //
-// Of specs whose layers compress keys and values, or neither, with one dense type; not built yet:
-// latents, had+, layers with one compressed side.
+// Not built yet: latents, and layers of two dense types.
 //
 // Not thread-safe.
 #pragma once

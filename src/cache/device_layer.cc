@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 
 namespace kvquant {
 
@@ -56,7 +57,9 @@ void DeviceLayer::append(const DeviceChunk& chunk, const Staging& staging,
   if (!plan.is_compressed() || first_exact >= length_) return;
   pending_ = length_ - first_exact;
   if (plan.mode == CacheMode::kAsServed) return;
-  for (Side* side : {&key_, &value_}) encode(*side, pending_, tools);
+  for (Side* side : {&key_, &value_}) {
+    if (side->nuq) encode(*side, pending_, tools);
+  }
   const int64_t num_compressed =
       std::clamp<int64_t>(length_ - plan.recent - plan.sink, 0, num_encoded());
   read_compressed_ = num_seen_compressed(plan, length_, num_compressed);
@@ -72,6 +75,11 @@ void DeviceLayer::encode(Side& side, int64_t num_leaving, const DeviceLayerTools
   device.run(CudaWiden{side.window.data(), tools.rows.data(), from_window, size});
   device.run(CudaWiden{side.staging, tools.rows.data() + from_window * size,
                        num_leaving - from_window, size});
+  if (side.nuq->takes_rotated()) {
+    const int64_t head_dim = plan_->host->head_dim;
+    device.run(CudaHadamard{tools.rows.data(), num_leaving, plan_->host->num_kv_heads, head_dim,
+                            1 / std::sqrt(static_cast<float>(head_dim))});
+  }
   DeviceRows rows{tools.rows.data(), num_leaving};
   std::vector<Half> host;
   if (side.nuq->needs_host_rows()) {
@@ -127,6 +135,7 @@ void DeviceLayer::settle(const DeviceLayerTools& tools) {
   int64_t num_leaving = std::max<int64_t>(0, total - plan.recent);
   if (served) num_leaving = num_leaving / kTileTokens * kTileTokens;
   for (Side* side : {&key_, &value_}) {
+    if (!side->nuq) continue;
     if (served && num_leaving > 0) encode(*side, num_leaving, tools);
     move_window(*side, num_leaving, tools);
     side->staging = nullptr;
@@ -177,43 +186,67 @@ const Half* DeviceLayer::exact_row(const Side& side, int64_t position) const {
   return side.window.data() + (position - (staged - window_rows_)) * size;
 }
 
+// Tiles and codes of all heads.
+void DeviceLayer::list_memory(View& view) const {
+  const int64_t num_tiles = (length_ + kTileTokens - 1) / kTileTokens;
+  for (int64_t head = 0; head < plan_->host->num_kv_heads; ++head) {
+    for (int64_t i = 0; i < num_tiles; ++i) {
+      if (key_.dense) view.key_tiles.push_back(key_.dense->tile(i, head));
+      if (value_.dense) view.value_tiles.push_back(value_.dense->tile(i, head));
+    }
+    if (num_encoded() == 0) continue;
+    view.coded.push_back(key_.nuq ? key_.nuq->coded_side(head) : CodedSide{});
+    view.coded.push_back(value_.nuq ? value_.nuq->coded_side(head) : CodedSide{});
+    // Beside dense values scores get no bias, on the CPU either.
+    if (!value_.nuq) view.coded[view.coded.size() - 2].logit_bias = 0;
+  }
+}
+
+DeviceLayer::Source DeviceLayer::source_of(const Side& side, const View& view, const RunPlan& run,
+                                           int64_t head) const {
+  Source source;
+  if (side.dense) {
+    const auto& tiles = &side == &key_ ? view.key_tiles : view.value_tiles;
+    const int64_t per_head = std::ssize(tiles) / plan_->host->num_kv_heads;
+    const int64_t first = run.first_position / kTileTokens;
+    source.offset = run.first_position % kTileTokens;
+    const int64_t count = (source.offset + run.num_tokens + kTileTokens - 1) / kTileTokens;
+    source.tiles = std::span(tiles).subspan(static_cast<size_t>(head * per_head + first),
+                                            static_cast<size_t>(count));
+  } else if (run.kind == RunKind::kEncoded) {
+    source.coded = &view.coded[static_cast<size_t>(2 * head + (&side == &key_ ? 0 : 1))];
+  } else {
+    source.rows = exact_row(side, run.first_position) + head * plan_->host->head_dim;
+  }
+  return source;
+}
+
 DeviceLayer::View DeviceLayer::view() const {
   const LayerPlan& plan = *plan_->host;
   const auto plans = plan_runs(plan, {length_, num_encoded(), last_chunk_, pending_});
   View view;
   view.num_runs = std::ssize(plans);
-  const int64_t num_tiles = plan.is_compressed() ? 0 : plans.front().num_tiles();
-  for (int64_t head = 0; head < plan.num_kv_heads; ++head) {
-    for (int64_t i = 0; i < num_tiles; ++i) {
-      view.key_tiles.push_back(key_.dense->tile(i, head));
-      view.value_tiles.push_back(value_.dense->tile(i, head));
-    }
-    if (!plan.is_compressed() || num_encoded() == 0) continue;
-    view.coded.push_back(key_.nuq->coded_side(head));
-    view.coded.push_back(value_.nuq->coded_side(head));
-  }
+  list_memory(view);
   for (int64_t head = 0; head < plan.num_kv_heads; ++head) {
     for (const RunPlan& of : plans) {
+      const Source keys = source_of(key_, view, of, head);
+      const Source values = source_of(value_, view, of, head);
       AttendRun run;
+      if (key_.dense || value_.dense) run.type = (key_.dense ? plan.key : plan.value).dense->type;
+      run.key_tiles = keys.tiles;
+      run.value_tiles = values.tiles;
+      run.key_offset = keys.offset;
+      run.value_offset = values.offset;
+      run.coded_keys = keys.coded;
+      run.coded_values = values.coded;
+      run.key_rows = keys.rows;
+      run.value_rows = values.rows;
+      run.row_stride = plan.row_size();
+      if (!key_.dense) run.rope = plan.rope;
       run.num_tokens = of.num_tokens;
       run.first_position = of.first_position;
       run.min_lag = of.min_lag;
       run.max_lag = of.max_lag;
-      if (!plan.is_compressed()) {
-        const auto first = static_cast<size_t>(head * num_tiles);
-        run.type = plan.key.dense->type;
-        run.key_tiles = std::span(view.key_tiles).subspan(first, static_cast<size_t>(num_tiles));
-        run.value_tiles =
-            std::span(view.value_tiles).subspan(first, static_cast<size_t>(num_tiles));
-      } else if (of.kind == RunKind::kEncoded) {
-        run.coded_keys = &view.coded[static_cast<size_t>(2 * head)];
-        run.coded_values = run.coded_keys + 1;
-      } else {
-        run.key_rows = exact_row(key_, of.first_position) + head * plan.head_dim;
-        run.value_rows = exact_row(value_, of.first_position) + head * plan.head_dim;
-        run.row_stride = plan.row_size();
-      }
-      if (plan.is_compressed()) run.rope = plan.rope;
       view.runs.push_back(run);
     }
   }

@@ -41,7 +41,10 @@ class DeviceLayer {
   explicit DeviceLayer(const DeviceLayerPlan& plan);
 
   int64_t length() const { return length_; }
-  int64_t num_encoded() const { return key_.nuq ? key_.nuq->num_tokens() : 0; }
+  int64_t num_encoded() const {
+    const auto& nuq = key_.nuq ? key_.nuq : value_.nuq;
+    return nuq ? nuq->num_tokens() : 0;
+  }
   int64_t num_read_compressed() const { return read_compressed_; }
 
   // staging: room for the chunk's fp16 keys and values, [num_rows, row_size] each, that stays until
@@ -69,8 +72,8 @@ class DeviceLayer {
   struct View {
     int64_t num_runs = 0;
     std::vector<AttendRun> runs;                      // [num_kv_heads][num_runs]
-    std::vector<CodedSide> coded;                     // [num_kv_heads][2]
-    std::vector<const void*> key_tiles, value_tiles;  // [num_kv_heads][tiles]
+    std::vector<CodedSide> coded;                     // [num_kv_heads][2], of compressed sides
+    std::vector<const void*> key_tiles, value_tiles;  // [num_kv_heads][tiles], of dense sides
     std::span<const AttendRun> of_head(int64_t head) const {
       return std::span(runs).subspan(static_cast<size_t>(head * num_runs),
                                      static_cast<size_t>(num_runs));
@@ -90,6 +93,15 @@ class DeviceLayer {
   void encode(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   void move_window(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   const Half* exact_row(const Side& side, int64_t position) const;
+  // What a run reads of one side of a head.
+  struct Source {
+    std::span<const void* const> tiles{};
+    int64_t offset = 0;  // of its first token in the first tile
+    const CodedSide* coded = nullptr;
+    const Half* rows = nullptr;
+  };
+  Source source_of(const Side& side, const View& view, const RunPlan& run, int64_t head) const;
+  void list_memory(View& view) const;
   int64_t num_sinks() const { return std::min(length_, plan_->host->sink); }
   int64_t window_capacity() const;
 

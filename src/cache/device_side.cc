@@ -266,7 +266,8 @@ CodedSide DeviceNuqSide::coded_side(int64_t head) const {
                  .shape = plan.shape,
                  .layout = plan.layout,
                  .head = head,
-                 .blocks = blocks_};
+                 .blocks = blocks_,
+                 .hadamard = plan.hadamard};
   if (plan.side == KvSide::kKey) {
     side.logit_bias = kLogitBias;
     side.scales = needs_host_rows() ? ranges_.data() : plan.ranges.data();

@@ -64,6 +64,8 @@ class DeviceNuqSide {
   bool needs_host_rows() const {
     return plan_->host->side == KvSide::kKey && plan_->host->ranges.empty();
   }
+  // Rows are rotated before they come (CudaHadamard).
+  bool takes_rotated() const { return plan_->host->hadamard; }
   bool is_fitted() const { return !needs_host_rows() || !segments_.is_empty(); }
   void fit(const HalfRows& rows, const DeviceEncoder& with);
   // Encodes rows behind what is there, as NuqSide does. Waits for the device where there are

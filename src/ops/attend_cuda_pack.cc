@@ -63,16 +63,16 @@ CudaRun pack_run(const AttendRun& run, int64_t head_dim, CudaImage& image) {
   CudaRun out;
   out.window = window_of(run);
   out.kind = run.is_low_rank() ? ValueKind::kLatents : ValueKind::kPlain;
-  if (run.is_rows()) {
-    out.keys = row_side(run, run.key_rows, head_dim, image);
-    out.values = row_side(run, run.value_rows, head_dim, image);
-  } else {
-    out.keys = run.is_coded() ? coded_side(*run.coded_keys, image)
-                              : dense_side(run, run.key_tiles, head_dim, image);
-    out.values = run.coded_values != nullptr ? coded_side(*run.coded_values, image)
-                                             : dense_side(run, run.value_tiles, head_dim, image);
-    out.keys.offset = run.key_offset;
-  }
+  const auto side = [&](const CodedSide* coded, const Half* rows,
+                        std::span<const void* const> tiles) {
+    if (coded != nullptr) return coded_side(*coded, image);
+    return rows != nullptr ? row_side(run, rows, head_dim, image)
+                           : dense_side(run, tiles, head_dim, image);
+  };
+  out.keys = side(run.coded_keys, run.key_rows, run.key_tiles);
+  out.values = side(run.coded_values, run.value_rows, run.value_tiles);
+  out.keys.offset = run.key_offset;
+  out.values.offset = run.value_offset;
   if (out.is_turned() && run.num_tokens > 0) {
     const int64_t half = head_dim / 2;
     // The table grows to the last tile's middle before the first row is asked for.

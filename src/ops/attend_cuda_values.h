@@ -89,6 +89,23 @@ KVQUANT_DEVICE void load_value_rows(const CudaTile& tile, const AttendShared<Pai
   });
 }
 
+// Of a side whose token 0 is not the first of its tile: tokens of a pair may be in two tiles.
+template <class Pair>
+KVQUANT_DEVICE void load_shifted_values(const CudaTile& tile, const AttendShared<Pair>& shared,
+                                        int thread) {
+  const CudaSide& side = tile.run->values;
+  const auto number = [&](int64_t token, int64_t channel) {
+    if (token >= tile.tokens.num_tokens) return 0.0f;
+    const int64_t place = side.offset + tile.index * kTileTokens + token;
+    return dense_number(side.tiles[place / kTileTokens], side.type,
+                        value_index(place % kTileTokens, channel, shared.value_dim));
+  };
+  each_value_pair(shared, thread, [&](int64_t line, int64_t channel) {
+    set_pair(shared.values[line * shared.layout.value_stride + channel], number(2 * line, channel),
+             number(2 * line + 1, channel));
+  });
+}
+
 template <class Pair>
 KVQUANT_DEVICE void load_dense_values(const void* dense, DenseType type,
                                       const AttendShared<Pair>& shared, int thread) {
@@ -105,6 +122,9 @@ KVQUANT_DEVICE void load_values(const CudaTile& tile, const AttendShared<Pair>& 
   const CudaSide& side = tile.run->values;
   const uint32_t* words = tile.values.words;
   const int64_t dim = shared.value_dim;
+  if (side.source == TileSource::kDense && side.offset != 0) {
+    return load_shifted_values(tile, shared, thread);
+  }
   if (side.source == TileSource::kDense) {
     return load_dense_values(side.tiles[tile.index], side.type, shared, thread);
   }

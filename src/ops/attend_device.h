@@ -32,6 +32,7 @@ struct DeviceAttendScratch {
 
 // Queues out = softmax(scale * q k^T) v, see attend(). Queries, results, blocks, pages, tiles and
 // rows are addresses of the device and in `resident`; what else is not there (tables) is copied.
+// Here each side of a run is by itself codes, rows or tiles, whatever the other is.
 // Throws std::invalid_argument for what kernels don't read (attend_cuda.h).
 void attend_on_device(CudaDevice& device, const AttendShape& shape, std::span<const AttendJob> jobs,
                       Precision precision, const ResidentMemory& resident,

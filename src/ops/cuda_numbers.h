@@ -61,6 +61,12 @@ KVQUANT_DEVICE void set_half(FloatPair& pair, int half, float x) {
   std::memcpy(reinterpret_cast<char*>(&pair) + 4 * half, &x, sizeof x);
 }
 
+KVQUANT_DEVICE float dense_number(const void* tile, DenseType type, int64_t index) {
+  if (type == DenseType::kF32) return static_cast<const float*>(tile)[index];
+  if (type == DenseType::kBF16) return widen(static_cast<const BFloat16*>(tile)[index]);
+  return widen(static_cast<const Half*>(tile)[index]);
+}
+
 // Elements index and index + 1 of a dense tile.
 KVQUANT_DEVICE FloatPair dense_pair(const void* tile, DenseType type, int64_t index) {
   if (type == DenseType::kF32) {

@@ -51,6 +51,18 @@ struct CudaRound {
   int64_t shared_bytes() const { return 0; }
 };
 
+// Rotates every head of rows in place: hadamard_rows() of hadamard.h, step by step.
+struct CudaHadamard {
+  float* rows = nullptr;  // [num_rows, num_heads, head_dim], without gaps
+  int64_t num_rows = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;  // a power of two
+  float norm = 0;        // 1 / sqrt(head_dim)
+
+  int64_t num_blocks() const { return num_rows; }
+  int64_t shared_bytes() const { return 0; }
+};
+
 // Where scale and zero point of one token go, in its block.
 struct CudaFitTarget {
   Half* scale = nullptr;

@@ -41,6 +41,25 @@ KVQUANT_DEVICE void run_call(const Block& block, const CudaRound& call) {
   });
 }
 
+template <class Block>
+KVQUANT_DEVICE void run_call(const Block& block, const CudaHadamard& call) {
+  const int64_t width = call.num_heads * call.head_dim;
+  float* row = call.rows + block.index() * width;
+  for (int64_t span = 1; span < call.head_dim; span *= 2) {
+    block.phase([&](int thread) {
+      for (int64_t i = thread; i < width; i += kBlockThreads) {
+        if ((i & span) != 0) continue;  // its partner's thread does both
+        const float a = row[i], b = row[i + span];
+        row[i] = a + b;
+        row[i + span] = a - b;
+      }
+    });
+  }
+  block.phase([&](int thread) {
+    for (int64_t i = thread; i < width; i += kBlockThreads) row[i] *= call.norm;
+  });
+}
+
 // The best of each thread's values of a row, and where it is; -1: there is none.
 struct FitShared {
   float* values;

@@ -9,6 +9,7 @@
 
 #include "ops/cuda_device_test.h"
 #include "ops/encode_cuda.h"
+#include "ops/hadamard.h"
 
 namespace kvquant {
 namespace {
@@ -41,6 +42,18 @@ TEST_P(CudaStore, RowsAreNarrowedWidenedAndRoundedToNearestEven) {
     ASSERT_EQ(narrowed[i], to_half(from)) << from;
     ASSERT_EQ(widened[i], round_to_half(from)) << from;
     ASSERT_EQ(rounded[i], to_bfloat16(from)) << from;
+  }
+}
+
+TEST_P(CudaStore, RowsAreRotatedAsOnTheCpu) {
+  constexpr int64_t kRows = 3, kHeads = 3;
+  for (const int64_t head_dim : {8, 64, 128, 256}) {
+    auto expected = random_floats(kRows * kHeads * head_dim, 7);
+    DeviceArray<float> rows(device(), expected);
+    device().run(CudaHadamard{rows.data(), kRows, kHeads, head_dim,
+                              1 / std::sqrt(static_cast<float>(head_dim))});
+    hadamard_rows(expected.data(), head_dim, kRows * kHeads, head_dim);
+    EXPECT_EQ(rows.read(rows.size()), expected) << head_dim;
   }
 }
 

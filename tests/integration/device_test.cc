@@ -54,7 +54,7 @@ class OnADevice : public test::ProgramTest {
 
 TEST_F(OnADevice, GenerateWritesWhatTheCpuWrites) {
   const std::string prompt = long_prompt();
-  for (const char* spec : {"fp16", "nuq4-1%", "int8,sink=2,recent=30"}) {
+  for (const char* spec : {"fp16", "nuq4-1%", "int8,sink=2,recent=30", "k=nuq4,v=fp16"}) {
     SCOPED_TRACE(spec);
     const auto [device, cpu] = run_both("generate -m embedded --temp 0 -n 12 --precision f32 -f " +
                                         prompt + " --kv " + spec);
