@@ -10,13 +10,13 @@
 #include <vector>
 
 #include "cache/device_cache.h"
+#include "ops/cuda_numbers.h"
 
 namespace kvquant::test {
 
 inline constexpr KvShape kTwinShape{2, 2, 16};
 inline constexpr int64_t kTwinGroup = 2, kTwinPositions = 1500, kTwinRowSize = 32;
 inline constexpr int64_t kTwinWidth = 2 * kTwinRowSize;
-
 // Both caches, fed alike.
 class Twins {
  public:
@@ -111,17 +111,13 @@ class Twins {
   }
 
   DeviceCache& cache() { return cache_; }
-  KvCache& host() { return host_; }
-  int64_t host_id(int64_t id) { return host_ids_[id]; }
 
  private:
   bool has_one_compressed_side(int64_t layer) const {
-    const int index = static_cast<int>(layer);
-    const CacheSpec& spec = host_.spec();
-    return is_compressed(spec.key_of(index)) != is_compressed(spec.value_of(index));
+    const int at = static_cast<int>(layer);
+    return is_compressed(host_.spec().key_of(at)) != is_compressed(host_.spec().value_of(at));
   }
   static AttendShape shape() { return {kTwinShape.head_dim, kTwinGroup, 0.25f}; }
-
   std::vector<float> rows(int64_t count, int64_t width) {
     std::normal_distribution<float> normal;
     std::vector<float> out(static_cast<size_t>(count * width));
@@ -235,21 +231,11 @@ class Twins {
     }
   }
   float element(DenseType type, const void* tile, int64_t at, bool on_device) {
-    std::byte bytes[4] = {};
+    if (!on_device) return dense_number(tile, type, at);
+    alignas(4) std::byte bytes[4] = {};
     const auto* from = static_cast<const std::byte*>(tile) + at * element_bytes(type);
-    if (on_device) {
-      device_.copy_out(bytes, from, element_bytes(type));
-    } else {
-      std::memcpy(bytes, from, static_cast<size_t>(element_bytes(type)));
-    }
-    Half half{};
-    BFloat16 bf16{};
-    float f32 = 0;
-    std::memcpy(&half, bytes, 2);
-    std::memcpy(&bf16, bytes, 2);
-    std::memcpy(&f32, bytes, 4);
-    if (type == DenseType::kF32) return f32;
-    return type == DenseType::kF16 ? to_float(half) : to_float(bf16);
+    device_.copy_out(bytes, from, element_bytes(type));
+    return dense_number(bytes, type, 0);
   }
 
   CudaDevice& device_;
