@@ -2,8 +2,8 @@
 
     python bench/call_overhead.py --json out.json
 
-The calls do next to nothing: one number quantized, one token of one head attended to. What they
-take is the way there and back: arguments checked and read, the GIL released, a new array made.
+The calls do next to nothing: a version asked for, one number quantized. What they take is the way
+there and back: arguments checked and read, the GIL released, a new array made.
 Medians of rounds in turns; exit code 1 when one of the calls that take arrays is not below --limit.
 """
 
