@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "base/threads.h"
+
 namespace kvquant::cli {
 namespace {
 
@@ -66,6 +68,7 @@ void become(char* const* arguments, pid_t parent, int err, int out) {
   if (err >= 0) dup2(err, STDERR_FILENO);
   if (out >= 0) dup2(out, STDOUT_FILENO);
   signal(SIGINT, SIG_DFL);
+  unpin_calling_thread();
   execvp(arguments[0], arguments);
 }
 
@@ -78,6 +81,7 @@ ChildOutcome run_child(const std::vector<std::string>& command, ChildStderr err)
   Pipe kept, failed;  // failed: the errno of exec
   std::fflush(nullptr);
   const int out = err == ChildStderr::kKeptAlone ? open("/dev/null", O_WRONLY | O_CLOEXEC) : -1;
+  num_available_cores();  // found out before the fork
   const pid_t parent = getpid(), child = fork();
   if (child < 0) throw std::system_error(errno, std::generic_category(), "cannot start a process");
   if (child == 0) {

@@ -53,6 +53,13 @@ void pin_to(pthread_t thread, int core) {
 
 int num_available_cores() { return static_cast<int>(available_cores().size()); }
 
+void unpin_calling_thread() noexcept {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int core : available_cores()) CPU_SET(core, &set);
+  sched_setaffinity(0, sizeof set, &set);  // a hint, too
+}
+
 // What threads spin on has a cache line of its own, so that taking a task never waits for it.
 struct ThreadPool::State {
   // One parallel loop. `generation` is bumped (release) after the rest is set.

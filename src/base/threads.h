@@ -49,4 +49,8 @@ class ThreadPool {
 // Cores this process may run on (its affinity mask).
 int num_available_cores();
 
+// Lets the calling thread, which a pool may have pinned to one core, run on all of these: a process
+// that it starts inherits where it may run. Safe between fork and exec.
+void unpin_calling_thread() noexcept;
+
 }  // namespace kvquant

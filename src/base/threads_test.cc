@@ -1,6 +1,7 @@
 #include "base/threads.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <vector>
@@ -37,6 +38,20 @@ TEST(ThreadPool, ManyShortLoopsInARow) {
 TEST(ThreadPool, ZeroMeansAllAvailableCores) {
   ThreadPool pool(0);
   EXPECT_EQ(pool.num_threads(), num_available_cores());
+}
+
+TEST(ThreadPool, WhatPinnedTheCallingThreadCanBeUndone) {
+  const auto cores_of_thread = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    EXPECT_EQ(sched_getaffinity(0, sizeof set, &set), 0);
+    return CPU_COUNT(&set);
+  };
+  ThreadPool pool(1, ThreadPool::Pin::kYes);
+  pool.parallel_for(1, [](int64_t, int) {});
+  EXPECT_EQ(cores_of_thread(), 1);
+  unpin_calling_thread();
+  EXPECT_EQ(cores_of_thread(), num_available_cores());
 }
 
 }  // namespace
