@@ -47,8 +47,7 @@ TEST(ThreadPool, WhatPinnedTheCallingThreadCanBeUndone) {
     EXPECT_EQ(sched_getaffinity(0, sizeof set, &set), 0);
     return CPU_COUNT(&set);
   };
-  ThreadPool pool(1, ThreadPool::Pin::kYes);
-  pool.parallel_for(1, [](int64_t, int) {});
+  ThreadPool pool(0, ThreadPool::Pin::kYes);
   EXPECT_EQ(cores_of_thread(), 1);
   unpin_calling_thread();
   EXPECT_EQ(cores_of_thread(), num_available_cores());
