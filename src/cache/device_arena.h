@@ -67,16 +67,19 @@ class ArenaPiece {
   int64_t num_bytes() const {
     return arena_ == nullptr ? 0 : DeviceArena::piece_bytes(size_ * kItemBytes);
   }
+  bool is_shared() const { return arena_ != nullptr && arena_->is_shared(data_); }
   // Leaves shared memory for a copy. Throws OutOfMemory.
   void own() {
-    if (arena_ == nullptr || !arena_->is_shared(data_)) return;
+    if (!is_shared()) return;
     std::byte* copied = arena_->copy(data_);
     arena_->give(data_);
     data_ = copied;
   }
 
  private:
-  static constexpr int64_t kItemBytes = sizeof(T);
+  // T may be a pointer, whose own size is meant.
+  static constexpr int64_t kItemBytes = sizeof(T);  // NOLINT(bugprone-sizeof-expression)
+
   void swap(ArenaPiece& other) noexcept {
     std::swap(arena_, other.arena_);
     std::swap(data_, other.data_);

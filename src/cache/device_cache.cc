@@ -34,10 +34,10 @@ DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const Rope
       chunk_tokens_(options.chunk_tokens),
       staging_(device),
       encode_scratch_(device),
-      dense_targets_(device),
+      queue_(device, shape.num_kv_heads, shape.head_dim),
       rows_(device),
       kept_(device),
-      attend_scratch_(device) {
+      attention_(device) {
   check_arg(0 < max_tokens_ && max_tokens_ <= rope.num_positions(),
             fmt::format("cache: {} tokens are not in [1, {}], the positions of the model",
                         max_tokens_, rope.num_positions()));
@@ -50,27 +50,7 @@ DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const Rope
   plan_layers();
   const int64_t bytes = options.pool_bytes == 0 ? default_pool_bytes(options) : options.pool_bytes;
   arena_ = std::make_unique<DeviceArena>(device, bytes);
-  resident_.add(arena_->data(), arena_->num_bytes(), arena_->data());
   staging_.reserve_discarding(2 * chunk_tokens_ * plans_.impl_->plans[0].row_size());
-  resident_.add(staging_.data(), staging_.num_bytes(), staging_.data());
-  attend_scratch_.image.reserve_discarding(most_table_bytes(options));
-}
-
-// Addresses of blocks and pages that one call of attention reads: one layer of every sequence.
-int64_t DeviceCache::most_table_bytes(const DeviceCacheOptions& options) const {
-  int64_t most = 0;
-  for (const LayerPlan& plan : plans_.impl_->plans) {
-    int64_t num_entries = 0, num_lists = 0;
-    for (const SidePlan* side : {&plan.key, &plan.value}) {
-      const double percent = side->nuq ? side->nuq->outlier_percent : 0;
-      const double entries = 1.5 * percent / 100 * static_cast<double>(max_tokens_ * plan.head_dim);
-      num_entries += max_tokens_ / kTileTokens + 2;
-      num_entries += static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
-      num_lists += 4;
-    }
-    most = std::max(most, plan.num_kv_heads * (8 * num_entries + 64 * num_lists));
-  }
-  return most * options.num_sequences;
 }
 
 DeviceCache::~DeviceCache() = default;
@@ -80,9 +60,7 @@ const T* DeviceCache::upload(std::span<const T> items) {
   if (items.empty()) return nullptr;
   const std::span bytes(reinterpret_cast<const std::byte*>(items.data()), items.size_bytes());
   parameters_.emplace_back(device_, bytes);
-  const auto* data = parameters_.back().data();
-  resident_.add(items.data(), static_cast<int64_t>(items.size_bytes()), data);
-  return reinterpret_cast<const T*>(data);
+  return reinterpret_cast<const T*>(parameters_.back().data());
 }
 
 // All positions that a sequence may have, and those behind them that its last tile's middle has.
@@ -94,34 +72,25 @@ void DeviceCache::upload_rope(const RopeTable& rope) {
   rope_.cos = upload(std::span(rope.cos(0), size));
   rope_.sin = upload(std::span(rope.sin(0), size));
   rope_.half = half;
-  upload(std::span(rope.tiles().tile_cos, tile_size));
-  upload(std::span(rope.tiles().tile_sin, tile_size));
+  rope_.tile_cos = upload(std::span(rope.tiles().tile_cos, tile_size));
+  rope_.tile_sin = upload(std::span(rope.tiles().tile_sin, tile_size));
 }
 
 DeviceNuqPlan DeviceCache::plan_side(const NuqPlan& plan) {
   DeviceNuqPlan out;
   out.host = &plan;
   out.codebooks = upload(plan.codebooks);
-  upload(plan.ranges);
+  out.half_ranges = upload(plan.ranges);
   std::vector<float> ranges;
   for (const Half x : plan.ranges) ranges.push_back(to_float(x));
-  if (!ranges.empty()) {
-    const std::span bytes(reinterpret_cast<const std::byte*>(ranges.data()), ranges.size() * 4);
-    parameters_.emplace_back(device_, bytes);
-    out.ranges = reinterpret_cast<const float*>(parameters_.back().data());
-  }
+  out.ranges = upload(std::span<const float>(ranges));
   std::vector<RoundingFeedback> feedback;
   const auto head_dim = static_cast<size_t>(plan.shape.head_dim);
   for (const RoundingFeedback& of : plan.feedback) {
     feedback.push_back({upload(std::span(of.order, head_dim)),
                         upload(std::span(of.coefficients, head_dim * head_dim))});
   }
-  if (!feedback.empty()) {
-    const std::span bytes(reinterpret_cast<const std::byte*>(feedback.data()),
-                          feedback.size() * sizeof(RoundingFeedback));
-    parameters_.emplace_back(device_, bytes);
-    out.feedback = reinterpret_cast<const RoundingFeedback*>(parameters_.back().data());
-  }
+  out.feedback = upload(std::span<const RoundingFeedback>(feedback));
   return out;
 }
 
@@ -147,6 +116,7 @@ int64_t DeviceCache::default_pool_bytes(const DeviceCacheOptions& options) const
           side->nuq ? side->nuq->shape.num_tiles : side->dense->tiles_per_block;
       const int64_t block_tokens = num_tiles * kTileTokens;
       const int64_t num_blocks = (max_tokens_ + block_tokens - 1) / block_tokens;
+      total += 2 * DeviceTable<std::byte>::most_bytes(1, num_blocks);  // old beside new
       if (side->dense) {
         total += num_blocks * pieces(side->dense->block_bytes());
         continue;
@@ -163,13 +133,14 @@ int64_t DeviceCache::default_pool_bytes(const DeviceCacheOptions& options) const
           1.5 * nuq.outlier_percent / 100 * static_cast<double>(max_tokens_ * nuq.shape.head_dim);
       const auto num_pages = static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
       total += nuq.shape.num_kv_heads * num_pages * pieces(sizeof(OutlierPage));
+      total += 2 * DeviceTable<OutlierPage>::most_bytes(nuq.shape.num_kv_heads, num_pages);
     }
   }
   return total * options.num_sequences;
 }
 
 DeviceLayerTools DeviceCache::tools() {
-  return {{device_, *arena_, encode_scratch_, pool_}, dense_targets_, rows_, kept_, rope_};
+  return {{device_, *arena_, encode_scratch_, pool_}, queue_, rows_, kept_, rope_};
 }
 
 DeviceCache::Sequence& DeviceCache::find(SequenceId id) {
@@ -194,6 +165,7 @@ DeviceCache::SequenceId DeviceCache::add_sequence() {
 }
 
 void DeviceCache::drop(SequenceId id) {
+  queue_.flush();  // into memory that goes
   for (const DeviceLayer& layer : find(id).layers) num_unsettled_ -= layer.is_settled() ? 0 : 1;
   if (num_unsettled_ == 0) staged_tokens_ = 0;
   sequences_.erase(id);
@@ -201,6 +173,7 @@ void DeviceCache::drop(SequenceId id) {
 
 DeviceCache::Sequence& DeviceCache::find_between_chunks(SequenceId id, const char* what) {
   Sequence& sequence = find_whole(id);
+  queue_.flush();
   for (const DeviceLayer& layer : sequence.layers) {
     check_arg(layer.length() == sequence.length && layer.is_settled(),
               fmt::format("cache: {} between the layers of a chunk", what));
@@ -215,7 +188,7 @@ DeviceCache::SequenceId DeviceCache::fork(SequenceId id) {
 
 DeviceCache::SequenceId DeviceCache::copy(SequenceId id) {
   Sequence copied = find_between_chunks(id, "copy");
-  for (DeviceLayer& layer : copied.layers) layer.own();
+  for (DeviceLayer& layer : copied.layers) layer.own(device_, *arena_);
   sequences_.emplace(next_id_, std::move(copied));
   return next_id_++;
 }
@@ -290,6 +263,7 @@ void DeviceCache::append(int64_t layer, SequenceId id, const DeviceChunk& chunk)
 void DeviceCache::settle(int64_t layer, SequenceId id) {
   Sequence& sequence = find_whole(id);
   DeviceLayer& of = sequence.layers.at(static_cast<size_t>(layer));
+  queue_.flush_rows();  // of chunks that nobody attended
   if (of.is_settled()) return;
   sequence.is_broken = true;
   of.settle(tools());
@@ -298,36 +272,23 @@ void DeviceCache::settle(int64_t layer, SequenceId id) {
 }
 
 DeviceLayer::View DeviceCache::view(int64_t layer, SequenceId id) {
+  queue_.flush();
   return find_whole(id).layers.at(static_cast<size_t>(layer)).view();
 }
 
 void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const AttendShape& shape,
                          Precision precision) {
-  std::vector<DeviceLayer::View> views;
-  std::vector<AttendJob> jobs;
-  ResidentMemory& resident = resident_;
+  queue_.flush();
+  runs_.clear();
+  std::vector<DeviceAttendJob> jobs;
   for (const Queries& of : queries) {
     const DeviceLayer& store = find_whole(of.id).layers.at(static_cast<size_t>(layer));
-    views.push_back(store.view());
-    const int64_t width = shape.group * shape.head_dim;
-    const int64_t size = ((of.num_tokens - 1) * of.stride + width * layers_[0].host->num_kv_heads) *
-                         static_cast<int64_t>(sizeof(float));
-    resident.add(of.query, size, of.query);
-    resident.add(of.out, size, of.out);
-    for (int64_t head = 0; head < layers_[0].host->num_kv_heads; ++head) {
-      jobs.push_back({.query = of.query + head * width,
-                      .out = of.out + head * width,
-                      .query_stride = of.stride,
-                      .num_queries = of.num_tokens,
-                      .first_position = store.length() - of.num_tokens,
-                      .runs = views.back().of_head(head)});
-    }
+    const auto plans = store.plan_runs();
+    jobs.push_back({of.query, of.out, of.stride, of.num_tokens, store.length() - of.num_tokens,
+                    std::ssize(runs_), std::ssize(plans)});
+    store.list_runs(plans, rope_, runs_);
   }
-  attend_on_device(device_, shape, jobs, precision, resident, attend_scratch_);
-  for (const Queries& of : queries) {
-    resident.remove(of.query);
-    resident.remove(of.out);
-  }
+  attention_.attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
 }
 
 int64_t DeviceCache::held_bytes() const { return arena_->held_bytes() + plans_.memory_bytes(); }
@@ -344,8 +305,8 @@ int64_t DeviceCache::held_bytes(std::span<const SequenceId> ids) const {
 
 int64_t DeviceCache::memory_bytes() const {
   int64_t bytes = arena_->num_bytes() + staging_.num_bytes() + encode_scratch_.num_bytes() +
-                  dense_targets_.num_bytes() + rows_.num_bytes() + kept_.num_bytes() +
-                  attend_scratch_.num_bytes();
+                  queue_.num_bytes() + rows_.num_bytes() + kept_.num_bytes() +
+                  attention_.num_bytes();
   for (const auto& parameter : parameters_) bytes += parameter.num_bytes();
   return bytes;
 }

@@ -55,10 +55,11 @@ class DeviceCache {
   int64_t num_compressed_tokens(SequenceId id) const;
 
   // Appends a chunk to one layer; layers in step as in KvCache. Then the layer may be attended, and
-  // settle ends its chunk, before the next layer's append. Throws std::invalid_argument, changing
-  // nothing, for order, tokens past the limits, or an unsettled layer. OutOfMemory may come amid
-  // the work: then the sequence can only be dropped; others are as they were. Numbers are not
-  // looked at: what is not finite, or too large for fp16, ends as NaN in what attention returns.
+  // settle ends its chunk, before the next layer's append. The chunk is read until then. Throws
+  // std::invalid_argument, changing nothing, for order, tokens past the limits, or an unsettled
+  // layer. OutOfMemory may come amid the work: then the sequence can only be dropped; others are as
+  // they were. Numbers are not looked at: what is not finite, or too large for fp16, ends as NaN in
+  // what attention returns.
   void append(int64_t layer, SequenceId id, const DeviceChunk& chunk);
   void settle(int64_t layer, SequenceId id);
 
@@ -101,7 +102,6 @@ class DeviceCache {
   template <class T>
   const T* upload(std::span<const T> items);
   int64_t default_pool_bytes(const DeviceCacheOptions& options) const;
-  int64_t most_table_bytes(const DeviceCacheOptions& options) const;
   void check_append(int64_t layer, const Sequence& sequence, const DeviceChunk& chunk) const;
   DeviceLayerTools tools();
 
@@ -110,16 +110,16 @@ class DeviceCache {
   ThreadPool& pool_;
   int64_t max_tokens_, chunk_tokens_;
   std::vector<DeviceArray<std::byte>> parameters_;
-  ResidentMemory resident_;
   DeviceRope rope_;
   std::vector<DeviceLayerPlan> layers_;
   std::unique_ptr<DeviceArena> arena_;
   DeviceArray<Half> staging_;  // [2][chunk_tokens, row_size]
   DeviceEncodeScratch encode_scratch_;
-  DeviceArray<CudaDenseTarget> dense_targets_;
+  DeviceRowQueue queue_;
   DeviceArray<float> rows_;
   DeviceArray<Half> kept_;
-  DeviceAttendScratch attend_scratch_;
+  DeviceAttention attention_;
+  std::vector<CudaRun> runs_;  // of a call
   int64_t staged_tokens_ = 0;  // of chunks that are not settled
   int64_t num_unsettled_ = 0;
   std::map<SequenceId, Sequence> sequences_;

@@ -8,17 +8,42 @@ const std::byte* DeviceDenseSide::tile(int64_t index, int64_t head) const {
   return blocks_[block].data() + (in_block * plan_->num_kv_heads + head) * plan_->tile_bytes();
 }
 
+CudaSide DeviceDenseSide::cuda_side(int64_t head, int64_t first) const {
+  CudaSide side;
+  side.source = TileSource::kDense;
+  side.type = plan_->type;
+  side.pieces = reinterpret_cast<const void* const*>(table_.list(0));
+  side.tiles_per_piece = plan_->tiles_per_block;
+  side.tile_stride = plan_->num_kv_heads * plan_->tile_bytes();
+  side.piece_offset = head * plan_->tile_bytes();
+  side.first_tile = first / kTileTokens;
+  side.offset = first % kTileTokens;
+  return side;
+}
+
+void DeviceDenseSide::keep_table(CudaDevice& device, DeviceArena& arena) {
+  std::vector<std::byte*> blocks;
+  for (const auto& block : blocks_) blocks.push_back(block.data());
+  table_.assign(std::span<std::byte* const>(blocks), device, arena);
+}
+
 void DeviceDenseSide::append(const DeviceDenseRows& x, const DeviceRope& rope, CudaDevice& device,
-                             DeviceArena& arena, DeviceArray<CudaDenseTarget>& targets) {
+                             DeviceArena& arena, DeviceRowQueue& queue) {
   const int64_t end = num_tokens_ + x.num_rows;
   const int64_t block_tokens = plan_->tiles_per_block * kTileTokens;
-  if (num_tokens_ % block_tokens != 0) blocks_.back().own();
+  bool has_changed = std::ssize(blocks_) * block_tokens < end;
+  if (num_tokens_ % block_tokens != 0 && blocks_.back().is_shared()) {
+    blocks_.back().own();
+    has_changed = true;
+  }
   while (std::ssize(blocks_) * block_tokens < end) {
     blocks_.emplace_back(arena, plan_->block_bytes());
   }
+  if (has_changed) keep_table(device, arena);
   std::vector<CudaDenseTarget> to;
   for (int64_t token = num_tokens_; token < end; ++token) {
     CudaDenseTarget target;
+    target.row = x.rows + (token - num_tokens_) * x.stride;
     target.tile = const_cast<std::byte*>(tile(token / kTileTokens, 0));
     target.token = token % kTileTokens;
     if (plan_->side == KvSide::kKey) {
@@ -27,9 +52,7 @@ void DeviceDenseSide::append(const DeviceDenseRows& x, const DeviceRope& rope, C
     }
     to.push_back(target);
   }
-  targets.assign(to);
-  device.run(CudaDense{x.rows, x.stride, targets.data(), plan_->type, x.num_rows,
-                       plan_->num_kv_heads, plan_->head_dim});
+  queue.store(plan_->type, to);
   num_tokens_ = end;
 }
 
@@ -40,12 +63,13 @@ void DeviceDenseSide::truncate(int64_t num_tokens) {
   num_tokens_ = num_tokens;
 }
 
-void DeviceDenseSide::own() {
+void DeviceDenseSide::own(CudaDevice& device, DeviceArena& arena) {
   for (auto& block : blocks_) block.own();
+  if (!blocks_.empty()) keep_table(device, arena);
 }
 
 int64_t DeviceDenseSide::held_bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = table_.num_bytes();
   for (const auto& block : blocks_) bytes += block.num_bytes();
   return bytes;
 }

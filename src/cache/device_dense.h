@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "cache/dense_side.h"
-#include "cache/device_arena.h"
+#include "cache/device_rows.h"
+#include "cache/device_table.h"
 
 namespace kvquant {
 
@@ -14,6 +15,8 @@ namespace kvquant {
 struct DeviceRope {
   const float* cos = nullptr;
   const float* sin = nullptr;
+  const float* tile_cos = nullptr;  // of RopeTiles
+  const float* tile_sin = nullptr;
   int64_t half = 0;
 };
 
@@ -28,19 +31,25 @@ class DeviceDenseSide {
  public:
   explicit DeviceDenseSide(const DensePlan& plan) : plan_(&plan) {}
 
-  // `targets` is scratch. Throws OutOfMemory; then the side can only be destroyed.
+  // Rows are read when `queue` is flushed. Throws OutOfMemory; then the side can only be destroyed.
   void append(const DeviceDenseRows& x, const DeviceRope& rope, CudaDevice& device,
-              DeviceArena& arena, DeviceArray<CudaDenseTarget>& targets);
+              DeviceArena& arena, DeviceRowQueue& queue);
   void truncate(int64_t num_tokens);
-  void own();                  // Copies of a side share its blocks until they write, or this.
-  int64_t held_bytes() const;  // of its blocks, whoever shares them
+  // Copies of a side share its blocks until they write, or this.
+  void own(CudaDevice& device, DeviceArena& arena);
+  int64_t held_bytes() const;  // of its blocks and their table, whoever shares them
   int64_t num_tokens() const { return num_tokens_; }
   const std::byte* tile(int64_t index, int64_t head) const;  // an address of the device
+  // For kernels, from the tile of token `first` on.
+  CudaSide cuda_side(int64_t head, int64_t first) const;
 
  private:
+  void keep_table(CudaDevice& device, DeviceArena& arena);
+
   const DensePlan* plan_;
   int64_t num_tokens_ = 0;
   std::vector<ArenaPiece<std::byte>> blocks_;
+  DeviceTable<std::byte> table_;
 };
 
 }  // namespace kvquant

@@ -28,11 +28,10 @@ void DeviceLayer::stage(Side& side, const float* rows, const DeviceChunk& chunk,
       side.sinks = ArenaPiece<Half>(tools.encoder.arena, sink * size);
     }
     side.sinks.own();
-    tools.encoder.device.run(
-        CudaNarrow{rows, chunk.stride, side.sinks.data() + length_ * size, num_to_sinks, size});
+    tools.queue.narrow(rows, chunk.stride, num_to_sinks, side.sinks.data() + length_ * size);
   }
-  tools.encoder.device.run(CudaNarrow{rows + num_to_sinks * chunk.stride, chunk.stride,
-                                      side.staging, chunk.num_rows - num_to_sinks, size});
+  tools.queue.narrow(rows + num_to_sinks * chunk.stride, chunk.stride,
+                     chunk.num_rows - num_to_sinks, side.staging);
 }
 
 void DeviceLayer::append(const DeviceChunk& chunk, const Staging& staging,
@@ -47,7 +46,7 @@ void DeviceLayer::append(const DeviceChunk& chunk, const Staging& staging,
       stage(*side, rows, chunk, tools);
     } else {
       side->dense->append({rows, chunk.stride, chunk.num_rows}, tools.rope, tools.encoder.device,
-                          tools.encoder.arena, tools.dense_targets);
+                          tools.encoder.arena, tools.queue);
     }
   }
   const int64_t first_exact = std::max(length_, plan.sink);
@@ -71,6 +70,7 @@ void DeviceLayer::encode(Side& side, int64_t num_leaving, const DeviceLayerTools
   const int64_t size = plan_->host->row_size(), before = strict ? 0 : window_rows_;
   const int64_t from_window = std::min(num_leaving, before);
   CudaDevice& device = tools.encoder.device;
+  tools.queue.flush();
   tools.rows.reserve_discarding(num_leaving * size);
   device.run(CudaWiden{side.window.data(), tools.rows.data(), from_window, size});
   device.run(CudaWiden{side.staging, tools.rows.data() + from_window * size,
@@ -118,12 +118,13 @@ void DeviceLayer::move_window(Side& side, int64_t num_leaving,
   }
   side.window.own();
   if (from_window > 0 && kept > 0) {
+    tools.queue.flush();
     tools.kept.reserve_discarding(kept * size);
     device.copy(tools.kept.data(), side.window.data() + from_window * size, bytes(kept));
     device.copy(side.window.data(), tools.kept.data(), bytes(kept));
   }
   if (added > 0) {
-    device.copy(side.window.data() + kept * size, side.staging + from_staging * size, bytes(added));
+    tools.queue.move(side.staging + from_staging * size, added, side.window.data() + kept * size);
   }
 }
 
@@ -144,11 +145,11 @@ void DeviceLayer::settle(const DeviceLayerTools& tools) {
   pending_ = 0;
 }
 
-void DeviceLayer::own() {
+void DeviceLayer::own(CudaDevice& device, DeviceArena& arena) {
   assert(is_settled());
   for (Side* side : {&key_, &value_}) {
-    if (side->dense) side->dense->own();
-    if (side->nuq) side->nuq->own();
+    if (side->dense) side->dense->own(device, arena);
+    if (side->nuq) side->nuq->own(device, arena);
     side->sinks.own();
     side->window.own();
   }
@@ -184,6 +185,44 @@ const Half* DeviceLayer::exact_row(const Side& side, int64_t position) const {
   if (position < plan_->host->sink) return side.sinks.data() + position * size;
   if (position >= staged) return side.staging + (position - staged) * size;
   return side.window.data() + (position - (staged - window_rows_)) * size;
+}
+
+std::vector<RunPlan> DeviceLayer::plan_runs() const {
+  return kvquant::plan_runs(*plan_->host, {length_, num_encoded(), last_chunk_, pending_});
+}
+
+CudaSide DeviceLayer::cuda_side(const Side& side, const RunPlan& run, int64_t head) const {
+  if (side.dense) return side.dense->cuda_side(head, run.first_position);
+  if (run.kind == RunKind::kEncoded) {
+    CudaSide coded = side.nuq->cuda_side(head);
+    // Beside dense values scores get no bias, on the CPU either.
+    if (!value_.nuq) coded.logit_bias = 0;
+    return coded;
+  }
+  CudaSide rows;
+  rows.source = TileSource::kRows;
+  rows.rows = exact_row(side, run.first_position) + head * plan_->host->head_dim;
+  rows.row_stride = plan_->host->row_size();
+  return rows;
+}
+
+void DeviceLayer::list_runs(std::span<const RunPlan> plans, const DeviceRope& rope,
+                            std::vector<CudaRun>& runs) const {
+  for (int64_t head = 0; head < plan_->host->num_kv_heads; ++head) {
+    for (const RunPlan& of : plans) {
+      CudaRun run;
+      run.keys = cuda_side(key_, of, head);
+      run.values = cuda_side(value_, of, head);
+      run.window = {of.num_tokens, of.first_position, of.min_lag, of.max_lag};
+      if (run.is_turned()) {
+        run.cos = rope.cos + of.first_position * rope.half;
+        run.sin = rope.sin + of.first_position * rope.half;
+        run.tile_cos = rope.tile_cos;
+        run.tile_sin = rope.tile_sin;
+      }
+      runs.push_back(run);
+    }
+  }
 }
 
 // Tiles and codes of all heads.
@@ -223,7 +262,7 @@ DeviceLayer::Source DeviceLayer::source_of(const Side& side, const View& view, c
 
 DeviceLayer::View DeviceLayer::view() const {
   const LayerPlan& plan = *plan_->host;
-  const auto plans = plan_runs(plan, {length_, num_encoded(), last_chunk_, pending_});
+  const auto plans = plan_runs();
   View view;
   view.num_runs = std::ssize(plans);
   list_memory(view);

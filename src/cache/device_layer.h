@@ -30,7 +30,7 @@ struct DeviceChunk {
 // With what a layer works; scratch is shared by all.
 struct DeviceLayerTools {
   DeviceEncoder encoder;
-  DeviceArray<CudaDenseTarget>& dense_targets;
+  DeviceRowQueue& queue;
   DeviceArray<float>& rows;  // that are encoded
   DeviceArray<Half>& kept;   // of a window that moves
   DeviceRope rope;
@@ -48,7 +48,8 @@ class DeviceLayer {
   int64_t num_read_compressed() const { return read_compressed_; }
 
   // staging: room for the chunk's fp16 keys and values, [num_rows, row_size] each, that stays until
-  // settle. Requires a settled layer. Throws OutOfMemory; then the layer can only be destroyed.
+  // settle. The chunk is read when the queue is flushed. Requires a settled layer. Throws
+  // OutOfMemory; then the layer can only be destroyed.
   struct Staging {
     Half* key = nullptr;
     Half* value = nullptr;
@@ -60,15 +61,20 @@ class DeviceLayer {
 
   // Copies share memory until they write, or own(). Throws OutOfMemory as append does. Requires a
   // settled layer.
-  void own();
+  void own(CudaDevice& device, DeviceArena& arena);
   int64_t held_bytes() const;  // whoever shares them
 
   // Requires a settled layer.
   bool can_truncate(int64_t length) const;
   void truncate(int64_t length);
 
-  // What queries of the last chunk read: runs per KV head, whose arrays are addresses of the
-  // device. Valid until the layer changes.
+  // What queries of the last chunk read, for kernels: [num_kv_heads][num_runs], appended. The rows
+  // must have been flushed. Valid until the layer changes.
+  std::vector<RunPlan> plan_runs() const;
+  void list_runs(std::span<const RunPlan> plans, const DeviceRope& rope,
+                 std::vector<CudaRun>& runs) const;
+
+  // The same with tables on the host, for tests.
   struct View {
     int64_t num_runs = 0;
     std::vector<AttendRun> runs;                      // [num_kv_heads][num_runs]
@@ -93,6 +99,7 @@ class DeviceLayer {
   void encode(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   void move_window(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   const Half* exact_row(const Side& side, int64_t position) const;
+  CudaSide cuda_side(const Side& side, const RunPlan& run, int64_t head) const;
   // What a run reads of one side of a head.
   struct Source {
     std::span<const void* const> tiles{};

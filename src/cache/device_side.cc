@@ -46,19 +46,32 @@ DeviceNuqSide::Piece DeviceNuqSide::piece_of(int64_t index, int64_t num_rows) co
 }
 
 void DeviceNuqSide::own_block(int64_t index) {
+  if (!owned_blocks_[index].is_shared()) return;
+  has_new_addresses_ = true;
   owned_blocks_[index].own();
   blocks_[index] = owned_blocks_[index].data();
 }
 
 void DeviceNuqSide::own_last_pages() {
   for (Chain& chain : chains_) {
-    if (chain.num_entries % kOutliersPerPage == 0) continue;
+    if (chain.num_entries % kOutliersPerPage == 0 || !chain.pages.back().is_shared()) continue;
+    has_new_addresses_ = true;
     chain.pages.back().own();
     chain.table.back() = chain.pages.back().data();
   }
 }
 
-void DeviceNuqSide::own() {
+// Where kernels look up what was taken.
+void DeviceNuqSide::keep_tables(CudaDevice& device, DeviceArena& arena) {
+  if (!has_new_addresses_) return;
+  block_table_.assign(std::span<std::byte* const>(blocks_), device, arena);
+  std::vector<std::span<OutlierPage* const>> lists;
+  for (const Chain& chain : chains_) lists.emplace_back(chain.table);
+  if (!lists.empty()) page_table_.assign(lists, device, arena);
+  has_new_addresses_ = false;
+}
+
+void DeviceNuqSide::own(CudaDevice& device, DeviceArena& arena) {
   for (int64_t i = 0; i < std::ssize(blocks_); ++i) own_block(i);
   for (Chain& chain : chains_) {
     for (size_t i = 0; i < chain.pages.size(); ++i) {
@@ -67,10 +80,14 @@ void DeviceNuqSide::own() {
     }
   }
   ranges_.own();
+  starts_.own();
+  has_new_addresses_ = !blocks_.empty();
+  keep_tables(device, arena);
 }
 
 int64_t DeviceNuqSide::held_bytes() const {
-  int64_t bytes = ranges_.num_bytes();
+  int64_t bytes = ranges_.num_bytes() + starts_.num_bytes() + block_table_.num_bytes() +
+                  page_table_.num_bytes();
   for (const auto& block : owned_blocks_) bytes += block.num_bytes();
   for (const Chain& chain : chains_) {
     for (const auto& page : chain.pages) bytes += page.num_bytes();
@@ -86,6 +103,7 @@ void DeviceNuqSide::take_blocks(int64_t num_tokens, const DeviceEncoder& with) {
   while (std::ssize(blocks_) * block_tokens < num_tokens) {
     owned_blocks_.emplace_back(with.arena, plan_->host->layout.num_bytes);
     blocks_.push_back(owned_blocks_.back().data());
+    has_new_addresses_ = true;
   }
 }
 
@@ -94,6 +112,10 @@ void DeviceNuqSide::keep_ranges(const DeviceEncoder& with) {
   const std::span<const Half> ranges = segments_.ranges();
   ranges_ = ArenaPiece<Half>(with.arena, std::ssize(ranges));
   with.device.copy_in(ranges_.data(), ranges.data(), static_cast<int64_t>(ranges.size_bytes()));
+  const std::span<const int32_t> starts = segments_.starts();
+  if (starts.empty()) return;
+  starts_ = ArenaPiece<int32_t>(with.arena, std::ssize(starts));
+  with.device.copy_in(starts_.data(), starts.data(), static_cast<int64_t>(starts.size_bytes()));
 }
 
 void DeviceNuqSide::fit(const HalfRows& rows, const DeviceEncoder& with) {
@@ -218,6 +240,7 @@ void DeviceNuqSide::store_outliers(const float* rows, const std::vector<Piece>& 
     while (std::ssize(chain.pages) < num_pages) {
       chain.pages.emplace_back(with.arena, 1);
       chain.table.push_back(chain.pages.back().data());
+      has_new_addresses_ = true;
     }
     first_pages.push_back(pages.size());
     for (int64_t page = first / kOutliersPerPage; page < num_pages; ++page) {
@@ -258,6 +281,30 @@ void DeviceNuqSide::append(const DeviceRows& rows, const DeviceEncoder& with) {
     }
   }
   append_rows(rows.rows + num_old * plan_->host->row_size(), rows.num_rows - num_old, with);
+  keep_tables(with.device, with.arena);
+}
+
+CudaSide DeviceNuqSide::cuda_side(int64_t head) const {
+  const NuqPlan& plan = *plan_->host;
+  CudaSide side;
+  side.source = TileSource::kCoded;
+  side.codebook = plan_->codebooks + (plan.codebooks.size() == 1 ? 0 : head);
+  side.shape = plan.shape;
+  side.layout = plan.layout;
+  side.head = head;
+  side.blocks = block_table_.list(0);
+  side.hadamard = plan.hadamard;
+  if (plan.side == KvSide::kKey) {
+    side.logit_bias = kLogitBias;
+    side.scales = needs_host_rows() ? ranges_.data() : plan_->half_ranges;
+    side.scales += head * plan.shape.head_dim;
+    side.zeros = side.scales + plan.row_size();
+    side.segment_starts = starts_.data();
+    side.num_segment_starts = std::ssize(segments_.starts());
+    side.segment_stride = segments_.stride();
+  }
+  if (plan.shape.has_outliers) side.pages = page_table_.list(head);
+  return side;
 }
 
 CodedSide DeviceNuqSide::coded_side(int64_t head) const {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/threads.h"
-#include "cache/device_arena.h"
+#include "cache/device_table.h"
 #include "cache/nuq_side.h"
 
 namespace kvquant {
@@ -19,6 +19,7 @@ struct DeviceNuqPlan {
   const NuqCodebook* codebooks = nullptr;      // as many as the host's
   const RoundingFeedback* feedback = nullptr;  // one per KV head; null: none
   const float* ranges = nullptr;               // calibrated keys: [4][row_size]; null: fitted
+  const Half* half_ranges = nullptr;           // the same, as attention reads them
 };
 
 // Scratch of appends on a device, of any side; grows to the largest need.
@@ -57,8 +58,8 @@ class DeviceNuqSide {
  public:
   explicit DeviceNuqSide(const DeviceNuqPlan& plan);
   // Copies share blocks and pages until they write, or own().
-  void own();
-  int64_t held_bytes() const;  // of blocks, pages and ranges, whoever shares them
+  void own(CudaDevice& device, DeviceArena& arena);
+  int64_t held_bytes() const;  // of blocks, pages, tables and ranges, whoever shares them
 
   // Ranges are fitted to rows on the host: keys without calibration.
   bool needs_host_rows() const {
@@ -74,8 +75,10 @@ class DeviceNuqSide {
   void append(const DeviceRows& rows, const DeviceEncoder& with);
 
   int64_t num_tokens() const { return num_tokens_; }
-  // For attention; blocks, pages and fitted ranges are addresses of the device. Valid until the
-  // next append.
+  // For kernels. Valid until the next append.
+  CudaSide cuda_side(int64_t head) const;
+  // The same with tables on the host, for tests; blocks, pages and fitted ranges are addresses of
+  // the device.
   CodedSide coded_side(int64_t head) const;
 
  private:
@@ -95,6 +98,7 @@ class DeviceNuqSide {
   void own_block(int64_t index);
   void own_last_pages();
   void take_blocks(int64_t num_tokens, const DeviceEncoder& with);
+  void keep_tables(CudaDevice& device, DeviceArena& arena);
   void keep_ranges(const DeviceEncoder& with);
   const float* load_ranges(const DeviceEncoder& with) const;
   void append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with);
@@ -110,7 +114,11 @@ class DeviceNuqSide {
   std::vector<std::byte*> blocks_;
   KeySegments segments_;
   ArenaPiece<Half> ranges_;  // those of segments_
+  ArenaPiece<int32_t> starts_;
   std::vector<Chain> chains_;
+  DeviceTable<std::byte> block_table_;
+  DeviceTable<OutlierPage> page_table_;  // [num_kv_heads]
+  bool has_new_addresses_ = false;       // not in the tables yet
 };
 
 }  // namespace kvquant

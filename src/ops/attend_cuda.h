@@ -32,9 +32,15 @@ enum class TileSource : int32_t { kDense, kRows, kCoded };
 struct CudaSide {
   TileSource source = TileSource::kDense;
   DenseType type = DenseType::kF16;
-  const void* const* tiles = nullptr;  // kDense
-  int64_t offset = 0;                  // kDense: tokens before token 0 in the first tile
-  const Half* rows = nullptr;          // kRows
+  // kDense: pieces of tiles_per_piece tiles, tile_stride bytes apart, the first one piece_offset
+  // bytes behind where the piece begins. Tile 0 of the run is tile first_tile of them.
+  const void* const* pieces = nullptr;
+  int64_t tiles_per_piece = 1;
+  int64_t tile_stride = 0;
+  int64_t piece_offset = 0;
+  int64_t first_tile = 0;
+  int64_t offset = 0;          // kDense: tokens before token 0 in the first tile
+  const Half* rows = nullptr;  // kRows
   int64_t row_stride = 0;
   // kCoded:
   const NuqCodebook* codebook = nullptr;
@@ -50,6 +56,13 @@ struct CudaSide {
   const OutlierPage* const* pages = nullptr;
   bool hadamard = false;
   float logit_bias = 0;
+
+  // kDense.
+  KVQUANT_DEVICE const void* dense_tile(int64_t index) const {
+    const int64_t tile = first_tile + index;
+    return static_cast<const std::byte*>(pieces[tile / tiles_per_piece]) + piece_offset +
+           tile % tiles_per_piece * tile_stride;
+  }
 };
 
 struct CudaRun {
@@ -135,6 +148,14 @@ struct CudaAttendCall {
 
   int64_t shared_bytes(int64_t head_dim) const;  // that the block of a task needs
 };
+
+// How work over these runs is cut.
+bool is_for_tensor_cores(Precision precision, std::span<const CudaRun> runs);
+AttendCut cuda_cut(bool is_bf16, int64_t head_dim);
+// Of a call over `runs` whose is_bf16 and plan are there: rows and staging.
+void size_call(const AttendShape& shape, std::span<const CudaRun> runs, CudaAttendCall& call);
+// Throws std::invalid_argument for more than 8 query heads per KV head, head_dim above 256.
+void check_cuda_shape(const AttendShape& shape);
 
 // Describes jobs that attend() has checked, with addresses in the image. To be called twice: before
 // the image is placed, to find out what there is, and after. Throws std::invalid_argument for what

@@ -112,7 +112,7 @@ KVQUANT_DEVICE void load_dense_keys(const CudaTile& tile, const AttendShared<Pai
   const int64_t token = thread % kTileTokens;
   const int64_t place = tile.run->keys.offset + tile.index * kTileTokens + token;
   const bool is_there = token < tile.tokens.num_tokens;
-  const void* dense = is_there ? tile.run->keys.tiles[place / kTileTokens] : nullptr;
+  const void* dense = is_there ? tile.run->keys.dense_tile(place / kTileTokens) : nullptr;
   for (int64_t c = thread / kTileTokens * 2; c < shared.head_dim;
        c += kBlockThreads / kTileTokens * 2) {
     FloatPair pair;

@@ -46,7 +46,7 @@ CudaSide dense_side(const AttendRun& run, std::span<const void* const> tiles, in
                     CudaImage& image) {
   CudaSide out;
   out.type = run.type;
-  out.tiles = image.list(tiles, kTileTokens * head_dim * element_bytes(run.type));
+  out.pieces = image.list(tiles, kTileTokens * head_dim * element_bytes(run.type));
   return out;
 }
 
@@ -108,19 +108,8 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   return out;
 }
 
-bool is_rotated(const AttendJob& job) {
-  return std::any_of(job.runs.begin(), job.runs.end(), [](const AttendRun& run) {
-    return run.coded_values != nullptr && run.coded_values->hadamard;
-  });
-}
-
 void check_built(const AttendShape& shape, std::span<const AttendJob> jobs) {
-  check_arg(shape.group <= kCudaF32Rows,
-            fmt::format("attend: CUDA kernels take up to {} query heads per KV head, not {}",
-                        kCudaF32Rows, shape.group));
-  check_arg(shape.head_dim <= kMaxNuqHeadDim,
-            fmt::format("attend: CUDA kernels take head_dim up to {}, not {}", kMaxNuqHeadDim,
-                        shape.head_dim));
+  check_cuda_shape(shape);
   for (const AttendJob& job : jobs) {
     for (const AttendRun& run : job.runs) {
       check_arg(run.key_latents() == nullptr,
@@ -130,13 +119,13 @@ void check_built(const AttendShape& shape, std::span<const AttendJob> jobs) {
 }
 
 // Room for the largest tile of codes of either side, if there is any.
-void stage(int64_t head_dim, CudaAttendCall& call) {
+void stage(int64_t head_dim, std::span<const CudaRun> runs, CudaAttendCall& call) {
   int64_t keys = 0, values = 0;
   const auto grow = [](const CudaSide& side, int64_t& room) {
     const bool has_codes = side.source == TileSource::kCoded && side.shape.has_codes();
     if (has_codes) room = std::max(room, side.layout.code_tile);
   };
-  for (const CudaRun& run : call.runs) {
+  for (const CudaRun& run : runs) {
     grow(run.keys, keys);
     grow(run.values, values);
   }
@@ -147,16 +136,36 @@ void stage(int64_t head_dim, CudaAttendCall& call) {
 
 }  // namespace
 
+void check_cuda_shape(const AttendShape& shape) {
+  check_arg(shape.group <= kCudaF32Rows,
+            fmt::format("attend: CUDA kernels take up to {} query heads per KV head, not {}",
+                        kCudaF32Rows, shape.group));
+  check_arg(shape.head_dim <= kMaxNuqHeadDim,
+            fmt::format("attend: CUDA kernels take head_dim up to {}, not {}", kMaxNuqHeadDim,
+                        shape.head_dim));
+}
+
+// Values that are rotated are rotated back in shared memory, for which bf16 is too coarse.
+bool is_for_tensor_cores(Precision precision, std::span<const CudaRun> runs) {
+  return precision == Precision::kBF16 &&
+         std::none_of(runs.begin(), runs.end(), [](const auto& x) { return x.values.hadamard; });
+}
+
+AttendCut cuda_cut(bool is_bf16, int64_t head_dim) {
+  const int64_t most = is_bf16 ? cuda_rows(head_dim) : kCudaF32Rows;
+  return {.block_rows = most, .split_rows = most};
+}
+
+void size_call(const AttendShape& shape, std::span<const CudaRun> runs, CudaAttendCall& call) {
+  const int64_t most = cuda_cut(call.is_bf16, shape.head_dim).block_rows;
+  call.num_rows = call.is_bf16 && call.plan.max_rows <= kCudaFewRows ? kCudaFewRows : most;
+  stage(shape.head_dim, runs, call);
+}
+
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
                            Precision precision, CudaImage& image) {
   check_built(shape, jobs);
   CudaAttendCall call;
-  // Values that are rotated are rotated back in shared memory, for which bf16 is too coarse.
-  call.is_bf16 =
-      precision == Precision::kBF16 && std::none_of(jobs.begin(), jobs.end(), is_rotated);
-  const int64_t most = call.is_bf16 ? cuda_rows(shape.head_dim) : kCudaF32Rows;
-  plan_attend(shape.group, {.block_rows = most, .split_rows = most}, jobs, call.plan);
-  call.num_rows = call.is_bf16 && call.plan.max_rows <= kCudaFewRows ? kCudaFewRows : most;
   for (const AttendJob& job : jobs) {
     CudaJob packed = pack_job(shape, job, image);
     packed.first_run = std::ssize(call.runs);
@@ -166,7 +175,9 @@ CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> 
       call.runs.push_back(pack_run(run, shape.head_dim, image));
     }
   }
-  stage(shape.head_dim, call);
+  call.is_bf16 = is_for_tensor_cores(precision, call.runs);
+  plan_attend(shape.group, cuda_cut(call.is_bf16, shape.head_dim), jobs, call.plan);
+  size_call(shape, call.runs, call);
   return call;
 }
 

@@ -97,7 +97,7 @@ KVQUANT_DEVICE void load_shifted_values(const CudaTile& tile, const AttendShared
   const auto number = [&](int64_t token, int64_t channel) {
     if (token >= tile.tokens.num_tokens) return 0.0f;
     const int64_t place = side.offset + tile.index * kTileTokens + token;
-    return dense_number(side.tiles[place / kTileTokens], side.type,
+    return dense_number(side.dense_tile(place / kTileTokens), side.type,
                         value_index(place % kTileTokens, channel, shared.value_dim));
   };
   each_value_pair(shared, thread, [&](int64_t line, int64_t channel) {
@@ -126,7 +126,7 @@ KVQUANT_DEVICE void load_values(const CudaTile& tile, const AttendShared<Pair>& 
     return load_shifted_values(tile, shared, thread);
   }
   if (side.source == TileSource::kDense) {
-    return load_dense_values(side.tiles[tile.index], side.type, shared, thread);
+    return load_dense_values(side.dense_tile(tile.index), side.type, shared, thread);
   }
   if (side.source == TileSource::kRows) return load_value_rows(tile, shared, thread);
   if (!side.shape.has_codes()) return load_dense_values(words, DenseType::kF16, shared, thread);

@@ -4,35 +4,85 @@
 
 namespace kvquant {
 
-int64_t DeviceAttendScratch::num_bytes() const {
-  return image.num_bytes() + jobs.num_bytes() + runs.num_bytes() + tasks.num_bytes() +
-         merges.num_bytes() + states.num_bytes() + sums.num_bytes();
+DeviceAttention::DeviceAttention(CudaDevice& device)
+    : device_(device),
+      jobs_(device),
+      runs_(device),
+      tasks_(device),
+      merges_(device),
+      states_(device),
+      sums_(device) {}
+
+int64_t DeviceAttention::num_bytes() const {
+  return jobs_.num_bytes() + runs_.num_bytes() + tasks_.num_bytes() + merges_.num_bytes() +
+         states_.num_bytes() + sums_.num_bytes();
 }
 
-void attend_on_device(CudaDevice& device, const AttendShape& shape, std::span<const AttendJob> jobs,
-                      Precision precision, const ResidentMemory& resident,
-                      DeviceAttendScratch& scratch) {
-  CudaImage image(&resident);
-  pack_attend(shape, jobs, precision, image);
-  image.place(nullptr);
-  scratch.image.reserve_discarding(image.num_bytes());
-  image.place(scratch.image.data());
-  const CudaAttendCall packed = pack_attend(shape, jobs, precision, image);
-  std::vector<std::byte> staging(static_cast<size_t>(image.num_bytes()));
-  image.fill(staging.data());
-  scratch.image.assign(staging);
-  scratch.jobs.assign(packed.jobs);
-  scratch.runs.assign(packed.runs);
-  scratch.tasks.assign(packed.plan.tasks);
-  scratch.merges.assign(packed.plan.merges);
-  scratch.states.reserve_discarding(packed.plan.num_partial_rows);
-  scratch.sums.reserve_discarding(packed.plan.num_partial_rows * shape.head_dim);
-  CudaAttend call = make_call(shape, packed, scratch.states.data(), scratch.sums.data());
-  call.jobs = scratch.jobs.data();
-  call.runs = scratch.runs.data();
-  call.tasks = scratch.tasks.data();
-  call.merges = scratch.merges.data();
-  device.attend(packed, call);
+DeviceAttention::Planned DeviceAttention::planned_for(const DeviceAttendCall& call) const {
+  Planned out{call_.is_bf16, call.num_kv_heads, call.shape.head_dim, call.shape.group, {}};
+  for (const DeviceAttendJob& job : call.jobs) {
+    out.numbers.insert(out.numbers.end(), {job.num_queries, job.first_position, job.num_runs});
+    for (int64_t i = 0; i < job.num_runs; ++i) {
+      const CudaRun& run = call.runs[static_cast<size_t>(job.first_run + i)];
+      const auto [num_tokens, first_position, min_lag, max_lag] = run.window;
+      out.numbers.insert(out.numbers.end(), {num_tokens, first_position, min_lag, max_lag,
+                                             static_cast<int64_t>(run.kind)});
+    }
+  }
+  return out;
+}
+
+void DeviceAttention::plan(const DeviceAttendCall& call) {
+  Planned wanted = planned_for(call);
+  if (wanted == planned_) return;
+  std::vector<std::vector<PlannedRun>> runs;
+  std::vector<PlannedJob> jobs;
+  for (const DeviceAttendJob& job : call.jobs) {
+    auto& of_job = runs.emplace_back();
+    for (int64_t i = 0; i < job.num_runs; ++i) {
+      const CudaRun& run = call.runs[static_cast<size_t>(job.first_run + i)];
+      of_job.push_back({run.window, run.kind});
+    }
+    jobs.insert(jobs.end(), static_cast<size_t>(call.num_kv_heads),
+                {job.num_queries, job.first_position, of_job});
+  }
+  const int64_t head_dim = call.shape.head_dim;
+  plan_attend(call.shape.group, cuda_cut(call_.is_bf16, head_dim),
+              std::span<const PlannedJob>(jobs), call_.plan);
+  tasks_.assign(call_.plan.tasks);
+  merges_.assign(call_.plan.merges);
+  states_.reserve_discarding(call_.plan.num_partial_rows);
+  sums_.reserve_discarding(call_.plan.num_partial_rows * head_dim);
+  planned_ = std::move(wanted);
+}
+
+void DeviceAttention::attend(const DeviceAttendCall& call) {
+  check_cuda_shape(call.shape);
+  call_.is_bf16 = is_for_tensor_cores(call.precision, call.runs);
+  plan(call);
+  size_call(call.shape, call.runs, call_);
+  call_.jobs.clear();
+  const int64_t width = call.shape.group * call.shape.head_dim;
+  for (const DeviceAttendJob& job : call.jobs) {
+    for (int64_t head = 0; head < call.num_kv_heads; ++head) {
+      CudaJob of_head;
+      of_head.query = job.query + head * width;
+      of_head.out = job.out + head * width;
+      of_head.query_stride = of_head.out_stride = job.stride;
+      of_head.first_position = job.first_position;
+      of_head.first_run = job.first_run + head * job.num_runs;
+      of_head.num_runs = job.num_runs;
+      call_.jobs.push_back(of_head);
+    }
+  }
+  jobs_.assign(call_.jobs);
+  runs_.assign(call.runs);
+  CudaAttend launched = make_call(call.shape, call_, states_.data(), sums_.data());
+  launched.jobs = jobs_.data();
+  launched.runs = runs_.data();
+  launched.tasks = tasks_.data();
+  launched.merges = merges_.data();
+  device_.attend(call_, launched);
 }
 
 }  // namespace kvquant

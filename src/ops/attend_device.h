@@ -3,39 +3,62 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "ops/attend.h"
 #include "ops/cuda_device.h"
 
 namespace kvquant {
 
-// On the device, kept from call to call; grows to the largest need.
-struct DeviceAttendScratch {
-  explicit DeviceAttendScratch(CudaDevice& device)
-      : image(device),
-        jobs(device),
-        runs(device),
-        tasks(device),
-        merges(device),
-        states(device),
-        sums(device) {}
-  int64_t num_bytes() const;
-
-  DeviceArray<std::byte> image;  // what of the runs is not resident: tables of blocks and pages
-  DeviceArray<CudaJob> jobs;
-  DeviceArray<CudaRun> runs;
-  DeviceArray<AttendTask> tasks;
-  DeviceArray<AttendMerge> merges;
-  DeviceArray<SoftmaxState> states;
-  DeviceArray<float> sums;
+// The new queries of one sequence. Addresses, those of runs among them, are the device's.
+struct DeviceAttendJob {
+  const float* query = nullptr;  // [num_queries, num_kv_heads * group * head_dim], rotated
+  float* out = nullptr;          // the same
+  int64_t stride = 0;            // floats between tokens, of both
+  int64_t num_queries = 0;
+  int64_t first_position = 0;
+  int64_t first_run = 0;  // of the call's runs
+  int64_t num_runs = 0;   // of a head; those of the next head are behind them
 };
 
-// Queues out = softmax(scale * q k^T) v, see attend(). Queries, results, blocks, pages, tiles and
-// rows are addresses of the device and in `resident`; what else is not there (tables) is copied.
-// Here each side of a run is by itself codes, rows or tiles, whatever the other is.
-// Throws std::invalid_argument for what kernels don't read (attend_cuda.h).
-void attend_on_device(CudaDevice& device, const AttendShape& shape, std::span<const AttendJob> jobs,
-                      Precision precision, const ResidentMemory& resident,
-                      DeviceAttendScratch& scratch);
+struct DeviceAttendCall {
+  AttendShape shape;
+  int64_t num_kv_heads = 0;
+  std::span<const DeviceAttendJob> jobs;
+  std::span<const CudaRun> runs;  // windows and kinds are the same for all heads of a job
+  Precision precision = Precision::kBF16;
+};
+
+// Kept from call to call; grows to the largest need.
+class DeviceAttention {
+ public:
+  explicit DeviceAttention(CudaDevice& device);
+
+  // Queues out = softmax(scale * q k^T) v, see attend(). Throws std::invalid_argument as
+  // check_cuda_shape() does.
+  void attend(const DeviceAttendCall& call);
+  int64_t num_bytes() const;  // on the device
+
+ private:
+  // What plans are made for. Layers mostly have the same, so tasks stay where they are.
+  struct Planned {
+    bool is_bf16 = false;
+    int64_t num_kv_heads = 0, head_dim = 0, group = 0;
+    std::vector<int64_t> numbers;
+    bool operator==(const Planned&) const = default;
+  };
+  Planned planned_for(const DeviceAttendCall& call) const;
+  void plan(const DeviceAttendCall& call);
+
+  CudaDevice& device_;
+  CudaAttendCall call_;  // without runs
+  Planned planned_;
+  DeviceArray<CudaJob> jobs_;
+  DeviceArray<CudaRun> runs_;
+  DeviceArray<AttendTask> tasks_;
+  DeviceArray<AttendMerge> merges_;
+  DeviceArray<SoftmaxState> states_;
+  DeviceArray<float> sums_;
+};
 
 }  // namespace kvquant

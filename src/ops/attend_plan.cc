@@ -9,12 +9,16 @@ ValueKind kind_of(const AttendRun& run) {
   return run.is_low_rank() ? ValueKind::kLatents : ValueKind::kPlain;
 }
 
-int64_t num_visible_tiles(const AttendJob& job, const AttendTask& block, ValueKind kind) {
+ValueKind kind_of(const PlannedRun& run) { return run.kind; }
+const RunWindow& window_of(const PlannedRun& run) { return run.window; }
+
+template <class Job>
+int64_t num_visible_tiles(const Job& job, const AttendTask& block, ValueKind kind) {
   int64_t count = 0;
-  for (const AttendRun& run : job.runs) {
+  for (const auto& run : job.runs) {
     if (kind_of(run) != kind) continue;
     const auto [begin, end] =
-        visible_tiles(run, job.first_position + block.first_query, block.num_queries);
+        visible_tiles(window_of(run), job.first_position + block.first_query, block.num_queries);
     count += end - begin;
   }
   return count;
@@ -166,15 +170,13 @@ void for_each_run(const AttendJob& job, const AttendTask& task, Fn&& fn) {
   }
 }
 
-}  // namespace
-
-void plan_attend(int64_t group, const AttendCut& cut, std::span<const AttendJob> jobs,
-                 AttendPlan& plan) {
+template <class Job>
+void plan_jobs(int64_t group, const AttendCut& cut, std::span<const Job> jobs, AttendPlan& plan) {
   plan.tasks.clear();
   plan.merges.clear();
   plan.num_partial_rows = plan.max_rows = plan.max_tiles = 0;
   for (size_t i = 0; i < jobs.size(); ++i) {
-    const AttendJob& job = jobs[i];
+    const Job& job = jobs[i];
     const bool split = job.num_queries <= cut.split_rows / group;
     const int64_t step = std::max<int64_t>(1, (split ? cut.split_rows : cut.block_rows) / group);
     for (int64_t query = 0; query < job.num_queries; query += step) {
@@ -188,6 +190,18 @@ void plan_attend(int64_t group, const AttendCut& cut, std::span<const AttendJob>
       add_block(block, block.num_queries * group, {num_plain, num_latents, span}, plan);
     }
   }
+}
+
+}  // namespace
+
+void plan_attend(int64_t group, const AttendCut& cut, std::span<const AttendJob> jobs,
+                 AttendPlan& plan) {
+  plan_jobs(group, cut, jobs, plan);
+}
+
+void plan_attend(int64_t group, const AttendCut& cut, std::span<const PlannedJob> jobs,
+                 AttendPlan& plan) {
+  plan_jobs(group, cut, jobs, plan);
 }
 
 void list_tiles(const AttendJob& job, const AttendTask& task, TileWork* out) noexcept {

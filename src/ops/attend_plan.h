@@ -66,8 +66,21 @@ struct AttendCut {
   int64_t span_tiles = kSpanTiles;
 };
 
+// All of a job that the plan depends on.
+struct PlannedRun {
+  RunWindow window{};
+  ValueKind kind = ValueKind::kPlain;
+};
+struct PlannedJob {
+  int64_t num_queries = 0;
+  int64_t first_position = 0;
+  std::span<const PlannedRun> runs;
+};
+
 // Fills `plan`, whose memory is reused. A block has the rows of one query at least.
 void plan_attend(int64_t group, const AttendCut& cut, std::span<const AttendJob> jobs,
+                 AttendPlan& plan);
+void plan_attend(int64_t group, const AttendCut& cut, std::span<const PlannedJob> jobs,
                  AttendPlan& plan);
 
 inline RunWindow window_of(const AttendRun& run) {

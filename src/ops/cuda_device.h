@@ -26,7 +26,7 @@
 namespace kvquant {
 
 using CudaCall =
-    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaArgmax, CudaNarrow,
+    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaArgmax, CudaNarrow, CudaMove,
                  CudaWiden, CudaRound, CudaHadamard, CudaFit, CudaEncode, CudaOutliers, CudaDense>;
 
 // out (+)= x W^T, as linear() does it. Of bf16 weights x is rounded to bf16 first.

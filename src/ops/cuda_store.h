@@ -16,11 +16,27 @@
 
 namespace kvquant {
 
-// Rows to fp16, `width` apart.
+// Rows to fp16.
+struct CudaNarrowTarget {
+  const float* from = nullptr;
+  Half* to = nullptr;
+};
 struct CudaNarrow {
-  const float* rows = nullptr;  // [num_rows, width]
-  int64_t stride = 0;           // floats
-  Half* out = nullptr;
+  const CudaNarrowTarget* targets = nullptr;  // [num_rows]
+  int64_t num_rows = 0;
+  int64_t width = 0;
+
+  int64_t num_blocks() const { return num_rows; }
+  int64_t shared_bytes() const { return 0; }
+};
+
+// fp16 rows from one place to another; none overlap.
+struct CudaMoveTarget {
+  const Half* from = nullptr;
+  Half* to = nullptr;
+};
+struct CudaMove {
+  const CudaMoveTarget* targets = nullptr;  // [num_rows]
   int64_t num_rows = 0;
   int64_t width = 0;
 
@@ -126,8 +142,9 @@ struct CudaOutliers {
   int64_t shared_bytes() const { return kTileTokens * 4; }
 };
 
-// Where one token of a dense side goes.
+// One token of a dense side, and where it goes.
 struct CudaDenseTarget {
+  const float* row = nullptr;  // [num_heads, head_dim]
   std::byte* tile = nullptr;   // of head 0; those of the others lie behind it
   int64_t token = 0;           // within the tile
   const float* cos = nullptr;  // [head_dim / 2], of keys; null: values
@@ -136,9 +153,7 @@ struct CudaDenseTarget {
 
 // Rows into dense tiles; keys are rotated first.
 struct CudaDense {
-  const float* rows = nullptr;  // [num_rows, num_heads, head_dim]
-  int64_t stride = 0;           // floats between rows
-  const CudaDenseTarget* targets = nullptr;
+  const CudaDenseTarget* targets = nullptr;  // [num_rows]
   DenseType type = DenseType::kF16;
   int64_t num_rows = 0;
   int64_t num_heads = 0;

@@ -15,10 +15,19 @@ namespace kvquant {
 
 template <class Block>
 KVQUANT_DEVICE void run_call(const Block& block, const CudaNarrow& call) {
-  const float* row = call.rows + block.index() * call.stride;
-  Half* out = call.out + block.index() * call.width;
+  const CudaNarrowTarget target = call.targets[block.index()];
   block.phase([&](int thread) {
-    for (int64_t i = thread; i < call.width; i += kBlockThreads) out[i] = to_half(row[i]);
+    for (int64_t i = thread; i < call.width; i += kBlockThreads) {
+      target.to[i] = to_half(target.from[i]);
+    }
+  });
+}
+
+template <class Block>
+KVQUANT_DEVICE void run_call(const Block& block, const CudaMove& call) {
+  const CudaMoveTarget target = call.targets[block.index()];
+  block.phase([&](int thread) {
+    for (int64_t i = thread; i < call.width; i += kBlockThreads) target.to[i] = target.from[i];
   });
 }
 
@@ -225,7 +234,7 @@ KVQUANT_DEVICE void store_number(std::byte* tile, DenseType type, int64_t place,
 template <class Block>
 KVQUANT_DEVICE void run_call(const Block& block, const CudaDense& call) {
   const CudaDenseTarget& target = call.targets[block.index()];
-  const float* row = call.rows + block.index() * call.stride;
+  const float* row = target.row;
   const int64_t head_dim = call.head_dim, half = head_dim / 2;
   const int64_t tile_bytes = kTileTokens * head_dim * element_bytes(call.type);
   block.phase([&](int thread) {

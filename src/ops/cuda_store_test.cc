@@ -29,9 +29,18 @@ TEST_P(CudaStore, RowsAreNarrowedWidenedAndRoundedToNearestEven) {
   x[3] = 0x1p-24f;
   x[4] = -0.0f;
   DeviceArray<float> rows(device(), x), back(device(), kRows * kWidth);
-  DeviceArray<Half> halves(device(), kRows * kWidth);
+  DeviceArray<Half> fresh(device(), kRows * kWidth), halves(device(), kRows * kWidth);
   DeviceArray<BFloat16> bf16(device(), kRows * kWidth);
-  device().run(CudaNarrow{rows.data(), kStride, halves.data(), kRows, kWidth});
+  std::vector<CudaNarrowTarget> narrowed_to;
+  std::vector<CudaMoveTarget> moved_to;
+  for (int64_t i = 0; i < kRows; ++i) {
+    narrowed_to.push_back({rows.data() + i * kStride, fresh.data() + (kRows - 1 - i) * kWidth});
+    moved_to.push_back({narrowed_to.back().to, halves.data() + i * kWidth});
+  }
+  DeviceArray<CudaNarrowTarget> narrow_targets(device(), narrowed_to);
+  DeviceArray<CudaMoveTarget> move_targets(device(), moved_to);
+  device().run(CudaNarrow{narrow_targets.data(), kRows, kWidth});
+  device().run(CudaMove{move_targets.data(), kRows, kWidth});
   device().run(CudaWiden{halves.data(), back.data(), kRows, kWidth});
   device().run(CudaRound{rows.data(), kStride, bf16.data(), kRows, kWidth});
   const auto narrowed = halves.read(halves.size());
