@@ -283,10 +283,10 @@ void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const 
   std::vector<DeviceAttendJob> jobs;
   for (const Queries& of : queries) {
     const DeviceLayer& store = find_whole(of.id).layers.at(static_cast<size_t>(layer));
-    const auto plans = store.plan_runs();
+    const int64_t first_run = std::ssize(runs_);
+    store.list_runs(rope_, runs_);
     jobs.push_back({of.query, of.out, of.stride, of.num_tokens, store.length() - of.num_tokens,
-                    std::ssize(runs_), std::ssize(plans)});
-    store.list_runs(plans, rope_, runs_);
+                    first_run, std::ssize(runs_) - first_run});
   }
   attention_.attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
 }

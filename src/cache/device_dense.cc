@@ -8,14 +8,14 @@ const std::byte* DeviceDenseSide::tile(int64_t index, int64_t head) const {
   return blocks_[block].data() + (in_block * plan_->num_kv_heads + head) * plan_->tile_bytes();
 }
 
-CudaSide DeviceDenseSide::cuda_side(int64_t head, int64_t first) const {
+CudaSide DeviceDenseSide::cuda_side(int64_t first) const {
   CudaSide side;
   side.source = TileSource::kDense;
   side.type = plan_->type;
-  side.pieces = reinterpret_cast<const void* const*>(table_.list(0));
+  side.pieces = reinterpret_cast<const void* const*>(table_.data());
   side.tiles_per_piece = plan_->tiles_per_block;
   side.tile_stride = plan_->num_kv_heads * plan_->tile_bytes();
-  side.piece_offset = head * plan_->tile_bytes();
+  side.head_step = plan_->tile_bytes();
   side.first_tile = first / kTileTokens;
   side.offset = first % kTileTokens;
   return side;

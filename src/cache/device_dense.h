@@ -40,8 +40,8 @@ class DeviceDenseSide {
   int64_t held_bytes() const;  // of its blocks and their table, whoever shares them
   int64_t num_tokens() const { return num_tokens_; }
   const std::byte* tile(int64_t index, int64_t head) const;  // an address of the device
-  // For kernels, from the tile of token `first` on.
-  CudaSide cuda_side(int64_t head, int64_t first) const;
+  // All heads, for kernels, from the tile of token `first` on.
+  CudaSide cuda_side(int64_t first) const;
 
  private:
   void keep_table(CudaDevice& device, DeviceArena& arena);

@@ -191,37 +191,35 @@ std::vector<RunPlan> DeviceLayer::plan_runs() const {
   return kvquant::plan_runs(*plan_->host, {length_, num_encoded(), last_chunk_, pending_});
 }
 
-CudaSide DeviceLayer::cuda_side(const Side& side, const RunPlan& run, int64_t head) const {
-  if (side.dense) return side.dense->cuda_side(head, run.first_position);
+CudaSide DeviceLayer::cuda_side(const Side& side, const RunPlan& run) const {
+  if (side.dense) return side.dense->cuda_side(run.first_position);
   if (run.kind == RunKind::kEncoded) {
-    CudaSide coded = side.nuq->cuda_side(head);
+    CudaSide coded = side.nuq->cuda_side();
     // Beside dense values scores get no bias, on the CPU either.
     if (!value_.nuq) coded.logit_bias = 0;
     return coded;
   }
   CudaSide rows;
   rows.source = TileSource::kRows;
-  rows.rows = exact_row(side, run.first_position) + head * plan_->host->head_dim;
+  rows.rows = exact_row(side, run.first_position);
   rows.row_stride = plan_->host->row_size();
+  rows.head_step = plan_->host->head_dim;
   return rows;
 }
 
-void DeviceLayer::list_runs(std::span<const RunPlan> plans, const DeviceRope& rope,
-                            std::vector<CudaRun>& runs) const {
-  for (int64_t head = 0; head < plan_->host->num_kv_heads; ++head) {
-    for (const RunPlan& of : plans) {
-      CudaRun run;
-      run.keys = cuda_side(key_, of, head);
-      run.values = cuda_side(value_, of, head);
-      run.window = {of.num_tokens, of.first_position, of.min_lag, of.max_lag};
-      if (run.is_turned()) {
-        run.cos = rope.cos + of.first_position * rope.half;
-        run.sin = rope.sin + of.first_position * rope.half;
-        run.tile_cos = rope.tile_cos;
-        run.tile_sin = rope.tile_sin;
-      }
-      runs.push_back(run);
+void DeviceLayer::list_runs(const DeviceRope& rope, std::vector<CudaRun>& runs) const {
+  for (const RunPlan& of : plan_runs()) {
+    CudaRun run;
+    run.keys = cuda_side(key_, of);
+    run.values = cuda_side(value_, of);
+    run.window = {of.num_tokens, of.first_position, of.min_lag, of.max_lag};
+    if (run.is_turned()) {
+      run.cos = rope.cos + of.first_position * rope.half;
+      run.sin = rope.sin + of.first_position * rope.half;
+      run.tile_cos = rope.tile_cos;
+      run.tile_sin = rope.tile_sin;
     }
+    runs.push_back(run);
   }
 }
 

@@ -68,11 +68,9 @@ class DeviceLayer {
   bool can_truncate(int64_t length) const;
   void truncate(int64_t length);
 
-  // What queries of the last chunk read, for kernels: [num_kv_heads][num_runs], appended. The rows
-  // must have been flushed. Valid until the layer changes.
-  std::vector<RunPlan> plan_runs() const;
-  void list_runs(std::span<const RunPlan> plans, const DeviceRope& rope,
-                 std::vector<CudaRun>& runs) const;
+  // What queries of the last chunk read, for kernels: runs of all heads, appended. The rows must
+  // have been flushed. Valid until the layer changes.
+  void list_runs(const DeviceRope& rope, std::vector<CudaRun>& runs) const;
 
   // The same with tables on the host, for tests.
   struct View {
@@ -99,7 +97,8 @@ class DeviceLayer {
   void encode(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   void move_window(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   const Half* exact_row(const Side& side, int64_t position) const;
-  CudaSide cuda_side(const Side& side, const RunPlan& run, int64_t head) const;
+  std::vector<RunPlan> plan_runs() const;
+  CudaSide cuda_side(const Side& side, const RunPlan& run) const;
   // What a run reads of one side of a head.
   struct Source {
     std::span<const void* const> tiles{};

@@ -284,26 +284,29 @@ void DeviceNuqSide::append(const DeviceRows& rows, const DeviceEncoder& with) {
   keep_tables(with.device, with.arena);
 }
 
-CudaSide DeviceNuqSide::cuda_side(int64_t head) const {
+CudaSide DeviceNuqSide::cuda_side() const {
   const NuqPlan& plan = *plan_->host;
   CudaSide side;
   side.source = TileSource::kCoded;
-  side.codebook = plan_->codebooks + (plan.codebooks.size() == 1 ? 0 : head);
+  side.codebook = plan_->codebooks;
+  side.codebook_step = plan.codebooks.size() == 1 ? 0 : 1;
   side.shape = plan.shape;
   side.layout = plan.layout;
-  side.head = head;
-  side.blocks = block_table_.list(0);
+  side.head_step = plan.shape.head_dim;
+  side.blocks = block_table_.data();
   side.hadamard = plan.hadamard;
   if (plan.side == KvSide::kKey) {
     side.logit_bias = kLogitBias;
     side.scales = needs_host_rows() ? ranges_.data() : plan_->half_ranges;
-    side.scales += head * plan.shape.head_dim;
     side.zeros = side.scales + plan.row_size();
     side.segment_starts = starts_.data();
     side.num_segment_starts = std::ssize(segments_.starts());
     side.segment_stride = segments_.stride();
   }
-  if (plan.shape.has_outliers) side.pages = page_table_.list(head);
+  if (plan.shape.has_outliers) {
+    side.pages = page_table_.data();
+    side.page_step = page_table_.step();
+  }
   return side;
 }
 

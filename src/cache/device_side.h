@@ -75,8 +75,8 @@ class DeviceNuqSide {
   void append(const DeviceRows& rows, const DeviceEncoder& with);
 
   int64_t num_tokens() const { return num_tokens_; }
-  // For kernels. Valid until the next append.
-  CudaSide cuda_side(int64_t head) const;
+  // All heads, for kernels. Valid until the next append.
+  CudaSide cuda_side() const;
   // The same with tables on the host, for tests; blocks, pages and fitted ranges are addresses of
   // the device.
   CodedSide coded_side(int64_t head) const;

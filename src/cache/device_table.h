@@ -40,7 +40,8 @@ class DeviceTable {
     assign(std::span(&list, 1), device, arena);
   }
 
-  T* const* list(int64_t index) const { return piece_.data() + index * room_; }
+  T* const* data() const { return piece_.data(); }
+  int64_t step() const { return room_; }  // entries from one list to the next
   int64_t num_bytes() const { return piece_.num_bytes(); }
   void own() { piece_.own(); }
 

@@ -28,7 +28,7 @@ namespace kvquant {
 
 enum class TileSource : int32_t { kDense, kRows, kCoded };
 
-// Keys or values of a run; the members of AttendRun and CodedSide.
+// Keys or values of a run; the members of AttendRun and CodedSide, of a job's head 0.
 struct CudaSide {
   TileSource source = TileSource::kDense;
   DenseType type = DenseType::kF16;
@@ -42,8 +42,11 @@ struct CudaSide {
   int64_t offset = 0;          // kDense: tokens before token 0 in the first tile
   const Half* rows = nullptr;  // kRows
   int64_t row_stride = 0;
+  // From one head to the next: bytes of dense tiles, numbers of rows and of scales.
+  int64_t head_step = 0;
   // kCoded:
   const NuqCodebook* codebook = nullptr;
+  int64_t codebook_step = 0;  // from one head to the next, as is page_step
   KvBlockShape shape{};
   KvBlockLayout layout{};
   int64_t head = 0;
@@ -54,15 +57,9 @@ struct CudaSide {
   int64_t num_segment_starts = 0;
   int64_t segment_stride = 0;
   const OutlierPage* const* pages = nullptr;
+  int64_t page_step = 0;
   bool hadamard = false;
   float logit_bias = 0;
-
-  // kDense.
-  KVQUANT_DEVICE const void* dense_tile(int64_t index) const {
-    const int64_t tile = first_tile + index;
-    return static_cast<const std::byte*>(pieces[tile / tiles_per_piece]) + piece_offset +
-           tile % tiles_per_piece * tile_stride;
-  }
 };
 
 struct CudaRun {
@@ -98,6 +95,7 @@ struct CudaJob {
   int64_t latent_width = 0;  // of latent_sums
   CudaLatents latents{};
   int64_t first_position = 0;
+  int64_t head = 0;  // of the runs
   int64_t first_run = 0;
   int64_t num_runs = 0;
 };

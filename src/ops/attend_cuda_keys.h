@@ -39,7 +39,7 @@ KVQUANT_DEVICE void load_params(const CudaTile& tile, const AttendShared<Pair>& 
       shared.key_scales[c] = widen(tile.keys.scales[c]);
       shared.key_zeros[c] = widen(tile.keys.zeros[c]);
     }
-    if (thread < kMaxLevels) shared.key_levels[thread] = keys.codebook->levels[thread];
+    if (thread < kMaxLevels) shared.key_levels[thread] = tile.keys.codebook->levels[thread];
   }
   if (values.source == TileSource::kCoded && values.shape.has_codes()) {
     if (thread < kTileTokens) {
@@ -47,7 +47,7 @@ KVQUANT_DEVICE void load_params(const CudaTile& tile, const AttendShared<Pair>& 
       shared.value_scales[thread] = is_there ? widen(tile.values.scales[thread]) : 0.0f;
       shared.value_zeros[thread] = is_there ? widen(tile.values.zeros[thread]) : 0.0f;
     }
-    if (thread < kMaxLevels) shared.value_levels[thread] = values.codebook->levels[thread];
+    if (thread < kMaxLevels) shared.value_levels[thread] = tile.values.codebook->levels[thread];
   }
 }
 
@@ -94,8 +94,7 @@ KVQUANT_DEVICE void turn_key_rows(const CudaTile& tile, const AttendShared<Pair>
                                   int thread) {
   const int64_t half = shared.head_dim / 2, token = thread % kTileTokens;
   const bool is_there = token < tile.tokens.num_tokens;
-  const Half* row = tile.run->keys.rows +
-                    (tile.index * kTileTokens + (is_there ? token : 0)) * tile.run->keys.row_stride;
+  const Half* row = tile.keys.rows + (is_there ? token : 0) * tile.run->keys.row_stride;
   for (int64_t c = thread / kTileTokens * 2; c < half; c += kBlockThreads / kTileTokens * 2) {
     float x[4] = {};
     for (int i = 0; i < 2 && is_there; ++i) {
@@ -112,7 +111,8 @@ KVQUANT_DEVICE void load_dense_keys(const CudaTile& tile, const AttendShared<Pai
   const int64_t token = thread % kTileTokens;
   const int64_t place = tile.run->keys.offset + tile.index * kTileTokens + token;
   const bool is_there = token < tile.tokens.num_tokens;
-  const void* dense = is_there ? tile.run->keys.dense_tile(place / kTileTokens) : nullptr;
+  const void* dense =
+      is_there ? dense_tile(tile.run->keys, tile.keys, place / kTileTokens) : nullptr;
   for (int64_t c = thread / kTileTokens * 2; c < shared.head_dim;
        c += kBlockThreads / kTileTokens * 2) {
     FloatPair pair;
@@ -136,10 +136,10 @@ KVQUANT_DEVICE void load_keys(const CudaTile& tile, const AttendShared<Pair>& sh
 
 // Another outlier of the token of outlier `index`, by its channel; -1: there is none.
 KVQUANT_DEVICE int64_t find_outlier(const CudaTile& tile, int64_t index, int64_t channel) {
-  const OutlierEntry own = outlier_at(tile.run->keys, tile.keys, index);
+  const OutlierEntry own = outlier_at(tile.keys, index);
   const int64_t step = channel > own.place / kTileTokens ? 1 : -1;
   for (int64_t i = index + step; 0 <= i && i < tile.keys.num_outliers; i += step) {
-    const OutlierEntry entry = outlier_at(tile.run->keys, tile.keys, i);
+    const OutlierEntry entry = outlier_at(tile.keys, i);
     if (entry.place % kTileTokens != own.place % kTileTokens) break;  // a token's are together
     if (entry.place / kTileTokens == channel) return i;
   }
@@ -162,14 +162,14 @@ KVQUANT_DEVICE void place_key_outliers(const CudaTile& tile, const AttendShared<
                                        int thread) {
   const int64_t half = shared.head_dim / 2, stride = shared.layout.key_stride;
   for (int64_t i = thread; i < tile.keys.num_outliers; i += kBlockThreads) {
-    const OutlierEntry entry = outlier_at(tile.run->keys, tile.keys, i);
+    const OutlierEntry entry = outlier_at(tile.keys, i);
     const int64_t token = entry.place % kTileTokens, channel = entry.place / kTileTokens;
     const bool is_high = channel >= half;
     const int64_t c = is_high ? channel - half : channel, other = is_high ? c : c + half;
     const int64_t found = find_outlier(tile, i, other);
     if (is_high && found >= 0) continue;  // its partner's thread does both
     const float own = widen(entry.value);
-    const float partner = found >= 0 ? widen(outlier_at(tile.run->keys, tile.keys, found).value)
+    const float partner = found >= 0 ? widen(outlier_at(tile.keys, found).value)
                                      : coded_key(tile, shared, token, other);
     const float a = is_high ? partner : own, b = is_high ? own : partner;
     const float cos = tile.run->tile_cos[c * kTileTokens + token];

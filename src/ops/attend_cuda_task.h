@@ -120,7 +120,7 @@ KVQUANT_DEVICE void find_row_biases(const TaskView& view, const CudaTile& tile,
     }
     const float scale = view.call->log2_scale;
     shared.biases[row] =
-        keys.logit_bias * 0.25f * keys.codebook->noise * scale * scale / kLog2E * sum;
+        keys.logit_bias * 0.25f * tile.keys.codebook->noise * scale * scale / kLog2E * sum;
   }
 }
 

@@ -8,8 +8,13 @@
 
 namespace kvquant {
 
-// The coded side of one tile.
+// One side of one tile.
 struct CudaCodes {
+  int64_t piece_offset = 0;    // kDense
+  const Half* rows = nullptr;  // kRows: of the tile
+  // kCoded:
+  const NuqCodebook* codebook = nullptr;
+  const OutlierPage* const* pages = nullptr;
   const uint32_t* words = nullptr;  // code_words.h
   const Half* scales = nullptr;     // keys: [head_dim]; values: [64]
   const Half* zeros = nullptr;
@@ -24,37 +29,54 @@ struct CudaTile {
   CudaCodes keys, values;
 };
 
-KVQUANT_DEVICE CudaCodes find_codes(const CudaSide& side, int64_t tile) {
+KVQUANT_DEVICE CudaCodes find_codes(const CudaSide& side, int64_t tile, int64_t job_head) {
   CudaCodes codes;
-  if (side.source != TileSource::kCoded) return codes;
+  if (side.source == TileSource::kDense) {
+    codes.piece_offset = side.piece_offset + job_head * side.head_step;
+    return codes;
+  }
+  if (side.source == TileSource::kRows) {
+    codes.rows = side.rows + job_head * side.head_step + tile * kTileTokens * side.row_stride;
+    return codes;
+  }
+  const int64_t head = side.head + job_head;
+  codes.codebook = side.codebook + job_head * side.codebook_step;
   const std::byte* block = side.blocks[tile / side.shape.num_tiles];
   const int64_t index = tile % side.shape.num_tiles;
-  codes.words = reinterpret_cast<const uint32_t*>(block + side.layout.codes(side.head, index));
+  codes.words = reinterpret_cast<const uint32_t*>(block + side.layout.codes(head, index));
   if (side.shape.side == KvSide::kKey) {
     int64_t segment = 0;
     for (int64_t i = 0; i < side.num_segment_starts; ++i) {
       segment += tile >= side.segment_starts[i] ? 1 : 0;
     }
-    codes.scales = side.scales + segment * side.segment_stride;
-    codes.zeros = side.zeros + segment * side.segment_stride;
+    const int64_t params = job_head * side.head_step + segment * side.segment_stride;
+    codes.scales = side.scales + params;
+    codes.zeros = side.zeros + params;
   } else {
-    const int64_t first = side.shape.token_params(index, side.head);
+    const int64_t first = side.shape.token_params(index, head);
     codes.scales = reinterpret_cast<const Half*>(block + side.layout.scales) + first;
     codes.zeros = reinterpret_cast<const Half*>(block + side.layout.zeros) + first;
   }
   if (side.shape.has_outliers) {
-    const int64_t of_head = index * side.shape.num_kv_heads + side.head;
+    codes.pages = side.pages + job_head * side.page_step;
+    const int64_t of_head = index * side.shape.num_kv_heads + head;
     codes.first_outlier = reinterpret_cast<const uint32_t*>(block + side.layout.starts)[of_head];
     codes.num_outliers = reinterpret_cast<const uint16_t*>(block + side.layout.counts)[of_head];
   }
   return codes;
 }
 
+// Tile `index` of a dense side.
+KVQUANT_DEVICE const void* dense_tile(const CudaSide& side, const CudaCodes& codes, int64_t index) {
+  const int64_t tile = side.first_tile + index;
+  return static_cast<const std::byte*>(side.pieces[tile / side.tiles_per_piece]) +
+         codes.piece_offset + tile % side.tiles_per_piece * side.tile_stride;
+}
+
 // Entry `index` of a tile's outliers.
-KVQUANT_DEVICE OutlierEntry outlier_at(const CudaSide& side, const CudaCodes& codes,
-                                       int64_t index) {
+KVQUANT_DEVICE OutlierEntry outlier_at(const CudaCodes& codes, int64_t index) {
   const int64_t entry = codes.first_outlier + index;
-  return side.pages[entry / kOutliersPerPage]->entries[entry % kOutliersPerPage];
+  return codes.pages[entry / kOutliersPerPage]->entries[entry % kOutliersPerPage];
 }
 
 // The tiles of a task in the order of attend_plan.h.
@@ -63,6 +85,7 @@ class CudaTiles {
   KVQUANT_DEVICE CudaTiles(const CudaJob& job, const CudaRun* runs, const AttendTask& task)
       : run_(runs + job.first_run),
         end_(run_ + job.num_runs),
+        head_(job.head),
         position_(job.first_position + task.first_query),
         num_queries_(task.num_queries),
         kind_(task.values),
@@ -81,8 +104,8 @@ class CudaTiles {
     tile.run = run_;
     tile.index = tile_;
     tile.tokens = tile_tokens(run_->window, tile_, position_);
-    tile.keys = find_codes(run_->keys, tile_);
-    tile.values = find_codes(run_->values, tile_);
+    tile.keys = find_codes(run_->keys, tile_, head_);
+    tile.values = find_codes(run_->values, tile_, head_);
     ++tile_;
     --left_;
     return true;
@@ -103,7 +126,7 @@ class CudaTiles {
 
   const CudaRun* run_;
   const CudaRun* end_;
-  int64_t position_, num_queries_;
+  int64_t head_, position_, num_queries_;
   ValueKind kind_;
   int64_t skip_, left_;
   int64_t tile_ = 0;

@@ -79,9 +79,8 @@ template <class Pair>
 KVQUANT_DEVICE void load_value_rows(const CudaTile& tile, const AttendShared<Pair>& shared,
                                     int thread) {
   const CudaSide& side = tile.run->values;
-  const Half* rows = side.rows + tile.index * kTileTokens * side.row_stride;
   each_value_pair(shared, thread, [&](int64_t line, int64_t channel) {
-    const Half* row = rows + 2 * line * side.row_stride + channel;
+    const Half* row = tile.values.rows + 2 * line * side.row_stride + channel;
     const bool has_first = 2 * line < tile.tokens.num_tokens;
     const bool has_second = 2 * line + 1 < tile.tokens.num_tokens;
     set_pair(shared.values[line * shared.layout.value_stride + channel],
@@ -97,7 +96,7 @@ KVQUANT_DEVICE void load_shifted_values(const CudaTile& tile, const AttendShared
   const auto number = [&](int64_t token, int64_t channel) {
     if (token >= tile.tokens.num_tokens) return 0.0f;
     const int64_t place = side.offset + tile.index * kTileTokens + token;
-    return dense_number(side.dense_tile(place / kTileTokens), side.type,
+    return dense_number(dense_tile(side, tile.values, place / kTileTokens), side.type,
                         value_index(place % kTileTokens, channel, shared.value_dim));
   };
   each_value_pair(shared, thread, [&](int64_t line, int64_t channel) {
@@ -126,7 +125,7 @@ KVQUANT_DEVICE void load_values(const CudaTile& tile, const AttendShared<Pair>& 
     return load_shifted_values(tile, shared, thread);
   }
   if (side.source == TileSource::kDense) {
-    return load_dense_values(side.dense_tile(tile.index), side.type, shared, thread);
+    return load_dense_values(dense_tile(side, tile.values, tile.index), side.type, shared, thread);
   }
   if (side.source == TileSource::kRows) return load_value_rows(tile, shared, thread);
   if (!side.shape.has_codes()) return load_dense_values(words, DenseType::kF16, shared, thread);
@@ -143,7 +142,7 @@ template <class Pair>
 KVQUANT_DEVICE void place_value_outliers(const CudaTile& tile, const AttendShared<Pair>& shared,
                                          int thread) {
   for (int64_t i = thread; i < tile.values.num_outliers; i += kBlockThreads) {
-    const OutlierEntry entry = outlier_at(tile.run->values, tile.values, i);
+    const OutlierEntry entry = outlier_at(tile.values, i);
     const int64_t token = entry.place % kTileTokens, channel = entry.place / kTileTokens;
     set_half(shared.values[token / 2 * shared.layout.value_stride + channel],
              static_cast<int>(token % 2), widen(entry.value));

@@ -70,7 +70,8 @@ void DeviceAttention::attend(const DeviceAttendCall& call) {
       of_head.out = job.out + head * width;
       of_head.query_stride = of_head.out_stride = job.stride;
       of_head.first_position = job.first_position;
-      of_head.first_run = job.first_run + head * job.num_runs;
+      of_head.head = head;
+      of_head.first_run = job.first_run;
       of_head.num_runs = job.num_runs;
       call_.jobs.push_back(of_head);
     }

@@ -18,14 +18,14 @@ struct DeviceAttendJob {
   int64_t num_queries = 0;
   int64_t first_position = 0;
   int64_t first_run = 0;  // of the call's runs
-  int64_t num_runs = 0;   // of a head; those of the next head are behind them
+  int64_t num_runs = 0;
 };
 
 struct DeviceAttendCall {
   AttendShape shape;
   int64_t num_kv_heads = 0;
   std::span<const DeviceAttendJob> jobs;
-  std::span<const CudaRun> runs;  // windows and kinds are the same for all heads of a job
+  std::span<const CudaRun> runs;  // of all heads
   Precision precision = Precision::kBF16;
 };
 
