@@ -15,6 +15,7 @@
 #include "base/timer.h"
 #include "cache/device_cache.h"
 #include "kvquant/spec.h"
+#include "ops/cuda_step.h"
 
 namespace kvquant {
 namespace {
@@ -45,12 +46,13 @@ class IdleDevice final : public CudaDevice {
       *job.num_outliers = static_cast<int32_t>(size * kOutlierShare);
     }
   }
-  void attend(const CudaAttendCall&, const CudaAttend&) override {}
+  void attend(const CudaAttendNode&) override {}
   void multiply(const CudaProduct&) override {}
+  void run_nodes(std::span<const CudaNode>) override {}
 
  private:
   void* take(int64_t num_bytes) override { return std::calloc(static_cast<size_t>(num_bytes), 1); }
-  void give(void* data) noexcept override { std::free(data); }
+  void give(void* data, int64_t) noexcept override { std::free(data); }
 };
 
 struct Case {
@@ -60,7 +62,8 @@ constexpr Case kCases[] = {{1, 8}, {16, 8}, {16, 32}};
 
 // Milliseconds of the host for a token of every sequence in one layer, the median of steps.
 double time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool& pool) {
-  IdleDevice device;
+  const auto owned = gather_steps(std::make_unique<IdleDevice>());
+  CudaDevice& device = *owned;
   const RopeTable rope(kHeadDim, depth + kChunk, 10000.0);
   const KvShape kv{kLayers, shape.num_kv_heads, kHeadDim, 0};
   DeviceCache cache(kv, parse_spec(spec), rope, device, pool,
@@ -80,6 +83,7 @@ double time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool
   std::vector<double> ms;
   for (int step = 0; step < kSteps; ++step) {
     const Timer timer;
+    StepOf gathered(device, true);
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       std::vector<DeviceCache::Queries> queries;
       for (size_t i = 0; i < ids.size(); ++i) {
@@ -90,6 +94,7 @@ double time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool
       cache.attend(layer, queries, {kHeadDim, 1, 0.1f}, Precision::kBF16);
       for (const auto id : ids) cache.settle(layer, id);
     }
+    gathered.end();
     ms.push_back(timer.seconds() * 1e3 / kLayers);
   }
   std::nth_element(ms.begin(), ms.begin() + kSteps / 2, ms.end());

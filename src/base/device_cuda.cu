@@ -1,5 +1,7 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "base/device.h"
@@ -8,12 +10,6 @@
 
 namespace kvquant {
 namespace {
-
-void check_cuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not report it again
-  throw DeviceError(std::string("cuda: ") + what + ": " + cudaGetErrorString(error));
-}
 
 void check_allocated(cudaError_t error, int64_t num_bytes, const char* where) {
   if (error == cudaErrorMemoryAllocation) {
@@ -28,6 +24,13 @@ cudaStream_t stream_of(void* handle) { return static_cast<cudaStream_t>(handle);
 cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
 
 }  // namespace
+
+void check_cuda(int error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  throw DeviceError(std::string("cuda: ") + what + ": " +
+                    cudaGetErrorString(static_cast<cudaError_t>(error)));
+}
 
 DeviceProbe probe_devices() {
   DeviceProbe probe;
@@ -128,12 +131,49 @@ void DeviceEvent::record(const DeviceStream& stream) {
   check_cuda(cudaEventRecord(event_of(handle_), stream_of(stream.handle())), "recording an event");
 }
 
+void DeviceEvent::wait() const {
+  check_cuda(cudaEventSynchronize(event_of(handle_)), "waiting for an event");
+}
+
 double DeviceEvent::ms_since(const DeviceEvent& begin) const {
   check_cuda(cudaEventSynchronize(event_of(handle_)), "waiting for an event");
   float ms = 0;
   check_cuda(cudaEventElapsedTime(&ms, event_of(begin.handle_), event_of(handle_)),
              "reading events");
   return ms;
+}
+
+PinnedStaging::PinnedStaging() : memory_(kNumParts * kPartBytes) {}
+
+std::byte* PinnedStaging::next_part() {
+  part_ = (part_ + 1) % kNumParts;
+  used_ = 0;
+  copied_[part_].wait();
+  return memory_.data() + part_ * kPartBytes;
+}
+
+void PinnedStaging::copy_in(void* to, const void* from, int64_t num_bytes,
+                            const DeviceStream& stream) {
+  for (int64_t first = 0; first < num_bytes; first += kPartBytes) {
+    const int64_t size = std::min(num_bytes - first, kPartBytes);
+    if (used_ + size > kPartBytes) next_part();
+    std::byte* at = memory_.data() + part_ * kPartBytes + used_;
+    std::memcpy(at, static_cast<const std::byte*>(from) + first, static_cast<size_t>(size));
+    stream.copy_to_device(static_cast<std::byte*>(to) + first, at, size);
+    copied_[part_].record(stream);
+    used_ += size;
+  }
+}
+
+void PinnedStaging::copy_out(void* to, const void* from, int64_t num_bytes,
+                             const DeviceStream& stream) {
+  for (int64_t first = 0; first < num_bytes; first += kPartBytes) {
+    const int64_t size = std::min(num_bytes - first, kPartBytes);
+    std::byte* at = next_part();
+    stream.copy_to_host(at, static_cast<const std::byte*>(from) + first, size);
+    stream.wait();
+    std::memcpy(static_cast<std::byte*>(to) + first, at, static_cast<size_t>(size));
+  }
 }
 
 void check_launch(const char* what) { check_cuda(cudaGetLastError(), what); }

@@ -83,12 +83,39 @@ class DeviceEvent {
   DeviceEvent& operator=(const DeviceEvent&) = delete;
 
   void record(const DeviceStream& stream);
+  void wait() const;  // until it is passed; not at all if it was never recorded
   // From `begin` to this one, which it waits for.
   double ms_since(const DeviceEvent& begin) const;
 
  private:
   void* handle_ = nullptr;
 };
+
+// Copies through pinned memory: those to the device go on while the host does other things. Not
+// thread-safe.
+class PinnedStaging {
+ public:
+  PinnedStaging();
+
+  // `from` may change when it returns.
+  void copy_in(void* to, const void* from, int64_t num_bytes, const DeviceStream& stream);
+  // Waits for all that was queued.
+  void copy_out(void* to, const void* from, int64_t num_bytes, const DeviceStream& stream);
+
+ private:
+  static constexpr int64_t kNumParts = 4;
+  static constexpr int64_t kPartBytes = int64_t{4} << 20;
+
+  std::byte* next_part();  // empty, once what was copied from it is done
+
+  PinnedBuffer<std::byte> memory_;
+  DeviceEvent copied_[kNumParts];  // the last copy from each part
+  int64_t part_ = 0;
+  int64_t used_ = 0;  // bytes of the part
+};
+
+// Throws DeviceError if it is not cudaSuccess (a cudaError_t).
+void check_cuda(int error, const char* what);
 
 // Throws DeviceError if the last launch could not be queued; `what` names the kernel.
 void check_launch(const char* what);

@@ -45,23 +45,23 @@ void DeviceRowQueue::flush() {
 
 void DeviceRowQueue::flush_moves() {
   if (move_.empty()) return;
-  move_targets_.assign(move_);
-  device_.run(CudaMove{move_targets_.data(), std::ssize(move_), row_size()});
+  device_.run(CudaMove{staged(device_, std::span<const CudaMoveTarget>(move_), move_targets_),
+                       std::ssize(move_), row_size()});
   move_.clear();
 }
 
 void DeviceRowQueue::flush_rows() {
   if (!narrow_.empty()) {
-    narrow_targets_.assign(narrow_);
-    device_.run(CudaNarrow{narrow_targets_.data(), std::ssize(narrow_), row_size()});
+    device_.run(
+        CudaNarrow{staged(device_, std::span<const CudaNarrowTarget>(narrow_), narrow_targets_),
+                   std::ssize(narrow_), row_size()});
     narrow_.clear();
   }
   for (int i = 0; i < kNumTypes; ++i) {
     auto& [waiting, targets] = stored_[static_cast<size_t>(i)];
     if (waiting.empty()) continue;
-    targets.assign(waiting);
-    device_.run(CudaDense{targets.data(), static_cast<DenseType>(i), std::ssize(waiting),
-                          num_heads_, head_dim_});
+    device_.run(CudaDense{staged(device_, std::span<const CudaDenseTarget>(waiting), targets),
+                          static_cast<DenseType>(i), std::ssize(waiting), num_heads_, head_dim_});
     waiting.clear();
   }
 }

@@ -80,6 +80,7 @@ DeviceTransformer::DeviceTransformer(const Checkpoint& checkpoint, Precision pre
       qkv_(device),
       attention_(device),
       mlp_(device),
+      rounded_(device),
       asked_(device),
       logits_(device),
       best_(device, int64_t{1}) {
@@ -129,8 +130,8 @@ void DeviceTransformer::upload_batch(std::span<const ForwardChunk> chunks,
     }
   }
   const int64_t n = std::ssize(tokens);
-  tokens_.assign(tokens);
-  positions_.assign(positions);
+  tokens_at_ = staged(device_, std::span<const int32_t>(tokens), tokens_);
+  positions_at_ = staged(device_, std::span<const int64_t>(positions), positions_);
   residual_.reserve_discarding(n * config_.hidden);
   normed_.reserve_discarding(n * config_.hidden);
   qkv_.reserve_discarding(n * qkv_width());
@@ -138,10 +139,27 @@ void DeviceTransformer::upload_batch(std::span<const ForwardChunk> chunks,
   mlp_.reserve_discarding(2 * n * config_.ffn);
 }
 
+void DeviceTransformer::round(Rows x, int64_t num_rows, int64_t width) {
+  if (precision_ != Precision::kBF16) return;
+  rounded_.reserve_discarding(num_rows * width);
+  device_.run(CudaRound{x.data, x.stride, rounded_.data(), num_rows, width});
+}
+
+// x has been rounded.
 void DeviceTransformer::multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows,
                                  Epilogue epilogue) {
-  device_.multiply({matrix.f32.data(), matrix.bf16.data(), matrix.num_out, matrix.num_in, x.data,
-                    x.stride, out.data, out.stride, num_rows, epilogue});
+  const bool is_bf16 = precision_ == Precision::kBF16;
+  device_.multiply({.weights = matrix.f32.data(),
+                    .bf16_weights = matrix.bf16.data(),
+                    .num_out = matrix.num_out,
+                    .num_in = matrix.num_in,
+                    .x = is_bf16 ? nullptr : x.data,
+                    .bf16_x = is_bf16 ? rounded_.data() : nullptr,
+                    .x_stride = is_bf16 ? matrix.num_in : x.stride,
+                    .out = out.data,
+                    .out_stride = out.stride,
+                    .num_rows = num_rows,
+                    .epilogue = epilogue});
 }
 
 void DeviceTransformer::norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows) {
@@ -171,6 +189,7 @@ void DeviceTransformer::attention_block(int64_t index, std::span<const ForwardCh
   const int64_t keys = config_.num_q_heads * head_dim;
   const int64_t values = keys + config_.num_kv_heads * head_dim;
   norm({residual_.data(), hidden}, layer.attention_norm, {normed_.data(), hidden}, num_rows);
+  round({normed_.data(), hidden}, num_rows, hidden);
   multiply(layer.qkv, {normed_.data(), hidden}, {qkv_.data(), width}, num_rows, Epilogue::kStore);
   finish_qkv(layer, num_rows);
   std::vector<DeviceCache::Queries> queries;
@@ -182,10 +201,11 @@ void DeviceTransformer::attention_block(int64_t index, std::span<const ForwardCh
     queries.push_back({chunk.sequence, first, attention_.data() + row * width, width, count});
     row += count;
   }
-  device_.run(CudaRope{qkv_.data(), width, positions_.data(), cache.rope().cos, cache.rope().sin,
+  device_.run(CudaRope{qkv_.data(), width, positions_at_, cache.rope().cos, cache.rope().sin,
                        num_rows, config_.num_q_heads, head_dim});
   cache.attend(index, queries, {head_dim, config_.group(), score_scale(config_)}, precision_);
   for (const auto& chunk : chunks) cache.settle(index, chunk.sequence);
+  round({attention_.data(), width}, num_rows, layer.output.num_in);
   multiply(layer.output, {attention_.data(), width}, {residual_.data(), hidden}, num_rows,
            Epilogue::kAdd);
 }
@@ -194,25 +214,31 @@ void DeviceTransformer::mlp_block(const Layer& layer, int64_t num_rows) {
   const int64_t hidden = config_.hidden, ffn = config_.ffn, stride = 2 * ffn;
   float *gate = mlp_.data(), *up = gate + ffn;
   norm({residual_.data(), hidden}, layer.mlp_norm, {normed_.data(), hidden}, num_rows);
+  round({normed_.data(), hidden}, num_rows, hidden);
   multiply(layer.gate, {normed_.data(), hidden}, {gate, stride}, num_rows, Epilogue::kStore);
   multiply(layer.up, {normed_.data(), hidden}, {up, stride}, num_rows, Epilogue::kStore);
   device_.run(CudaGate{gate, up, stride, gate, stride, num_rows, ffn});
+  round({gate, stride}, num_rows, ffn);
   multiply(layer.down, {gate, stride}, {residual_.data(), hidden}, num_rows, Epilogue::kAdd);
 }
 
 TensorView<const float, 2> DeviceTransformer::forward(std::span<const ForwardChunk> chunks,
                                                       DeviceCache& cache) {
   check_chunks(config_, chunks, cache);
+  const bool is_step = std::all_of(chunks.begin(), chunks.end(),
+                                   [](const auto& chunk) { return chunk.tokens.size() == 1; });
+  StepOf step(device_, is_step);
   upload_batch(chunks, cache);
   int64_t n = 0;
   for (const auto& chunk : chunks) n += std::ssize(chunk.tokens);
   const int64_t hidden = config_.hidden;
-  device_.run(CudaEmbed{embedding_.data(), nullptr, tokens_.data(), residual_.data(), n, hidden});
+  device_.run(CudaEmbed{embedding_.data(), nullptr, tokens_at_, residual_.data(), n, hidden});
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     attention_block(layer, chunks, cache, n);
     mlp_block(layers_[static_cast<size_t>(layer)], n);
   }
   norm({residual_.data(), hidden}, final_norm_, {normed_.data(), hidden}, n);
+  step.end();
   hidden_.reserve_discarding(n * hidden);
   device_.copy_out(hidden_.data(), normed_.data(), n * hidden * 4);
   // Whatever went wrong on the way, numbers too large for the cache among it, ends as NaN here.
@@ -227,6 +253,7 @@ TensorView<const float, 2> DeviceTransformer::forward(std::span<const ForwardChu
 void DeviceTransformer::find_logits(const float* hidden, int64_t num_rows) {
   const int64_t width = config_.hidden, vocab = config_.vocab_size;
   logits_.reserve_discarding(num_rows * vocab);
+  round({const_cast<float*>(hidden), width}, num_rows, width);
   multiply(*lm_head_, {const_cast<float*>(hidden), width}, {logits_.data(), vocab}, num_rows,
            Epilogue::kStore);
 }

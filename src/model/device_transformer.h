@@ -55,6 +55,8 @@ class DeviceTransformer {
     int64_t stride;
   };
   void upload_batch(std::span<const ForwardChunk> chunks, const DeviceCache& cache);
+  // Of several matrices in a row with the same x it is rounded once.
+  void round(Rows x, int64_t num_rows, int64_t width);
   void multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows, Epilogue epilogue);
   void norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows);
   void finish_qkv(const Layer& layer, int64_t num_rows);
@@ -77,6 +79,9 @@ class DeviceTransformer {
   DeviceArray<int32_t> tokens_;
   DeviceArray<int64_t> positions_;
   DeviceArray<float> residual_, normed_, qkv_, attention_, mlp_;  // mlp_: gate, up
+  DeviceArray<BFloat16> rounded_;  // factors of a product, if weights are bf16
+  const int32_t* tokens_at_ = nullptr;
+  const int64_t* positions_at_ = nullptr;
   DeviceArray<float> asked_, logits_;
   DeviceArray<int32_t> best_;
   Buffer<float> hidden_;

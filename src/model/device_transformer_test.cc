@@ -13,6 +13,7 @@
 #include "kvquant/error.h"
 #include "model/model.h"
 #include "ops/cuda_device_test.h"
+#include "ops/cuda_step.h"
 #include "ops/log_softmax.h"
 
 namespace kvquant {
@@ -123,6 +124,38 @@ TEST_P(DeviceModels, SequencesOfABatchAreThoseAlone) {
   const auto found = logits_of(transformer_->forward(both, *cache_), 109);
   const auto expected = host_logits(prompt);
   for (size_t i = 0; i < expected.size(); ++i) ASSERT_NEAR(found[i], expected[i], 5e-3);
+}
+
+// 90 steps of two sequences of different lengths: tiles are encoded, blocks and pages taken,
+// tables grow.
+TEST_P(DeviceModels, StepsAreTheSameWhetherTheyAreGatheredOrNot) {
+  for (const char* spec : {"fp16,block=64", "nuq3-1%,block=64", "k=bf16,v=nuq4"}) {
+    SCOPED_TRACE(spec);
+    load(spec, CacheMode::kAsServed);
+    const auto gathered = gather_steps(open());
+    DeviceTransformer transformer(model_->checkpoint(), Precision::kF32, *gathered, pool_);
+    DeviceCache cache(transformer.kv_shape(), parse_spec(spec), transformer.rope_table(), *gathered,
+                      pool_, {.num_sequences = 2, .max_tokens = 300});
+    const auto prompt = tokens(100);
+    const std::span<const int32_t> all = prompt;
+    const int64_t ids[] = {cache.add_sequence(), cache.add_sequence()};
+    const int64_t other = cache_->add_sequence();
+    const ForwardChunk one[] = {{id_, all}, {other, all.first(40)}};
+    const ForwardChunk two[] = {{ids[0], all}, {ids[1], all.first(40)}};
+    transformer_->forward(one, *cache_);
+    transformer.forward(two, cache);
+    for (size_t step = 0; step < 90; ++step) {
+      const ForwardChunk plain[] = {{id_, all.subspan(step % 90, 1)},
+                                    {other, all.subspan(step % 80, 1)}};
+      const ForwardChunk as_graph[] = {{ids[0], plain[0].tokens}, {ids[1], plain[1].tokens}};
+      const auto expected = transformer_->forward(plain, *cache_);
+      const auto found = transformer.forward(as_graph, cache);
+      for (int64_t i = 0; i < 2 * expected.shape[1]; ++i) {
+        ASSERT_EQ(found.data[i], expected.data[i]) << "step " << step;
+      }
+    }
+    EXPECT_GT(gathered->num_replays(), 60);
+  }
 }
 
 TEST_P(DeviceModels, RefuseBadBatches) {

@@ -20,23 +20,26 @@ using TaskKernel = void (*)(CudaAttend);
 template <int kRowTiles, int kColumnTiles>
 __global__ void __launch_bounds__(kBlockThreads) attend_bf16_kernel(CudaAttend call) {
   extern __shared__ __align__(16) std::byte shared[];
+  if (!has_task(call, blockIdx.x)) return;
   attend_task_bf16<kRowTiles, kColumnTiles>(Block(shared), call);
 }
 
 __global__ void __launch_bounds__(kBlockThreads) attend_f32_kernel(CudaAttend call) {
   extern __shared__ __align__(16) std::byte shared[];
+  if (!has_task(call, blockIdx.x)) return;
   attend_task_f32(Block(shared), call);
 }
 
 __global__ void __launch_bounds__(kBlockThreads) merge_kernel(CudaAttend call) {
   __shared__ __align__(16) std::byte shared[kMergeSharedBytes];
+  if (!has_merge(call, blockIdx.x)) return;
   merge_task(Block(shared), call);
 }
 
-TaskKernel kernel_of(const CudaAttendCall& packed, int64_t head_dim) {
-  const bool is_wide = head_dim > kCudaNarrowDim;
-  if (!packed.is_bf16) return attend_f32_kernel;
-  if (packed.num_rows == kCudaFewRows) {
+TaskKernel kernel_of(const CudaAttendNode& work) {
+  const bool is_wide = work.call.head_dim > kCudaNarrowDim;
+  if (!work.is_bf16) return attend_f32_kernel;
+  if (work.num_rows == kCudaFewRows) {
     return is_wide ? attend_bf16_kernel<1, 8> : attend_bf16_kernel<1, 4>;
   }
   return is_wide ? attend_bf16_kernel<2, 8> : attend_bf16_kernel<4, 4>;
@@ -44,20 +47,18 @@ TaskKernel kernel_of(const CudaAttendCall& packed, int64_t head_dim) {
 
 }  // namespace
 
-void launch_attend(const CudaAttendCall& packed, const CudaAttend& call,
-                   const DeviceStream& stream) {
+void launch_attend(const CudaAttendNode& work, const DeviceStream& stream) {
   auto* queue = static_cast<cudaStream_t>(stream.handle());
-  const TaskKernel kernel = kernel_of(packed, call.head_dim);
-  const auto bytes = static_cast<int>(packed.shared_bytes(call.head_dim));
+  const TaskKernel kernel = kernel_of(work);
+  const auto bytes = static_cast<int>(work.shared_bytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   check_launch("attend: asking for shared memory");
-  if (!packed.plan.tasks.empty()) {
-    kernel<<<static_cast<unsigned>(packed.plan.tasks.size()), kBlockThreads, bytes, queue>>>(call);
+  if (work.num_tasks > 0) {
+    kernel<<<static_cast<unsigned>(work.num_tasks), kBlockThreads, bytes, queue>>>(work.call);
     check_launch("attend: launching tasks");
   }
-  if (!packed.plan.merges.empty()) {
-    merge_kernel<<<static_cast<unsigned>(packed.plan.merges.size()), kBlockThreads, 0, queue>>>(
-        call);
+  if (work.num_merges > 0) {
+    merge_kernel<<<static_cast<unsigned>(work.num_merges), kBlockThreads, 0, queue>>>(work.call);
     check_launch("attend: launching merges");
   }
 }
@@ -99,7 +100,7 @@ class Prepared {
     stream_.wait();
   }
 
-  void launch() const { launch_attend(packed_, call_, stream_); }
+  void launch() const { launch_attend({packed_, call_}, stream_); }
 
   void read_back() const {
     std::vector<std::byte> outputs(static_cast<size_t>(image_.num_bytes() - image_.first_output()));

@@ -122,7 +122,18 @@ struct CudaAttend {
   const AttendMerge* merges = nullptr;
   SoftmaxState* partial_states = nullptr;  // [num_partial_rows]
   float* partial_sums = nullptr;           // [num_partial_rows, head_dim]
+  // How many tasks and merges there are where more blocks are launched; null: as many as blocks.
+  const int64_t* counts = nullptr;
+
+  bool operator==(const CudaAttend&) const = default;
 };
+
+KVQUANT_DEVICE bool has_task(const CudaAttend& call, int64_t index) {
+  return call.counts == nullptr || index < call.counts[0];
+}
+KVQUANT_DEVICE bool has_merge(const CudaAttend& call, int64_t index) {
+  return call.counts == nullptr || index < call.counts[1];
+}
 
 // Of a block on all devices that kernels are compiled for; 8.0 has the least.
 inline constexpr int64_t kMostSharedBytes = int64_t{163} << 10;
@@ -161,6 +172,26 @@ void check_cuda_shape(const AttendShape& shape);
 // above 256.
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
                            Precision precision, CudaImage& image);
+
+// The kernels of one call of attention, with addresses of the device.
+struct CudaAttendNode {
+  CudaAttend call;
+  bool is_bf16 = false;
+  int64_t num_rows = 0;  // as in CudaAttendCall
+  int64_t shared_bytes = 0;
+  int64_t num_tasks = 0;
+  int64_t num_merges = 0;
+
+  CudaAttendNode() = default;
+  CudaAttendNode(const CudaAttendCall& packed, const CudaAttend& launched)
+      : call(launched),
+        is_bf16(packed.is_bf16),
+        num_rows(packed.num_rows),
+        shared_bytes(packed.shared_bytes(launched.head_dim)),
+        num_tasks(std::ssize(packed.plan.tasks)),
+        num_merges(std::ssize(packed.plan.merges)) {}
+  bool operator==(const CudaAttendNode&) const = default;
+};
 
 // Parameters with the arrays of `packed` itself; partial results are the caller's.
 CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,

@@ -6,8 +6,7 @@
 
 namespace kvquant::cuda {
 
-// Of what pack_attend made; `call` has addresses of the current device.
-void launch_attend(const CudaAttendCall& packed, const CudaAttend& call,
-                   const DeviceStream& stream);
+// With addresses of the current device.
+void launch_attend(const CudaAttendNode& work, const DeviceStream& stream);
 
 }  // namespace kvquant::cuda

@@ -19,7 +19,8 @@ int64_t DeviceAttention::num_bytes() const {
 }
 
 DeviceAttention::Planned DeviceAttention::planned_for(const DeviceAttendCall& call) const {
-  Planned out{call_.is_bf16, call.num_kv_heads, call.shape.head_dim, call.shape.group, {}};
+  Planned out{call_.is_bf16,       device_.step(),   call.num_kv_heads,
+              call.shape.head_dim, call.shape.group, {}};
   for (const DeviceAttendJob& job : call.jobs) {
     out.numbers.insert(out.numbers.end(), {job.num_queries, job.first_position, job.num_runs});
     for (int64_t i = 0; i < job.num_runs; ++i) {
@@ -49,8 +50,8 @@ void DeviceAttention::plan(const DeviceAttendCall& call) {
   const int64_t head_dim = call.shape.head_dim;
   plan_attend(call.shape.group, cuda_cut(call_.is_bf16, head_dim),
               std::span<const PlannedJob>(jobs), call_.plan);
-  tasks_.assign(call_.plan.tasks);
-  merges_.assign(call_.plan.merges);
+  tasks_at_ = staged(device_, std::span<const AttendTask>(call_.plan.tasks), tasks_);
+  merges_at_ = staged(device_, std::span<const AttendMerge>(call_.plan.merges), merges_);
   states_.reserve_discarding(call_.plan.num_partial_rows);
   sums_.reserve_discarding(call_.plan.num_partial_rows * head_dim);
   planned_ = std::move(wanted);
@@ -76,14 +77,12 @@ void DeviceAttention::attend(const DeviceAttendCall& call) {
       call_.jobs.push_back(of_head);
     }
   }
-  jobs_.assign(call_.jobs);
-  runs_.assign(call.runs);
   CudaAttend launched = make_call(call.shape, call_, states_.data(), sums_.data());
-  launched.jobs = jobs_.data();
-  launched.runs = runs_.data();
-  launched.tasks = tasks_.data();
-  launched.merges = merges_.data();
-  device_.attend(call_, launched);
+  launched.jobs = staged(device_, std::span<const CudaJob>(call_.jobs), jobs_);
+  launched.runs = staged(device_, call.runs, runs_);
+  launched.tasks = tasks_at_;
+  launched.merges = merges_at_;
+  device_.attend({call_, launched});
 }
 
 }  // namespace kvquant

@@ -43,6 +43,7 @@ class DeviceAttention {
   // What plans are made for. Layers mostly have the same, so tasks stay where they are.
   struct Planned {
     bool is_bf16 = false;
+    int64_t step = 0;  // of the device: what is staged goes with it
     int64_t num_kv_heads = 0, head_dim = 0, group = 0;
     std::vector<int64_t> numbers;
     bool operator==(const Planned&) const = default;
@@ -57,6 +58,8 @@ class DeviceAttention {
   DeviceArray<CudaRun> runs_;
   DeviceArray<AttendTask> tasks_;
   DeviceArray<AttendMerge> merges_;
+  const AttendTask* tasks_at_ = nullptr;
+  const AttendMerge* merges_at_ = nullptr;
   DeviceArray<SoftmaxState> states_;
   DeviceArray<float> sums_;
 };

@@ -18,7 +18,7 @@ void attend(const AttendShape& shape, std::span<const AttendJob> jobs, Precision
 
   Buffer<SoftmaxState> states(packed.plan.num_partial_rows);
   Buffer<float> sums(packed.plan.num_partial_rows * shape.head_dim);
-  open_device(pool)->attend(packed, make_call(shape, packed, states.data(), sums.data()));
+  open_device(pool)->attend({packed, make_call(shape, packed, states.data(), sums.data())});
   image.read_back(memory.data() + image.first_output());
 }
 

@@ -1,6 +1,7 @@
 #include "ops/cuda_device.h"
 
 #include "base/backend.h"
+#include "ops/cuda_step.h"
 
 namespace kvquant {
 
@@ -13,9 +14,11 @@ std::byte* CudaDevice::allocate(int64_t num_bytes) {
 
 void CudaDevice::release(std::byte* data, int64_t num_bytes) noexcept {
   if (data == nullptr) return;
-  give(data);
+  give(data, num_bytes);
   allocated_bytes_ -= num_bytes;
 }
+
+const void* CudaDevice::stage(const void*, int64_t) { return nullptr; }
 
 bool is_device_emulated() { return best_backend() == Backend::kCudaEmulated; }
 
@@ -30,7 +33,8 @@ DeviceInfo find_model_device(int index) {
 
 std::unique_ptr<CudaDevice> open_model_device(int index, ThreadPool& pool) {
   find_model_device(index);
-  auto device = is_device_emulated() ? emulated::open_device(pool) : cuda::open_device(index);
+  auto device =
+      gather_steps(is_device_emulated() ? emulated::open_device(pool) : cuda::open_device(index));
   device->prepare_products();
   return device;
 }

@@ -29,19 +29,24 @@ using CudaCall =
     std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaArgmax, CudaNarrow, CudaMove,
                  CudaWiden, CudaRound, CudaHadamard, CudaFit, CudaEncode, CudaOutliers, CudaDense>;
 
-// out (+)= x W^T, as linear() does it. Of bf16 weights x is rounded to bf16 first.
+// out (+)= x W^T, as linear() does it. Weights and x are floats or bf16 both; sums are f32.
 struct CudaProduct {
   const float* weights = nullptr;  // [num_out, num_in]; one of the two is null
   const BFloat16* bf16_weights = nullptr;
   int64_t num_out = 0;
   int64_t num_in = 0;
-  const float* x = nullptr;  // [num_rows, num_in]
-  int64_t x_stride = 0;      // floats, here and below
-  float* out = nullptr;      // [num_rows, num_out]
+  const float* x = nullptr;  // [num_rows, num_in]; one of the two is null
+  const BFloat16* bf16_x = nullptr;
+  int64_t x_stride = 0;  // numbers, here and below
+  float* out = nullptr;  // [num_rows, num_out]
   int64_t out_stride = 0;
   int64_t num_rows = 0;
   Epilogue epilogue = Epilogue::kStore;
+
+  bool operator==(const CudaProduct&) const = default;
 };
+
+using CudaNode = std::variant<CudaCall, CudaAttendNode, CudaProduct>;
 
 class CudaDevice {
  public:
@@ -64,15 +69,25 @@ class CudaDevice {
   virtual void clear(void* to, int64_t num_bytes) = 0;
 
   virtual void run(const CudaCall& call) = 0;
-  // Of what pack_attend made; `call` has addresses of the device.
-  virtual void attend(const CudaAttendCall& packed, const CudaAttend& call) = 0;
+  virtual void attend(const CudaAttendNode& work) = 0;
   virtual void multiply(const CudaProduct& product) = 0;
+  // One after the other. A list that comes again may be run as a graph.
+  virtual void run_nodes(std::span<const CudaNode> nodes) = 0;
+
+  // What is queued in between may be gathered and then run as a graph (cuda_step.h): a step that
+  // will come again with other numbers in the same places.
+  virtual void begin_step() {}
+  virtual void end_step() {}
+  virtual int64_t step() const { return 0; }         // which one; 0: none
+  virtual int64_t num_replays() const { return 0; }  // lists that ran as graphs
+  // Memory of the device with these bytes until the step ends; null: there is none.
+  virtual const void* stage(const void* from, int64_t num_bytes);
   // Loads now what the first product would load. Throws DeviceError naming what is missing.
   virtual void prepare_products() {}
 
  private:
   virtual void* take(int64_t num_bytes) = 0;
-  virtual void give(void* data) noexcept = 0;
+  virtual void give(void* data, int64_t num_bytes) noexcept = 0;
 
   int64_t allocated_bytes_ = 0;
 };
@@ -154,6 +169,39 @@ class DeviceArray {
   CudaDevice* device_;
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+};
+
+// The items on the device, until the step ends or, out of steps, `scratch` is given others.
+template <class T>
+const T* staged(CudaDevice& device, std::span<const T> items, DeviceArray<T>& scratch) {
+  const void* in_step = device.stage(items.data(), static_cast<int64_t>(items.size_bytes()));
+  if (in_step != nullptr) return static_cast<const T*>(in_step);
+  scratch.assign(items);
+  return scratch.data();
+}
+
+// Between the calls that make up a step.
+class StepOf {
+ public:
+  StepOf(CudaDevice& device, bool is_step) : device_(is_step ? &device : nullptr) {
+    if (device_ != nullptr) device_->begin_step();
+  }
+  StepOf(const StepOf&) = delete;
+  StepOf& operator=(const StepOf&) = delete;
+  ~StepOf() {  // something was thrown: what came before it is done all the same
+    try {
+      end();
+    } catch (...) {
+      device_ = nullptr;
+    }
+  }
+  void end() {
+    CudaDevice* device = std::exchange(device_, nullptr);
+    if (device != nullptr) device->end_step();
+  }
+
+ private:
+  CudaDevice* device_;
 };
 
 }  // namespace kvquant

@@ -13,6 +13,7 @@
 #include "ops/cuda_block.h"
 #include "ops/cuda_device.h"
 #include "ops/cuda_rows_kernels.h"
+#include "ops/cuda_step.h"
 #include "ops/cuda_store_kernels.h"
 
 namespace kvquant::emulated {
@@ -20,10 +21,12 @@ namespace {
 
 constexpr int64_t kLanes = 16;  // sums of a product that run side by side
 
-void attend_task(const CudaAttendCall& packed, const CudaAttend& call, const Block& block) {
+void attend_task(const CudaAttendNode& work, const Block& block) {
+  const CudaAttend& call = work.call;
+  if (!has_task(call, block.index())) return;
   const bool is_wide = call.head_dim > kCudaNarrowDim;
-  if (!packed.is_bf16) return attend_task_f32(block, call);
-  if (packed.num_rows == kCudaFewRows) {
+  if (!work.is_bf16) return attend_task_f32(block, call);
+  if (work.num_rows == kCudaFewRows) {
     return is_wide ? attend_task_bf16<1, 8>(block, call) : attend_task_bf16<1, 4>(block, call);
   }
   return is_wide ? attend_task_bf16<2, 8>(block, call) : attend_task_bf16<4, 4>(block, call);
@@ -67,19 +70,36 @@ class Device final : public CudaDevice {
         call);
   }
 
-  void attend(const CudaAttendCall& packed, const CudaAttend& call) override {
-    run_blocks(std::ssize(packed.plan.tasks), packed.shared_bytes(call.head_dim),
-               [&](const Block& block) { attend_task(packed, call, block); });
-    run_blocks(std::ssize(packed.plan.merges), kMergeSharedBytes,
-               [&](const Block& block) { merge_task(block, call); });
+  void attend(const CudaAttendNode& work) override {
+    run_blocks(work.num_tasks, work.shared_bytes,
+               [&](const Block& block) { attend_task(work, block); });
+    run_blocks(work.num_merges, kMergeSharedBytes, [&](const Block& block) {
+      if (has_merge(work.call, block.index())) merge_task(block, work.call);
+    });
+  }
+
+  int64_t num_replays() const override { return num_replays_; }
+  // What a GPU keeps as a graph are here the nodes as they were the first time, so that whatever
+  // differs without being noticed shows.
+  void run_nodes(std::span<const CudaNode> nodes) override {
+    const std::vector<CudaNode>* graph = graphs_.find(nodes);
+    if (graph == nullptr && graphs_.came_before(nodes)) {
+      graph = &graphs_.keep(nodes, {nodes.begin(), nodes.end()});
+    }
+    num_replays_ += graph != nullptr ? 1 : 0;
+    for (const CudaNode& node : graph != nullptr ? std::span<const CudaNode>(*graph) : nodes) {
+      if (const auto* call = std::get_if<CudaCall>(&node)) run(*call);
+      if (const auto* work = std::get_if<CudaAttendNode>(&node)) attend(*work);
+      if (const auto* product = std::get_if<CudaProduct>(&node)) multiply(*product);
+    }
   }
 
   void multiply(const CudaProduct& product) override {
     const int64_t num_in = product.num_in;
     Buffer<float> x(product.num_rows * num_in);
     for (int64_t i = 0; i < x.size(); ++i) {
-      const float factor = product.x[i / num_in * product.x_stride + i % num_in];
-      x[i] = product.weights != nullptr ? factor : round_to_bfloat16(factor);
+      const int64_t at = i / num_in * product.x_stride + i % num_in;
+      x[i] = product.x != nullptr ? product.x[at] : to_float(product.bf16_x[at]);
     }
     Buffer<float> weights(pool_.num_threads() * num_in);  // a row of each worker
     pool_.parallel_for(product.num_out, [&](int64_t out, int worker) {
@@ -118,11 +138,13 @@ class Device final : public CudaDevice {
     memory_.emplace(data, std::move(memory));
     return data;
   }
-  void give(void* data) noexcept override { memory_.erase(static_cast<std::byte*>(data)); }
+  void give(void* data, int64_t) noexcept override { memory_.erase(static_cast<std::byte*>(data)); }
 
   ThreadPool& pool_;
   int64_t max_bytes_;
   std::map<std::byte*, Buffer<std::byte>> memory_;
+  CudaGraphs<std::vector<CudaNode>> graphs_;
+  int64_t num_replays_ = 0;
 };
 
 }  // namespace

@@ -45,16 +45,25 @@ TEST_P(CudaDevices, ProductsAreThoseOfTheDefinition) {
   constexpr int64_t kRows = 3, kIn = 72, kOut = 40, kInStride = 80, kOutStride = 48;
   const auto w = random_floats(kOut * kIn, 2), x = random_floats(kRows * kInStride, 3);
   const auto before = random_floats(kRows * kOutStride, 4);
-  std::vector<BFloat16> rounded;
+  std::vector<BFloat16> rounded, rounded_x;
   for (const float y : w) rounded.push_back(to_bfloat16(y));
+  for (const float y : x) rounded_x.push_back(to_bfloat16(y));
   DeviceArray<float> weights(device(), w), inputs(device(), x);
-  DeviceArray<BFloat16> bf16_weights(device(), rounded);
+  DeviceArray<BFloat16> bf16_weights(device(), rounded), bf16_inputs(device(), rounded_x);
   for (const bool is_bf16 : {false, true}) {
     for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kAdd}) {
       DeviceArray<float> out(device(), before);
-      device().multiply({is_bf16 ? nullptr : weights.data(),
-                         is_bf16 ? bf16_weights.data() : nullptr, kOut, kIn, inputs.data(),
-                         kInStride, out.data(), kOutStride, kRows, epilogue});
+      device().multiply({.weights = is_bf16 ? nullptr : weights.data(),
+                         .bf16_weights = is_bf16 ? bf16_weights.data() : nullptr,
+                         .num_out = kOut,
+                         .num_in = kIn,
+                         .x = is_bf16 ? nullptr : inputs.data(),
+                         .bf16_x = is_bf16 ? bf16_inputs.data() : nullptr,
+                         .x_stride = kInStride,
+                         .out = out.data(),
+                         .out_stride = kOutStride,
+                         .num_rows = kRows,
+                         .epilogue = epilogue});
       const auto found = out.read(out.size());
       for (int64_t i = 0; i < std::ssize(found); ++i) {
         const int64_t row = i / kOutStride, column = i % kOutStride;

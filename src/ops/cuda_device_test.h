@@ -20,7 +20,14 @@ inline std::string missing_products(CudaDevice& device) {
   const std::vector<float> one{1};
   DeviceArray<float> x(device, one), out(device, one);
   try {
-    device.multiply({x.data(), nullptr, 1, 1, x.data(), 1, out.data(), 1, 1, Epilogue::kStore});
+    device.multiply({.weights = x.data(),
+                     .num_out = 1,
+                     .num_in = 1,
+                     .x = x.data(),
+                     .x_stride = 1,
+                     .out = out.data(),
+                     .out_stride = 1,
+                     .num_rows = 1});
   } catch (const DeviceError& error) {
     const std::string text = error.what();
     const bool is_missing = text.find("built without") != std::string::npos ||
@@ -35,9 +42,13 @@ class OnEachDevice : public ::testing::TestWithParam<Backend> {
  protected:
   CudaDevice& device() {
     if (!device_) {
-      device_ = GetParam() == Backend::kCuda ? cuda::open_device(0) : emulated::open_device(pool_);
+      device_ = open();
     }
     return *device_;
+  }
+
+  std::unique_ptr<CudaDevice> open() {
+    return GetParam() == Backend::kCuda ? cuda::open_device(0) : emulated::open_device(pool_);
   }
 
   ThreadPool pool_{2, ThreadPool::Pin::kNo};

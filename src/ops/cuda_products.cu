@@ -87,33 +87,22 @@ using Layout = Owned<cublasLtMatrixLayout_t, &Library::forget_layout>;
 }  // namespace
 
 struct Products::Impl {
-  explicit Impl(CudaDevice& device)
-      : library(open_library()), workspace(device, kWorkspaceBytes), rounded(device) {
+  explicit Impl(CudaDevice& device) : library(open_library()), workspace(device, kWorkspaceBytes) {
     check_blas(library.create(&handle), "starting");
   }
   ~Impl() { library.destroy(handle); }
 
-  void multiply(CudaDevice& device, const CudaProduct& product, const DeviceStream& stream);
+  void multiply(const CudaProduct& product, const DeviceStream& stream);
 
   Library library;
   cublasLtHandle_t handle = nullptr;
   DeviceArray<std::byte> workspace;
-  DeviceArray<BFloat16> rounded;  // x
 };
 
 // The library's matrices are column by column, so out^T [num_out, num_rows] = W x^T is asked for.
-void Products::Impl::multiply(CudaDevice& device, const CudaProduct& product,
-                              const DeviceStream& stream) {
+void Products::Impl::multiply(const CudaProduct& product, const DeviceStream& stream) {
   const bool is_bf16 = product.bf16_weights != nullptr;
-  const void* x = product.x;
-  int64_t x_stride = product.x_stride;
-  if (is_bf16) {
-    rounded.reserve_discarding(product.num_rows * product.num_in);
-    device.run(
-        CudaRound{product.x, product.x_stride, rounded.data(), product.num_rows, product.num_in});
-    x = rounded.data();
-    x_stride = product.num_in;
-  }
+  const void* x = is_bf16 ? static_cast<const void*>(product.bf16_x) : product.x;
   const void* weights = is_bf16 ? static_cast<const void*>(product.bf16_weights) : product.weights;
   const cudaDataType_t type = is_bf16 ? CUDA_R_16BF : CUDA_R_32F;
   const auto num_out = static_cast<uint64_t>(product.num_out);
@@ -121,7 +110,7 @@ void Products::Impl::multiply(CudaDevice& device, const CudaProduct& product,
   const auto num_rows = static_cast<uint64_t>(product.num_rows);
   Layout a(library), b(library), c(library);
   check_blas(library.lay_out(&a.handle, type, num_in, num_out, product.num_in), "weights");
-  check_blas(library.lay_out(&b.handle, type, num_in, num_rows, x_stride), "inputs");
+  check_blas(library.lay_out(&b.handle, type, num_in, num_rows, product.x_stride), "inputs");
   check_blas(library.lay_out(&c.handle, CUDA_R_32F, num_out, num_rows, product.out_stride),
              "outputs");
   Owned<cublasLtMatmulDesc_t, &Library::forget> described(library);
@@ -154,7 +143,7 @@ void Products::prepare(CudaDevice& device) {
 void Products::multiply(CudaDevice& device, const CudaProduct& product,
                         const DeviceStream& stream) {
   prepare(device);
-  impl_->multiply(device, product, stream);
+  impl_->multiply(product, stream);
 }
 
 #else

@@ -26,6 +26,7 @@ struct CudaNorm {
 
   int64_t num_blocks() const { return num_rows * num_parts; }
   int64_t shared_bytes() const { return kBlockWarps * 4; }
+  bool operator==(const CudaNorm&) const = default;
 };
 
 // Rotates heads of rows in place (rope.h); row i is at positions[i].
@@ -41,6 +42,7 @@ struct CudaRope {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaRope&) const = default;
 };
 
 // out = silu(gate) * up, all [num_rows, width]. gate may be out.
@@ -55,6 +57,7 @@ struct CudaGate {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaGate&) const = default;
 };
 
 // out [num_rows, width] += x, whose stride may be 0: a bias.
@@ -68,6 +71,7 @@ struct CudaAdd {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaAdd&) const = default;
 };
 
 // Rows `tokens` of a table, as floats into out [num_rows, width]. One of the tables is null.
@@ -81,6 +85,7 @@ struct CudaEmbed {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaEmbed&) const = default;
 };
 
 // The place of the largest number of each row, ties to the lower index: a greedy sampler.
@@ -93,6 +98,7 @@ struct CudaArgmax {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return kBlockThreads * 8; }
+  bool operator==(const CudaArgmax&) const = default;
 };
 
 }  // namespace kvquant

@@ -28,6 +28,7 @@ struct CudaNarrow {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaNarrow&) const = default;
 };
 
 // fp16 rows from one place to another; none overlap.
@@ -42,6 +43,7 @@ struct CudaMove {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaMove&) const = default;
 };
 
 // fp16 rows as floats; neither has gaps.
@@ -53,6 +55,7 @@ struct CudaWiden {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaWiden&) const = default;
 };
 
 // Rows to bf16 without gaps: factors of a matrix product.
@@ -65,6 +68,7 @@ struct CudaRound {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaRound&) const = default;
 };
 
 // Rotates every head of rows in place: hadamard_rows() of hadamard.h, step by step.
@@ -77,6 +81,7 @@ struct CudaHadamard {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaHadamard&) const = default;
 };
 
 // Where scale and zero point of one token go, in its block.
@@ -99,6 +104,7 @@ struct CudaFit {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return kBlockThreads * 8; }
+  bool operator==(const CudaFit&) const = default;
 };
 
 // A tile or part of it, as encode_tile() does it, but codes under outliers become 0.
@@ -117,6 +123,7 @@ struct CudaEncode {
 
   int64_t num_blocks() const { return num_jobs; }
   int64_t shared_bytes() const { return most_shared_bytes; }
+  bool operator==(const CudaEncode&) const = default;
 };
 
 // Adds the outliers of an encoded job to its list, token after token.
@@ -140,6 +147,7 @@ struct CudaOutliers {
 
   int64_t num_blocks() const { return num_jobs; }
   int64_t shared_bytes() const { return kTileTokens * 4; }
+  bool operator==(const CudaOutliers&) const = default;
 };
 
 // One token of a dense side, and where it goes.
@@ -161,6 +169,7 @@ struct CudaDense {
 
   int64_t num_blocks() const { return num_rows; }
   int64_t shared_bytes() const { return 0; }
+  bool operator==(const CudaDense&) const = default;
 };
 
 }  // namespace kvquant
