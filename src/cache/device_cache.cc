@@ -17,10 +17,7 @@ void check_built(const LayerPlan& plan, int64_t layer) {
                                      "--device cpu",
                                      layer, what));
   };
-  for (const SidePlan* side : {&plan.key, &plan.value}) {
-    check(!side->nuq || side->nuq->latents.empty(), "a codec with latents");
-  }
-  check(plan.is_compressed() || plan.is_direct(), "a layer of two dense types");
+  check(!plan.has_latent_keys(), "a codec with latents of keys");
 }
 
 }  // namespace
@@ -91,6 +88,21 @@ DeviceNuqPlan DeviceCache::plan_side(const NuqPlan& plan) {
                         upload(std::span(of.coefficients, head_dim * head_dim))});
   }
   out.feedback = upload(std::span<const RoundingFeedback>(feedback));
+  std::vector<CudaLatentMap> maps;
+  for (const LatentMap& map : plan.latents) {
+    const auto dim = static_cast<size_t>(map.head_dim), rank = static_cast<size_t>(map.rank);
+    std::vector<float> transposed(dim * rank);
+    for (size_t i = 0; i < dim * rank; ++i) transposed[i] = map.encode[i % rank * dim + i / rank];
+    const float* mean = upload(std::span(map.mean, dim));
+    maps.push_back(
+        {map.rank, map.width, map.head_dim, mean, upload(std::span<const float>(transposed))});
+    out.latents.push_back({map.rank, map.width, mean, upload(std::span(map.decode, rank * dim))});
+  }
+  out.maps = upload(std::span<const CudaLatentMap>(maps));
+  if (plan.shape.bands.is_banded()) {
+    const NuqCodebook codebooks[] = {make_uniform_codebook(4), make_uniform_codebook(2)};
+    out.bands = upload(std::span<const NuqCodebook>(codebooks));
+  }
   return out;
 }
 
@@ -286,7 +298,7 @@ void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const 
     const int64_t first_run = std::ssize(runs_);
     store.list_runs(rope_, runs_);
     jobs.push_back({of.query, of.out, of.stride, of.num_tokens, store.length() - of.num_tokens,
-                    first_run, std::ssize(runs_) - first_run});
+                    first_run, std::ssize(runs_) - first_run, store.latents()});
   }
   attention_.attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
 }

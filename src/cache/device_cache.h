@@ -4,7 +4,7 @@
 // where it must decide: how many pages new outliers take, and the ranges of keys without
 // calibration, fitted on the host once per 64 tokens and layer at most (as served).
 //
-// Not built yet: latents, and layers of two dense types.
+// Not built yet: latents of keys.
 //
 // Not thread-safe.
 #pragma once

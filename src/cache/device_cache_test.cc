@@ -9,6 +9,7 @@
 #include "cache/device_cache_test_twins.h"
 #include "kvquant/error.h"
 #include "ops/cuda_device_test.h"
+#include "quant/calibration_test_data.h"
 
 namespace kvquant {
 namespace {
@@ -32,7 +33,29 @@ constexpr const char* kSpecs[] = {
     "k=nuq4,v=bf16,sink=3,recent=10,block=64",
     "k=fp16,v=nuq4-1%,sink=5,block=64",
     "k=fp32,v=had+int4,sink=0,recent=70,block=64",
+    "k=fp16,v=bf16,block=64",
+    "k=bf16,v=fp32",
 };
+// Of calibrated caches: latents of values as codes, fp16 numbers and codes of several widths.
+constexpr const char* kLatentSpecs[] = {
+    "k=nuq3-1%,v=pca13,block=64",           "k=nuq4,v=pcaw9+int4,sink=3,recent=10,block=64",
+    "k=int8,v=pca12+nuq3-2%,block=64",      "k=nuq4-1%,v=pca8+had+nuq2-5%,block=128",
+    "k=nuq4-1%,v=pca16+wf4,block=64",       "k=fp16,v=pcaw13+wf2.5,sink=0,recent=1",
+    "k=bf16,v=pca5,layers=1:nuq4,block=64", "nuq4-1%,v=pca7+int8,block=64",
+};
+
+// Fitted to random numbers of their shape: bases of full rank.
+std::shared_ptr<const Calibration> twin_calibration() {
+  constexpr CalibrationShape kShape{2, 4, 2, 16};
+  auto calibration = std::make_shared<Calibration>();
+  calibration->info.shape = kShape;
+  ThreadPool pool(1, ThreadPool::Pin::kNo);
+  for (unsigned layer = 0; layer < 2; ++layer) {
+    const TestLayer data(kShape, 1, 400, 5 + layer);
+    calibration->layers.push_back(fit_layer(data.views, {.rank = 16}, pool));
+  }
+  return calibration;
+}
 
 class DeviceCaches : public testing::OnEachDevice {};
 INSTANTIATE_TEST_SUITE_P(Devices, DeviceCaches, ::testing::ValuesIn(cuda_backends()),
@@ -48,6 +71,26 @@ TEST_P(DeviceCaches, HoldTheBytesOfKvCacheChunkByChunk) {
         twins.append({{id, count}});
         if (HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+TEST_P(DeviceCaches, HoldTheLatentsOfKvCacheChunkByChunk) {
+  const auto calibration = twin_calibration();
+  for (const char* spec : kLatentSpecs) {
+    for (const CacheMode mode : {CacheMode::kAsServed, CacheMode::kStrict}) {
+      SCOPED_TRACE(std::string(spec) + (mode == CacheMode::kStrict ? ", strict" : ", as served"));
+      Twins twins(device(), pool_, spec, mode, 3, calibration);
+      const auto a = twins.add();
+      twins.append({{a, 70}});
+      const auto b = twins.fork(a);
+      for (const int64_t count : {1, 130, 3}) {
+        twins.append({{a, count}, {b, 65}});
+        if (HasFatalFailure()) return;
+      }
+      twins.drop(a);
+      twins.append({{b, 1}});
+      if (HasFatalFailure()) return;
     }
   }
 }
@@ -252,11 +295,9 @@ TEST_P(DeviceCaches, OutOfMemoryIsAnErrorAndOtherSequencesGoOn) {
 
 TEST_P(DeviceCaches, RefuseWhatIsNotBuiltAndWhatIsOutOfStep) {
   RopeTable rope(kShape.head_dim, kPositions, 10000);
-  for (const char* spec : {"k=fp32,v=bf16", "k=fp16,v=bf16"}) {
-    EXPECT_THROW(DeviceCache(kShape, parse_spec(spec), rope, device(), pool_, {}),
-                 std::invalid_argument)
-        << spec;
-  }
+  EXPECT_THROW(DeviceCache(kShape, parse_spec("k=pca12,v=fp16"), rope, device(), pool_,
+                           {.calibration = twin_calibration()}),
+               std::invalid_argument);
   DeviceCache cache(kShape, parse_spec("nuq4"), rope, device(), pool_,
                     {.max_tokens = 100, .chunk_tokens = 50});
   const auto id = cache.add_sequence();

@@ -212,6 +212,8 @@ void DeviceLayer::list_runs(const DeviceRope& rope, std::vector<CudaRun>& runs) 
     CudaRun run;
     run.keys = cuda_side(key_, of);
     run.values = cuda_side(value_, of);
+    const bool has_latents = of.kind == RunKind::kEncoded && !latents().empty();
+    run.kind = has_latents ? ValueKind::kLatents : ValueKind::kPlain;
     run.window = {of.num_tokens, of.first_position, of.min_lag, of.max_lag};
     if (run.is_turned()) {
       run.cos = rope.cos + of.first_position * rope.half;

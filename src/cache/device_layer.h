@@ -71,6 +71,11 @@ class DeviceLayer {
   // What queries of the last chunk read, for kernels: runs of all heads, appended. The rows must
   // have been flushed. Valid until the layer changes.
   void list_runs(const DeviceRope& rope, std::vector<CudaRun>& runs) const;
+  // Of values that are latents, one per KV head; else empty.
+  std::span<const CudaLatents> latents() const {
+    return plan_->value ? std::span<const CudaLatents>(plan_->value->latents)
+                        : std::span<const CudaLatents>();
+  }
 
   // The same with tables on the host, for tests.
   struct View {

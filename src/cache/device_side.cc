@@ -8,21 +8,23 @@
 namespace kvquant {
 
 DeviceEncodeScratch::DeviceEncodeScratch(CudaDevice& device)
-    : ranges(device),
+    : latents(device),
+      ranges(device),
       scales(device),
       zeros(device),
       marks(device),
       masks(device),
       counts(device),
       targets(device),
+      dense_targets(device),
       jobs(device),
       outlier_jobs(device),
       pages(device) {}
 
 int64_t DeviceEncodeScratch::num_bytes() const {
-  return ranges.num_bytes() + scales.num_bytes() + zeros.num_bytes() + marks.num_bytes() +
-         masks.num_bytes() + counts.num_bytes() + targets.num_bytes() + jobs.num_bytes() +
-         outlier_jobs.num_bytes() + pages.num_bytes();
+  return latents.num_bytes() + dense_targets.num_bytes() + ranges.num_bytes() + scales.num_bytes() +
+         zeros.num_bytes() + marks.num_bytes() + masks.num_bytes() + counts.num_bytes() +
+         targets.num_bytes() + jobs.num_bytes() + outlier_jobs.num_bytes() + pages.num_bytes();
 }
 
 DeviceNuqSide::DeviceNuqSide(const DeviceNuqPlan& plan)
@@ -135,30 +137,82 @@ const float* DeviceNuqSide::load_ranges(const DeviceEncoder& with) const {
   return with.scratch.ranges.data();
 }
 
-// Scales, zero points and marks of outliers.
-void DeviceNuqSide::fit_values(const float* rows, int64_t num_rows,
-                               const DeviceEncoder& with) const {
+const float* DeviceNuqSide::encode_latents(const float* rows, int64_t num_rows,
+                                           const DeviceEncoder& with) const {
   const NuqPlan& plan = *plan_->host;
-  DeviceEncodeScratch& scratch = with.scratch;
-  std::vector<CudaFitTarget> targets;
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const int64_t token = num_tokens_ + i, tile = token / kTileTokens;
-    std::byte* block = block_of(tile);
-    const int64_t at = plan.shape.token_params(in_block(tile), 0) + token % kTileTokens;
-    targets.push_back({reinterpret_cast<Half*>(block + plan.layout.scales) + at,
-                       reinterpret_cast<Half*>(block + plan.layout.zeros) + at});
-  }
-  const int64_t num_outliers = num_value_outliers(plan.row_size(), plan.outlier_percent);
-  scratch.targets.assign(targets);
-  scratch.scales.reserve_discarding(num_rows);
-  scratch.zeros.reserve_discarding(num_rows);
-  if (num_outliers > 0) scratch.marks.reserve_discarding(num_rows * plan.row_size());
-  with.device.run(CudaFit{rows, scratch.targets.data(), scratch.scales.data(), scratch.zeros.data(),
-                          scratch.marks.data(), num_rows, plan.row_size(), num_outliers});
+  with.scratch.latents.reserve_discarding(num_rows * plan.row_size());
+  with.device.run(CudaEncodeLatents{rows, plan_->maps, with.scratch.latents.data(), num_rows,
+                                    plan.shape.num_kv_heads, plan.latents[0].head_dim});
+  return with.scratch.latents.data();
 }
 
-CudaEncodeJob DeviceNuqSide::encode_job(const float* rows, const Piece& piece, const float* ranges,
-                                        const DeviceEncoder& with) const {
+// fp16 numbers in tiles of values.
+void DeviceNuqSide::store_latents(const Coded& coded, const DeviceEncoder& with) const {
+  const NuqPlan& plan = *plan_->host;
+  const int64_t width = plan.shape.head_dim;
+  std::vector<CudaDenseTarget> targets;
+  for (int64_t i = 0; i < coded.num_rows; ++i) {
+    const int64_t token = num_tokens_ + i, tile = token / kTileTokens;
+    for (int64_t head = 0; head < plan.shape.num_kv_heads; ++head) {
+      CudaDenseTarget target;
+      target.row = coded.rows + i * plan.row_size() + head * width;
+      target.tile = block_of(tile) + plan.layout.codes(head, in_block(tile));
+      target.token = token % kTileTokens;
+      targets.push_back(target);
+    }
+  }
+  with.scratch.dense_targets.assign(targets);
+  with.device.run(CudaDense{with.scratch.dense_targets.data(), DenseType::kF16, std::ssize(targets),
+                            /*num_heads=*/1, width});
+}
+
+// Scales, zero points and marks of outliers: of tokens or, of latents, of each head of them, head
+// after head.
+void DeviceNuqSide::fit_values(const Coded& coded, const DeviceEncoder& with) const {
+  const NuqPlan& plan = *plan_->host;
+  DeviceEncodeScratch& scratch = with.scratch;
+  const int64_t size = plan.row_size(), num_rows = coded.num_rows;
+  const bool per_head = plan.shape.has_latents;
+  const int64_t num_parts = per_head ? plan.shape.num_kv_heads : 1;
+  const int64_t part = per_head ? plan.latents[0].rank : size;
+  const int64_t num_outliers = per_head ? num_latent_outliers(part, plan.outlier_percent)
+                                        : num_value_outliers(part, plan.outlier_percent);
+  scratch.scales.reserve_discarding(num_parts * num_rows);
+  scratch.zeros.reserve_discarding(num_parts * num_rows);
+  if (plan.shape.has_outliers) scratch.marks.reserve_discarding(num_rows * size);
+  std::vector<CudaFitTarget> targets;
+  for (int64_t p = 0; p < num_parts; ++p) {
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const int64_t token = num_tokens_ + i, tile = token / kTileTokens;
+      std::byte* block = block_of(tile);
+      const int64_t param = plan.shape.token_params(in_block(tile), p) + token % kTileTokens;
+      const int64_t at = i * size + p * plan.shape.head_dim;
+      targets.push_back({coded.rows + at,
+                         plan.shape.has_outliers ? scratch.marks.data() + at : nullptr,
+                         reinterpret_cast<Half*>(block + plan.layout.scales) + param,
+                         reinterpret_cast<Half*>(block + plan.layout.zeros) + param});
+    }
+  }
+  scratch.targets.assign(targets);
+  with.device.run(CudaFit{scratch.targets.data(), scratch.scales.data(), scratch.zeros.data(),
+                          std::ssize(targets), part, per_head ? plan.shape.head_dim : size,
+                          num_outliers});
+}
+
+// Each band is a tile of its own; scales and zero points are those of all.
+void DeviceNuqSide::add_bands(const CudaEncodeJob& all, std::vector<CudaEncodeJob>& jobs) const {
+  for_each_band(plan_->host->shape.bands, [&](const CodeBand& band) {
+    CudaEncodeJob job = all;
+    if (band.bits != kByteCodeBits) job.encode.codebook = plan_->bands + (band.bits == 4 ? 0 : 1);
+    job.encode.rows += band.first_channel;
+    job.encode.head_dim = band.num_channels;
+    job.encode.codes += band.offset;
+    jobs.push_back(job);
+  });
+}
+
+std::vector<CudaEncodeJob> DeviceNuqSide::encode_jobs(const Coded& coded, const Piece& piece,
+                                                      const DeviceEncoder& with) const {
   const NuqPlan& plan = *plan_->host;
   const int64_t size = plan.row_size(), head_dim = plan.shape.head_dim;
   const int64_t column = piece.head * head_dim;
@@ -166,7 +220,7 @@ CudaEncodeJob DeviceNuqSide::encode_job(const float* rows, const Piece& piece, c
   CudaEncodeJob job;
   EncodeJob& encode = job.encode;
   encode.codebook = plan_->codebooks + (plan.codebooks.size() == 1 ? 0 : piece.head);
-  encode.rows = rows + piece.first_row * size + column;
+  encode.rows = coded.rows + piece.first_row * size + column;
   encode.row_stride = size;
   encode.head_dim = head_dim;
   encode.first_token = piece.first_token;
@@ -176,22 +230,24 @@ CudaEncodeJob DeviceNuqSide::encode_job(const float* rows, const Piece& piece, c
   if (plan_->feedback != nullptr) encode.feedback = plan_->feedback + piece.head;
   if (is_key) {
     encode.axis = ScaleAxis::kChannel;
-    encode.scales = ranges + column;
+    encode.scales = coded.ranges + column;
     encode.zeros = encode.scales + size;
   } else {  // read by the tokens of the tile
+    const int64_t part = plan.shape.has_latents ? piece.head * coded.num_rows : 0;
     encode.axis = ScaleAxis::kToken;
-    encode.scales = with.scratch.scales.data() + piece.first_row - piece.first_token;
-    encode.zeros = with.scratch.zeros.data() + piece.first_row - piece.first_token;
+    encode.scales = with.scratch.scales.data() + part + piece.first_row - piece.first_token;
+    encode.zeros = with.scratch.zeros.data() + part + piece.first_row - piece.first_token;
   }
-  if (!plan.shape.has_outliers) return job;
-  if (is_key) {
+  if (plan.shape.has_outliers && is_key) {
     encode.low = encode.zeros + size;
     encode.high = encode.low + size;
-  } else {
+  } else if (plan.shape.has_outliers) {
     job.marks = with.scratch.marks.data() + piece.first_row * size + column;
     job.mark_stride = size;
   }
-  return job;
+  std::vector<CudaEncodeJob> jobs;
+  plan.shape.bands.is_banded() ? add_bands(job, jobs) : jobs.push_back(job);
+  return jobs;
 }
 
 void DeviceNuqSide::append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with) {
@@ -199,9 +255,15 @@ void DeviceNuqSide::append_rows(const float* rows, int64_t num_rows, const Devic
   const NuqPlan& plan = *plan_->host;
   const int64_t num_heads = plan.shape.num_kv_heads, head_dim = plan.shape.head_dim;
   take_blocks(num_tokens_ + num_rows, with);
-  if (plan.side == KvSide::kValue) fit_values(rows, num_rows, with);
-  const float* ranges = load_ranges(with);
   const int64_t end = num_tokens_ + num_rows;
+  Coded coded{plan.latents.empty() ? rows : encode_latents(rows, num_rows, with), num_rows};
+  if (!plan.shape.has_codes()) {
+    store_latents(coded, with);
+    num_tokens_ = end;
+    return;
+  }
+  if (plan.side == KvSide::kValue) fit_values(coded, with);
+  coded.ranges = load_ranges(with);
   const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - num_tokens_ / kTileTokens;
   const int64_t count = num_tiles * num_heads;
   if (plan.shape.has_outliers) {
@@ -212,15 +274,15 @@ void DeviceNuqSide::append_rows(const float* rows, int64_t num_rows, const Devic
   std::vector<CudaEncodeJob> jobs;
   for (int64_t index = 0; index < count; ++index) {
     pieces.push_back(piece_of(index, num_rows));
-    jobs.push_back(encode_job(rows, pieces.back(), ranges, with));
+    for (const CudaEncodeJob& job : encode_jobs(coded, pieces.back(), with)) jobs.push_back(job);
     if (!plan.shape.has_outliers) continue;
     jobs.back().encode.outliers = with.scratch.masks.data() + index * head_dim;
     jobs.back().num_outliers = with.scratch.counts.data() + index;
   }
   with.scratch.jobs.assign(jobs);
-  with.device.run(CudaEncode{with.scratch.jobs.data(), count,
+  with.device.run(CudaEncode{with.scratch.jobs.data(), std::ssize(jobs),
                              encode_shared_layout(head_dim, plan_->feedback != nullptr).num_bytes});
-  if (plan.shape.has_outliers) store_outliers(rows, pieces, with);
+  if (plan.shape.has_outliers) store_outliers(coded.rows, pieces, with);
   num_tokens_ = end;
 }
 
@@ -280,7 +342,7 @@ void DeviceNuqSide::append(const DeviceRows& rows, const DeviceEncoder& with) {
       keep_ranges(with);
     }
   }
-  append_rows(rows.rows + num_old * plan_->host->row_size(), rows.num_rows - num_old, with);
+  append_rows(rows.rows + num_old * plan_->host->input_size(), rows.num_rows - num_old, with);
   keep_tables(with.device, with.arena);
 }
 
@@ -289,7 +351,7 @@ CudaSide DeviceNuqSide::cuda_side() const {
   CudaSide side;
   side.source = TileSource::kCoded;
   side.codebook = plan_->codebooks;
-  side.codebook_step = plan.codebooks.size() == 1 ? 0 : 1;
+  side.codebook_step = plan.codebooks.size() > 1 ? 1 : 0;
   side.shape = plan.shape;
   side.layout = plan.layout;
   side.head_step = plan.shape.head_dim;
@@ -318,6 +380,7 @@ CodedSide DeviceNuqSide::coded_side(int64_t head) const {
                  .head = head,
                  .blocks = blocks_,
                  .hadamard = plan.hadamard};
+  if (!plan.latents.empty()) side.latents = &plan.latents[static_cast<size_t>(head)];
   if (plan.side == KvSide::kKey) {
     side.logit_bias = kLogitBias;
     side.scales = needs_host_rows() ? ranges_.data() : plan.ranges.data();

@@ -20,6 +20,9 @@ struct DeviceNuqPlan {
   const RoundingFeedback* feedback = nullptr;  // one per KV head; null: none
   const float* ranges = nullptr;               // calibrated keys: [4][row_size]; null: fitted
   const Half* half_ranges = nullptr;           // the same, as attention reads them
+  const CudaLatentMap* maps = nullptr;         // one per KV head; null: no latents
+  std::vector<CudaLatents> latents{};          // the same, as attention reads them
+  const NuqCodebook* bands = nullptr;          // of latents of 4 and of 2 bits, in bands
 };
 
 // Scratch of appends on a device, of any side; grows to the largest need.
@@ -27,12 +30,14 @@ struct DeviceEncodeScratch {
   explicit DeviceEncodeScratch(CudaDevice& device);
   int64_t num_bytes() const;
 
+  DeviceArray<float> latents;
   DeviceArray<float> ranges;  // of keys, as f32
   DeviceArray<float> scales, zeros;
   DeviceArray<uint8_t> marks;
   DeviceArray<uint64_t> masks;
   DeviceArray<int32_t> counts;
   DeviceArray<CudaFitTarget> targets;
+  DeviceArray<CudaDenseTarget> dense_targets;
   DeviceArray<CudaEncodeJob> jobs;
   DeviceArray<CudaOutlierJob> outlier_jobs;
   DeviceArray<OutlierPage*> pages;
@@ -46,8 +51,8 @@ struct DeviceEncoder {
   ThreadPool& pool;
 };
 
-// Rows to be encoded: fp16 numbers as f32 on the device, [num_rows, row_size] without gaps, and, if
-// a side needs_host_rows(), the same on the host.
+// Rows to be encoded: fp16 numbers as f32 on the device, [num_rows, input_size] without gaps, and,
+// if a side needs_host_rows(), the same on the host.
 struct DeviceRows {
   const float* rows = nullptr;
   int64_t num_rows = 0;
@@ -101,10 +106,19 @@ class DeviceNuqSide {
   void keep_tables(CudaDevice& device, DeviceArena& arena);
   void keep_ranges(const DeviceEncoder& with);
   const float* load_ranges(const DeviceEncoder& with) const;
+  // Rows as they are coded.
+  struct Coded {
+    const float* rows = nullptr;  // [num_rows, row_size]
+    int64_t num_rows = 0;
+    const float* ranges = nullptr;  // of keys
+  };
   void append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with);
-  void fit_values(const float* rows, int64_t num_rows, const DeviceEncoder& with) const;
-  CudaEncodeJob encode_job(const float* rows, const Piece& piece, const float* ranges,
-                           const DeviceEncoder& with) const;
+  const float* encode_latents(const float* rows, int64_t num_rows, const DeviceEncoder& with) const;
+  void store_latents(const Coded& coded, const DeviceEncoder& with) const;
+  void fit_values(const Coded& coded, const DeviceEncoder& with) const;
+  std::vector<CudaEncodeJob> encode_jobs(const Coded& coded, const Piece& piece,
+                                         const DeviceEncoder& with) const;
+  void add_bands(const CudaEncodeJob& all, std::vector<CudaEncodeJob>& jobs) const;
   void store_outliers(const float* rows, const std::vector<Piece>& pieces,
                       const DeviceEncoder& with);
 

@@ -74,6 +74,7 @@ void DeviceAttention::attend(const DeviceAttendCall& call) {
       of_head.head = head;
       of_head.first_run = job.first_run;
       of_head.num_runs = job.num_runs;
+      if (!job.latents.empty()) of_head.latents = job.latents[static_cast<size_t>(head)];
       call_.jobs.push_back(of_head);
     }
   }

@@ -19,6 +19,7 @@ struct DeviceAttendJob {
   int64_t first_position = 0;
   int64_t first_run = 0;  // of the call's runs
   int64_t num_runs = 0;
+  std::span<const CudaLatents> latents{};  // of values, one per KV head; empty: they are none
 };
 
 struct DeviceAttendCall {

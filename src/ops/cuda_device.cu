@@ -5,6 +5,7 @@
 #include "ops/attend_cuda_launch.cuh"
 #include "ops/cuda_block.cuh"
 #include "ops/cuda_device.h"
+#include "ops/cuda_move_kernels.h"
 #include "ops/cuda_products.cuh"
 #include "ops/cuda_rows_kernels.h"
 #include "ops/cuda_step.h"

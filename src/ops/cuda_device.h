@@ -19,15 +19,16 @@
 #include "base/device.h"
 #include "base/threads.h"
 #include "ops/attend_cuda.h"
+#include "ops/cuda_latents.h"
 #include "ops/cuda_rows.h"
 #include "ops/cuda_store.h"
 #include "ops/linear.h"
 
 namespace kvquant {
 
-using CudaCall =
-    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaArgmax, CudaNarrow, CudaMove,
-                 CudaWiden, CudaRound, CudaHadamard, CudaFit, CudaEncode, CudaOutliers, CudaDense>;
+using CudaCall = std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaArgmax,
+                              CudaNarrow, CudaMove, CudaWiden, CudaRound, CudaHadamard, CudaFit,
+                              CudaEncode, CudaOutliers, CudaDense, CudaEncodeLatents>;
 
 // out (+)= x W^T, as linear() does it. Weights and x are floats or bf16 both; sums are f32.
 struct CudaProduct {

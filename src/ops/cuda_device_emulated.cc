@@ -12,6 +12,7 @@
 #include "ops/attend_cuda_merge.h"
 #include "ops/cuda_block.h"
 #include "ops/cuda_device.h"
+#include "ops/cuda_move_kernels.h"
 #include "ops/cuda_rows_kernels.h"
 #include "ops/cuda_step.h"
 #include "ops/cuda_store_kernels.h"

@@ -2,7 +2,7 @@
 // are addresses of the device; bytes are those of docs/formats.md, equal to the bit to what the CPU
 // writes.
 //
-//   cuda_store_kernels.h   the bodies
+//   cuda_store_kernels.h   the bodies, those that only move rows: cuda_move_kernels.h
 //   cuda_device.h          runs them
 #pragma once
 
@@ -84,8 +84,10 @@ struct CudaHadamard {
   bool operator==(const CudaHadamard&) const = default;
 };
 
-// Where scale and zero point of one token go, in its block.
+// One token, or the latents of one head of it, and where its scale and zero point go in the block.
 struct CudaFitTarget {
+  const float* row = nullptr;  // [width]
+  uint8_t* marks = nullptr;    // [mark_width], with outliers
   Half* scale = nullptr;
   Half* zero = nullptr;
 };
@@ -93,13 +95,12 @@ struct CudaFitTarget {
 // Scale and zero point of values, token by token, and marks of outliers: fit_row() of
 // quant/ranges.h.
 struct CudaFit {
-  const float* rows = nullptr;             // [num_rows, width], without gaps
   const CudaFitTarget* targets = nullptr;  // [num_rows]
   float* scales = nullptr;                 // [num_rows], as fp16 holds them; here and below
   float* zeros = nullptr;
-  uint8_t* marks = nullptr;  // [num_rows, width], with outliers
   int64_t num_rows = 0;
   int64_t width = 0;
+  int64_t mark_width = 0;    // there are no outliers behind `width`
   int64_t num_outliers = 0;  // on either end
 
   int64_t num_blocks() const { return num_rows; }

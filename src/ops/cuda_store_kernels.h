@@ -1,4 +1,4 @@
-// The kernels of cuda_store.h: a row or a tile a block.
+// The kernels of cuda_store.h that find ranges and codes: a row or a tile a block.
 #pragma once
 
 #include <cmath>
@@ -12,43 +12,6 @@
 #include "ops/encode_cuda_tile.h"
 
 namespace kvquant {
-
-template <class Block>
-KVQUANT_DEVICE void run_call(const Block& block, const CudaNarrow& call) {
-  const CudaNarrowTarget target = call.targets[block.index()];
-  block.phase([&](int thread) {
-    for (int64_t i = thread; i < call.width; i += kBlockThreads) {
-      target.to[i] = to_half(target.from[i]);
-    }
-  });
-}
-
-template <class Block>
-KVQUANT_DEVICE void run_call(const Block& block, const CudaMove& call) {
-  const CudaMoveTarget target = call.targets[block.index()];
-  block.phase([&](int thread) {
-    for (int64_t i = thread; i < call.width; i += kBlockThreads) target.to[i] = target.from[i];
-  });
-}
-
-template <class Block>
-KVQUANT_DEVICE void run_call(const Block& block, const CudaWiden& call) {
-  const int64_t first = block.index() * call.width;
-  block.phase([&](int thread) {
-    for (int64_t i = thread; i < call.width; i += kBlockThreads) {
-      call.out[first + i] = widen(call.rows[first + i]);
-    }
-  });
-}
-
-template <class Block>
-KVQUANT_DEVICE void run_call(const Block& block, const CudaRound& call) {
-  const float* row = call.rows + block.index() * call.stride;
-  BFloat16* out = call.out + block.index() * call.width;
-  block.phase([&](int thread) {
-    for (int64_t i = thread; i < call.width; i += kBlockThreads) out[i] = to_bfloat16(row[i]);
-  });
-}
 
 template <class Block>
 KVQUANT_DEVICE void run_call(const Block& block, const CudaHadamard& call) {
@@ -109,10 +72,12 @@ KVQUANT_DEVICE void run_call(const Block& block, const CudaFit& call) {
   auto* values = reinterpret_cast<float*>(block.shared());
   const FitShared shared{values, reinterpret_cast<int32_t*>(values + kBlockThreads)};
   const int64_t index = block.index();
-  const float* row = call.rows + index * call.width;
-  uint8_t* marks = call.num_outliers > 0 ? call.marks + index * call.width : nullptr;
+  const float* row = call.targets[index].row;
+  uint8_t* marks = call.targets[index].marks;
   block.phase([&](int thread) {
-    for (int64_t i = thread; marks != nullptr && i < call.width; i += kBlockThreads) marks[i] = 0;
+    for (int64_t i = thread; marks != nullptr && i < call.mark_width; i += kBlockThreads) {
+      marks[i] = 0;
+    }
   });
   for (int64_t i = 0; i < 2 * call.num_outliers; ++i) {
     const float sign = i < call.num_outliers ? 1.0f : -1.0f;
@@ -222,35 +187,6 @@ KVQUANT_DEVICE void run_call(const Block& block, const CudaOutliers& call) {
     for (int64_t i = 0; i < job.num_tokens; ++i) total += counts[i];
     if (job.first_token == 0) *job.start = static_cast<uint32_t>(job.first_entry);
     *job.count = static_cast<uint16_t>(*job.count + total);
-  });
-}
-
-KVQUANT_DEVICE void store_number(std::byte* tile, DenseType type, int64_t place, float x) {
-  if (type == DenseType::kF32) reinterpret_cast<float*>(tile)[place] = x;
-  if (type == DenseType::kF16) reinterpret_cast<Half*>(tile)[place] = to_half(x);
-  if (type == DenseType::kBF16) reinterpret_cast<BFloat16*>(tile)[place] = to_bfloat16(x);
-}
-
-template <class Block>
-KVQUANT_DEVICE void run_call(const Block& block, const CudaDense& call) {
-  const CudaDenseTarget& target = call.targets[block.index()];
-  const float* row = target.row;
-  const int64_t head_dim = call.head_dim, half = head_dim / 2;
-  const int64_t tile_bytes = kTileTokens * head_dim * element_bytes(call.type);
-  block.phase([&](int thread) {
-    for (int64_t i = thread; i < call.num_heads * half; i += kBlockThreads) {
-      const int64_t head = i / half, c = i % half;
-      std::byte* tile = target.tile + head * tile_bytes;
-      const float a = row[head * head_dim + c], b = row[head * head_dim + c + half];
-      if (target.cos == nullptr) {
-        store_number(tile, call.type, value_index(target.token, c, head_dim), a);
-        store_number(tile, call.type, value_index(target.token, c + half, head_dim), b);
-        continue;
-      }
-      const float cos = target.cos[c], sin = target.sin[c];
-      store_number(tile, call.type, key_index(target.token, c), std::fma(a, cos, -(b * sin)));
-      store_number(tile, call.type, key_index(target.token, c + half), std::fma(b, cos, a * sin));
-    }
   });
 }
 

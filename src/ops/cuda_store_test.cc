@@ -103,10 +103,11 @@ TEST_P(CudaStore, ScalesZeroPointsAndMarksOfValuesAreThoseOfTheDefinition) {
       DeviceArray<Half> stored(device(), 2 * kRows);
       std::vector<CudaFitTarget> to;
       for (int64_t i = 0; i < kRows; ++i)
-        to.push_back({stored.data() + 2 * i, stored.data() + 2 * i + 1});
+        to.push_back({rows.data() + i * width, marks.data() + i * width, stored.data() + 2 * i,
+                      stored.data() + 2 * i + 1});
       DeviceArray<CudaFitTarget> targets(device(), to);
-      device().run(CudaFit{rows.data(), targets.data(), scales.data(), zeros.data(), marks.data(),
-                           kRows, width, num_outliers});
+      device().run(
+          CudaFit{targets.data(), scales.data(), zeros.data(), kRows, width, width, num_outliers});
       const auto halves = stored.read(2 * kRows);
       const auto floats = scales.read(kRows), middles = zeros.read(kRows);
       const auto marked = marks.read(kRows * width);
