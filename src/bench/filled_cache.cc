@@ -53,10 +53,10 @@ void FilledCache::prefill(std::span<const int32_t> tokens) {
       chunks.push_back({running_[at / count], tokens.subspan(first, size)});
       at += size;
     }
-    const auto hidden = runner_->forward(chunks);
+    runner_->forward(chunks);
     for (size_t i = begin / count; i < at / count; ++i) {  // whose last token was there
       const auto row = static_cast<int64_t>((i + 1) * count - 1 - begin);
-      keep_logits(hidden, row, static_cast<int64_t>(i), 1);
+      keep_logits(row, static_cast<int64_t>(i), 1);
     }
   }
 }
@@ -65,16 +65,14 @@ void FilledCache::decode(std::span<const int32_t> tokens) {
   std::vector<ForwardChunk> chunks(running_.size());
   for (size_t t = 0; t < tokens.size(); ++t) {
     for (size_t i = 0; i < running_.size(); ++i) chunks[i] = {running_[i], tokens.subspan(t, 1)};
-    const auto hidden = runner_->forward(chunks);
-    keep_logits(hidden, 0, 0, static_cast<int64_t>(running_.size()));
+    runner_->forward(chunks);
+    keep_logits(0, 0, static_cast<int64_t>(running_.size()));
   }
 }
 
-void FilledCache::keep_logits(TensorView<const float, 2> hidden, int64_t row, int64_t sequence,
-                              int64_t count) {
-  const int64_t width = hidden.shape[1], vocab = model_.config().vocab_size;
-  runner_->logits(row_major<const float, 2>(hidden.data + row * width, {count, width}),
-                  row_major(logits_.data() + sequence * vocab, {count, vocab}));
+void FilledCache::keep_logits(int64_t row, int64_t sequence, int64_t count) {
+  const int64_t vocab = model_.config().vocab_size;
+  runner_->logits(row, row_major(logits_.data() + sequence * vocab, {count, vocab}));
 }
 
 }  // namespace kvquant

@@ -45,7 +45,7 @@ class FilledCache {
   std::span<const float> logits() const { return logits_.span(); }
 
  private:
-  void keep_logits(TensorView<const float, 2> hidden, int64_t row, int64_t sequence, int64_t count);
+  void keep_logits(int64_t row, int64_t sequence, int64_t count);
 
   Model& model_;
   int64_t ubatch_;

@@ -82,9 +82,10 @@ class Evaluation {
         const ForwardChunk chunk{
             ids[r], std::span(window.tokens)
                         .subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
-        const auto hidden = run.runner->forward({&chunk, 1});
-        run.hidden.reserve_discarding(options_.ubatch * hidden.shape[1]);
-        std::copy_n(hidden.data, size * hidden.shape[1], run.hidden.data());
+        run.runner->forward({&chunk, 1});
+        const int64_t width = model_.config().hidden;
+        run.hidden.reserve_discarding(options_.ubatch * width);
+        run.runner->hidden(0, row_major(run.hidden.data(), {size, width}));
         tokens_done(size);
       }
       score_chunk(window, begin, size);

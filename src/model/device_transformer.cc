@@ -1,7 +1,6 @@
 #include "model/device_transformer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 #include "base/check.h"
@@ -83,7 +82,8 @@ DeviceTransformer::DeviceTransformer(const Checkpoint& checkpoint, Precision pre
       rounded_(device),
       asked_(device),
       logits_(device),
-      best_(device, int64_t{1}) {
+      best_(device, int64_t{1}),
+      are_finite_(device) {
   const ModelWeights weights = load_weights(checkpoint, precision, pool);
   for (const LayerWeights& layer : weights.layers) layers_.emplace_back(device, layer, precision);
   final_norm_ = upload(device, weights.final_norm);
@@ -134,6 +134,7 @@ void DeviceTransformer::upload_batch(std::span<const ForwardChunk> chunks,
   positions_at_ = staged(device_, std::span<const int64_t>(positions), positions_);
   residual_.reserve_discarding(n * config_.hidden);
   normed_.reserve_discarding(n * config_.hidden);
+  are_finite_.reserve_discarding(n);
   qkv_.reserve_discarding(n * qkv_width());
   attention_.reserve_discarding(n * qkv_width());
   mlp_.reserve_discarding(2 * n * config_.ffn);
@@ -222,8 +223,7 @@ void DeviceTransformer::mlp_block(const Layer& layer, int64_t num_rows) {
   multiply(layer.down, {gate, stride}, {residual_.data(), hidden}, num_rows, Epilogue::kAdd);
 }
 
-TensorView<const float, 2> DeviceTransformer::forward(std::span<const ForwardChunk> chunks,
-                                                      DeviceCache& cache) {
+void DeviceTransformer::forward(std::span<const ForwardChunk> chunks, DeviceCache& cache) {
   check_chunks(config_, chunks, cache);
   const bool is_step = std::all_of(chunks.begin(), chunks.end(),
                                    [](const auto& chunk) { return chunk.tokens.size() == 1; });
@@ -238,15 +238,28 @@ TensorView<const float, 2> DeviceTransformer::forward(std::span<const ForwardChu
     mlp_block(layers_[static_cast<size_t>(layer)], n);
   }
   norm({residual_.data(), hidden}, final_norm_, {normed_.data(), hidden}, n);
+  device_.run(CudaFinite{normed_.data(), hidden, are_finite_.data(), n, hidden});
   step.end();
-  hidden_.reserve_discarding(n * hidden);
-  device_.copy_out(hidden_.data(), normed_.data(), n * hidden * 4);
+  num_rows_ = n;
   // Whatever went wrong on the way, numbers too large for the cache among it, ends as NaN here.
-  if (!std::all_of(hidden_.data(), hidden_.data() + n * hidden,
-                   [](float x) { return std::isfinite(x); })) {
+  const auto are_finite = are_finite_.read(n);
+  if (!std::all_of(are_finite.begin(), are_finite.end(), [](int32_t x) { return x == 1; })) {
     throw FormatError("the model's hidden states are not finite after the last layer");
   }
-  return row_major<const float, 2>(hidden_.data(), {n, hidden});
+}
+
+const float* DeviceTransformer::hidden_rows(int64_t first_row, int64_t num_rows) const {
+  check_arg(0 <= first_row && 0 < num_rows && first_row + num_rows <= num_rows_,
+            "there are no hidden states of rows " + std::to_string(first_row) + " to " +
+                std::to_string(first_row + num_rows - 1) + " of " + std::to_string(num_rows_));
+  return normed_.data() + first_row * config_.hidden;
+}
+
+void DeviceTransformer::hidden(int64_t first_row, TensorView<float, 2> out) {
+  const int64_t width = config_.hidden;
+  check_arg(out.shape[1] == width && out.stride[0] == width,
+            "hidden: rows have another width, or gaps");
+  device_.copy_out(out.data, hidden_rows(first_row, out.shape[0]), out.shape[0] * width * 4);
 }
 
 // Of rows on the device.
@@ -256,6 +269,14 @@ void DeviceTransformer::find_logits(const float* hidden, int64_t num_rows) {
   round({const_cast<float*>(hidden), width}, num_rows, width);
   multiply(*lm_head_, {const_cast<float*>(hidden), width}, {logits_.data(), vocab}, num_rows,
            Epilogue::kStore);
+}
+
+void DeviceTransformer::logits(int64_t first_row, TensorView<float, 2> out) {
+  const int64_t num_rows = out.shape[0], vocab = config_.vocab_size;
+  check_arg(out.shape[1] == vocab && out.stride[0] == vocab,
+            "logits: rows have another width, or gaps");
+  find_logits(hidden_rows(first_row, num_rows), num_rows);
+  device_.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
 }
 
 void DeviceTransformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) {
@@ -269,10 +290,7 @@ void DeviceTransformer::logits(TensorView<const float, 2> hidden, TensorView<flo
 }
 
 int32_t DeviceTransformer::most_likely(int64_t row) {
-  const int64_t hidden = config_.hidden;
-  check_arg(0 <= row && (row + 1) * hidden <= normed_.size(),
-            "there are no hidden states of row " + std::to_string(row));
-  find_logits(normed_.data() + row * hidden, 1);
+  find_logits(hidden_rows(row, 1), 1);
   device_.run(CudaArgmax{logits_.data(), config_.vocab_size, best_.data(), 1, config_.vocab_size});
   return best_.read(1)[0];
 }

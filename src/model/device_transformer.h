@@ -27,10 +27,14 @@ class DeviceTransformer {
   KvShape kv_shape() const;
   int64_t weight_bytes() const;  // on the device
 
-  // See Transformer::forward. Hidden states after the last norm, [sum of chunk lengths, hidden], on
-  // the host, valid until the next call. The chunks together must be within the cache's
+  // See Transformer::forward. Hidden states after the last norm, a row for each token, chunk after
+  // chunk, stay on the device until the next call. The chunks together must be within the cache's
   // chunk_tokens; its rope table must be this one's.
-  TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks, DeviceCache& cache);
+  void forward(std::span<const ForwardChunk> chunks, DeviceCache& cache);
+  // Rows [first_row, first_row + out.shape[0]) of the last forward: themselves, [rows, hidden], and
+  // their logits, [rows, vocab_size]. Throw std::invalid_argument when there are no such rows.
+  void hidden(int64_t first_row, TensorView<float, 2> out);
+  void logits(int64_t first_row, TensorView<float, 2> out);
   // Logits of some hidden states, both on the host: hidden [num_rows, hidden] -> out [num_rows,
   // vocab_size].
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out);
@@ -64,6 +68,7 @@ class DeviceTransformer {
                        int64_t num_rows);
   void mlp_block(const Layer& layer, int64_t num_rows);
   void find_logits(const float* hidden, int64_t num_rows);
+  const float* hidden_rows(int64_t first_row, int64_t num_rows) const;
   int64_t qkv_width() const;
 
   const ModelConfig& config_;
@@ -83,8 +88,8 @@ class DeviceTransformer {
   const int32_t* tokens_at_ = nullptr;
   const int64_t* positions_at_ = nullptr;
   DeviceArray<float> asked_, logits_;
-  DeviceArray<int32_t> best_;
-  Buffer<float> hidden_;
+  DeviceArray<int32_t> best_, are_finite_;
+  int64_t num_rows_ = 0;  // of the last forward
 };
 
 }  // namespace kvquant

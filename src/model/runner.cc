@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
 #include "kvquant/error.h"
 #include "model/device_transformer.h"
 
@@ -28,9 +29,6 @@ class RunnerOf : public Runner {
   }
   int64_t num_compressed_tokens(SequenceId id) const override {
     return cache_.num_compressed_tokens(id);
-  }
-  TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks) override {
-    return transformer_.forward(chunks, cache_);
   }
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) override {
     transformer_.logits(hidden, out);
@@ -58,6 +56,19 @@ class CpuRunner final : public RunnerOf<Transformer, KvCache> {
       : RunnerOf(model.transformer(), model.transformer().kv_shape(), options.spec, options.mode,
                  model.transformer().rope_table(), model.pool(), model.calibration()) {}
 
+  void forward(std::span<const ForwardChunk> chunks) override {
+    hidden_ = transformer_.forward(chunks, cache_);
+  }
+  void hidden(int64_t first_row, TensorView<float, 2> out) override {
+    const auto rows = rows_of(first_row, out.shape[0]);
+    check_arg(out.shape[1] == rows.shape[1] && out.stride[0] == rows.shape[1],
+              "hidden: rows have another width, or gaps");
+    std::copy_n(rows.data, rows.shape[0] * rows.shape[1], out.data);
+  }
+  void logits(int64_t first_row, TensorView<float, 2> out) override {
+    transformer_.logits(rows_of(first_row, out.shape[0]), out);
+  }
+  using RunnerOf::logits;
   void fill(std::span<SequenceId> ids, std::span<const int32_t> tokens, int64_t chunk_tokens,
             const std::function<void()>& between) override {
     const auto others = ids.subspan(1);
@@ -77,6 +88,17 @@ class CpuRunner final : public RunnerOf<Transformer, KvCache> {
   int64_t peak_bytes() const override { return cache_.peak_bytes(); }
   void reset_peak() override { cache_.reset_peak(); }
   KvCache* kv_cache() override { return &cache_; }
+
+ private:
+  TensorView<const float, 2> rows_of(int64_t first, int64_t count) const {
+    check_arg(0 <= first && 0 < count && first + count <= hidden_.shape[0],
+              fmt::format("there are no hidden states of rows {} to {} of {}", first,
+                          first + count - 1, hidden_.shape[0]));
+    return row_major<const float, 2>(hidden_.data + first * hidden_.stride[0],
+                                     {count, hidden_.shape[1]});
+  }
+
+  TensorView<const float, 2> hidden_{};  // the transformer's
 };
 
 DeviceCacheOptions device_options(const Model& model, const RunnerOptions& options) {
@@ -94,6 +116,16 @@ class DeviceRunner final : public RunnerOf<DeviceTransformer, DeviceCache> {
                  model.device_transformer().rope_table(), model.device(), model.pool(),
                  device_options(model, options)) {}
 
+  void forward(std::span<const ForwardChunk> chunks) override {
+    transformer_.forward(chunks, cache_);
+  }
+  void hidden(int64_t first_row, TensorView<float, 2> out) override {
+    transformer_.hidden(first_row, out);
+  }
+  void logits(int64_t first_row, TensorView<float, 2> out) override {
+    transformer_.logits(first_row, out);
+  }
+  using RunnerOf::logits;
   void fill(std::span<SequenceId> ids, std::span<const int32_t> tokens, int64_t chunk_tokens,
             const std::function<void()>& between) override {
     if (tokens.empty()) return;

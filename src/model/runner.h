@@ -35,8 +35,14 @@ class Runner {
   virtual bool can_truncate(SequenceId id, int64_t length) const = 0;
   virtual int64_t num_compressed_tokens(SequenceId id) const = 0;
 
-  // Hidden states and logits are on the host.
-  virtual TensorView<const float, 2> forward(std::span<const ForwardChunk> chunks) = 0;
+  // Hidden states after the last norm, a row for each token, stay where the model is until the next
+  // call.
+  virtual void forward(std::span<const ForwardChunk> chunks) = 0;
+  // Of rows [first_row, first_row + out.shape[0]) of the last forward: themselves, [rows, hidden],
+  // and their logits, [rows, vocab_size]. `out` is on the host.
+  virtual void hidden(int64_t first_row, TensorView<float, 2> out) = 0;
+  virtual void logits(int64_t first_row, TensorView<float, 2> out) = 0;
+  // Of hidden states on the host.
   virtual void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) = 0;
   // Appends the tokens to sequences that hold the same ones, in chunks; `between`, if there is one,
   // is called before each. The model reads them once, yet every sequence has memory of its own. On

@@ -14,10 +14,16 @@ constexpr const char* kEmbedded = KVQUANT_SOURCE_DIR "/assets/ref5m";
 std::vector<float> logits_behind(Runner& runner, Runner::SequenceId id,
                                  std::span<const int32_t> tokens, const Model& model) {
   const ForwardChunk chunk{id, tokens};
-  const auto hidden = runner.forward({&chunk, 1});
+  runner.forward({&chunk, 1});
   std::vector<float> out(static_cast<size_t>(model.config().vocab_size));
-  runner.logits(row_major<const float, 2>(&hidden(hidden.shape[0] - 1, 0), {1, hidden.shape[1]}),
-                row_major(out.data(), {1, std::ssize(out)}));
+  runner.logits(std::ssize(tokens) - 1, row_major(out.data(), {1, std::ssize(out)}));
+  std::vector<float> hidden(static_cast<size_t>(model.config().hidden)), same(out.size());
+  const auto row = row_major(hidden.data(), {1, std::ssize(hidden)});
+  runner.hidden(std::ssize(tokens) - 1, row);
+  runner.logits(row_major<const float, 2>(hidden.data(), {1, std::ssize(hidden)}),
+                row_major(same.data(), {1, std::ssize(same)}));
+  EXPECT_EQ(out, same);
+  EXPECT_THROW(runner.hidden(std::ssize(tokens), row), std::invalid_argument);
   return out;
 }
 

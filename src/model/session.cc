@@ -49,7 +49,7 @@ Session::Session(Model& model, const SessionOptions& options)
 }
 
 void Session::run(std::span<const int32_t> tokens, const Progress& progress,
-                  const std::function<void(int64_t, TensorView<const float, 2>)>& use) {
+                  const std::function<void(int64_t begin, int64_t size)>& use) {
   const auto count = static_cast<int64_t>(tokens.size());
   check_arg(!is_broken_, "the session ended with an error amid a chunk: start a new one");
   check_arg(count > 0, "the prompt is empty: there is nothing to continue");
@@ -62,20 +62,18 @@ void Session::run(std::span<const int32_t> tokens, const Progress& progress,
     const ForwardChunk chunk{sequence_,
                              tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(size))};
     is_broken_ = true;  // until the chunk is through all layers
-    const auto hidden = runner_->forward({&chunk, 1});
+    runner_->forward({&chunk, 1});
     tokens_.insert(tokens_.end(), chunk.tokens.begin(), chunk.tokens.end());
-    use(begin, hidden);
+    use(begin, size);
     is_broken_ = false;
     report(progress, begin + size, count);
   }
 }
 
 std::span<const float> Session::feed(std::span<const int32_t> tokens, const Progress& progress) {
-  run(tokens, progress, [&](int64_t begin, TensorView<const float, 2> hidden) {
-    const int64_t size = hidden.shape[0];
+  run(tokens, progress, [&](int64_t begin, int64_t size) {
     if (begin + size < std::ssize(tokens)) return;
-    runner_->logits(row_major<const float, 2>(&hidden(size - 1, 0), {1, hidden.shape[1]}),
-                    row_major(logits_.data(), {1, logits_.size()}));
+    runner_->logits(size - 1, row_major(logits_.data(), {1, logits_.size()}));
   });
   return logits_.span();
 }
@@ -84,12 +82,11 @@ std::vector<double> Session::score(std::span<const int32_t> tokens, const Progre
   const int64_t vocab = logits_.size(), num_scored = std::ssize(tokens) - 1;
   std::vector<double> scores(static_cast<size_t>(std::max<int64_t>(0, num_scored)));
   Buffer<float> logits(kScoreRows * vocab);
-  run(tokens, progress, [&](int64_t begin, TensorView<const float, 2> hidden) {
-    const int64_t end = std::min(hidden.shape[0], num_scored - begin);  // rows that predict one
+  run(tokens, progress, [&](int64_t begin, int64_t size) {
+    const int64_t end = std::min(size, num_scored - begin);  // rows that predict one
     for (int64_t first = 0; first < end; first += kScoreRows) {
       const int64_t rows = std::min(kScoreRows, end - first);
-      runner_->logits(row_major<const float, 2>(&hidden(first, 0), {rows, hidden.shape[1]}),
-                      row_major(logits.data(), {rows, vocab}));
+      runner_->logits(first, row_major(logits.data(), {rows, vocab}));
       model_.pool().parallel_for(rows, [&](int64_t i, int) {
         const std::span row(logits.data() + i * vocab, static_cast<size_t>(vocab));
         const auto at = static_cast<size_t>(begin + first + i);

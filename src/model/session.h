@@ -82,7 +82,7 @@ class Session {
  private:
   // Runs tokens chunk by chunk; use(index of the chunk's first token, its hidden states).
   void run(std::span<const int32_t> tokens, const Progress& progress,
-           const std::function<void(int64_t, TensorView<const float, 2>)>& use);
+           const std::function<void(int64_t begin, int64_t size)>& use);
   bool can_move_tiles() const;
   KvCache& cpu_cache() const;
 

@@ -91,8 +91,8 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   CudaJob out;
   out.query = image.input_rows(job.query, rows);
   out.out = image.output_rows(job.out, rows);
-  out.query_stride = image.row_stride(job.query, rows);
-  out.out_stride = image.row_stride(job.out, rows);
+  out.query_stride = rows.size;
+  out.out_stride = rows.size;
   out.first_position = job.first_position;
   for (const AttendRun& run : job.runs) {
     if (run.latents() == nullptr) continue;
@@ -103,7 +103,7 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   if (job.latent_sums.width == 0) return out;
   const HostRows sums{job.num_queries, shape.group * job.latent_sums.width, job.latent_sums.stride};
   out.latent_sums = image.output_rows(job.latent_sums.data, sums);
-  out.latent_stride = image.row_stride(job.latent_sums.data, sums);
+  out.latent_stride = sums.size;
   out.latent_width = job.latent_sums.width;
   return out;
 }

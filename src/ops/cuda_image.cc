@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
-#include <iterator>
 
 namespace kvquant {
 namespace {
@@ -12,28 +11,8 @@ int64_t row_bytes(const HostRows& rows) { return rows.size * static_cast<int64_t
 
 }  // namespace
 
-void ResidentMemory::add(const void* host, int64_t num_bytes, const void* device) {
-  if (num_bytes > 0) pieces_[host] = {num_bytes, device};
-}
-
-const void* ResidentMemory::find(const void* host, int64_t num_bytes) const {
-  const auto next = pieces_.upper_bound(host);
-  if (next == pieces_.begin()) return nullptr;
-  const auto& [first, piece] = *std::prev(next);
-  const int64_t offset = static_cast<const std::byte*>(host) - static_cast<const std::byte*>(first);
-  if (offset > piece.num_bytes - num_bytes) return nullptr;
-  return static_cast<const std::byte*>(piece.device) + offset;
-}
-
-const void* CudaImage::find(const float* host, const HostRows& rows) const {
-  if (rows.count == 0) return nullptr;
-  const int64_t size = (rows.count - 1) * rows.stride + rows.size;
-  return find(host, size * static_cast<int64_t>(sizeof(float)));
-}
-
 const void* CudaImage::address(const void* host, int64_t num_bytes) {
   if (host == nullptr || num_bytes == 0) return nullptr;
-  if (const void* device = find(host, num_bytes)) return device;
   const auto [found, is_new] = piece_of_.try_emplace(host, pieces_.size());
   if (!is_placed_) {
     if (is_new) pieces_.push_back({host, 0, 0});
@@ -68,14 +47,10 @@ float* CudaImage::add_rows(const Rows& rows, std::vector<Rows>& all, size_t& nex
 }
 
 const float* CudaImage::input_rows(const float* host, const HostRows& rows) {
-  if (const void* device = find(host, rows)) return static_cast<const float*>(device);
   return add_rows({host, nullptr, rows, 0}, inputs_, next_input_);
 }
 
 float* CudaImage::output_rows(float* host, const HostRows& rows) {
-  if (const void* device = find(host, rows)) {
-    return static_cast<float*>(const_cast<void*>(device));
-  }
   return add_rows({nullptr, host, rows, 0}, outputs_, next_output_);
 }
 

@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -19,37 +18,14 @@ struct HostRows {
   int64_t stride = 0;
 };
 
-// What needs no copy: memory of the host that has one on the device, and memory of the device.
-class ResidentMemory {
- public:
-  void add(const void* host, int64_t num_bytes, const void* device);
-  void remove(const void* host) { pieces_.erase(host); }
-  // Where bytes that all lie in one piece are on the device; null: they don't.
-  const void* find(const void* host, int64_t num_bytes) const;
-
- private:
-  struct Piece {
-    int64_t num_bytes;
-    const void* device;
-  };
-  std::map<const void*, Piece> pieces_;  // by what add() was given
-};
-
 class CudaImage {
  public:
-  // `resident` (null: nothing) must outlive the image; its addresses stand for themselves.
-  explicit CudaImage(const ResidentMemory* resident = nullptr) : resident_(resident) {}
-
   // Of what the host has there; the same for every call with this address. Null stays null.
   const void* address(const void* host, int64_t num_bytes);
   // Of a list of the addresses of items, num_bytes each.
   const void* const* list(std::span<const void* const> items, int64_t num_bytes);
   const float* input_rows(const float* host, const HostRows& rows);
   float* output_rows(float* host, const HostRows& rows);
-  // Floats between the rows that input_rows and output_rows return.
-  int64_t row_stride(const float* host, const HostRows& rows) const {
-    return find(host, rows) != nullptr ? rows.stride : rows.size;
-  }
 
   // Between the first and the second use: lays everything out from `base` on, 64-byte aligned.
   void place(std::byte* base);
@@ -79,12 +55,7 @@ class CudaImage {
     int64_t offset;
   };
   float* add_rows(const Rows& rows, std::vector<Rows>& all, size_t& next);
-  const void* find(const void* host, int64_t num_bytes) const {
-    return resident_ == nullptr ? nullptr : resident_->find(host, num_bytes);
-  }
-  const void* find(const float* host, const HostRows& rows) const;
 
-  const ResidentMemory* resident_;
   std::byte* base_ = nullptr;
   bool is_placed_ = false;
   int64_t num_bytes_ = 0, first_output_ = 0;

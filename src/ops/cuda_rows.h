@@ -88,6 +88,19 @@ struct CudaEmbed {
   bool operator==(const CudaEmbed&) const = default;
 };
 
+// Whether all numbers of each row are finite.
+struct CudaFinite {
+  const float* x = nullptr;
+  int64_t stride = 0;
+  int32_t* out = nullptr;  // [num_rows]
+  int64_t num_rows = 0;
+  int64_t width = 0;
+
+  int64_t num_blocks() const { return num_rows; }
+  int64_t shared_bytes() const { return kBlockThreads * 4; }
+  bool operator==(const CudaFinite&) const = default;
+};
+
 // The place of the largest number of each row, ties to the lower index: a greedy sampler.
 struct CudaArgmax {
   const float* x = nullptr;

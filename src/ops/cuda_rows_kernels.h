@@ -92,6 +92,23 @@ KVQUANT_DEVICE void run_call(const Block& block, const CudaEmbed& call) {
   });
 }
 
+template <class Block>
+KVQUANT_DEVICE void run_call(const Block& block, const CudaFinite& call) {
+  auto* are_finite = reinterpret_cast<int32_t*>(block.shared());
+  const float* x = call.x + block.index() * call.stride;
+  block.phase([&](int thread) {
+    bool all = true;
+    for (int64_t i = thread; i < call.width; i += kBlockThreads) all &= x[i] - x[i] == 0;
+    are_finite[thread] = all ? 1 : 0;
+  });
+  block.phase([&](int thread) {
+    if (thread != 0) return;
+    int32_t all = 1;
+    for (int i = 0; i < kBlockThreads; ++i) all &= are_finite[i];
+    call.out[block.index()] = all;
+  });
+}
+
 // Whether x at `index` comes before what is best so far; index -1: nothing is.
 KVQUANT_DEVICE bool comes_first(float x, int32_t index, float best, int32_t best_index) {
   return best_index < 0 || x > best || (x == best && index < best_index);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -138,6 +139,19 @@ TEST_P(CudaRows, TheLargestNumberIsFoundAndTiesGoToTheLowerIndex) {
       EXPECT_EQ(found[row], std::max_element(first, first + width) - first) << width;
     }
   }
+}
+
+TEST_P(CudaRows, RowsThatAreNotFiniteAreFound) {
+  constexpr int64_t kRows = 6, kWidth = 300;
+  auto x = random_floats(kRows * kWidth, 3);
+  x[1 * kWidth + 299] = std::numeric_limits<float>::infinity();
+  x[2 * kWidth + 0] = -std::numeric_limits<float>::infinity();
+  x[4 * kWidth + 130] = std::numeric_limits<float>::quiet_NaN();
+  x[5 * kWidth] = std::numeric_limits<float>::max();
+  const DeviceArray<float> rows(device(), x);
+  const DeviceArray<int32_t> found(device(), kRows);
+  device().run(CudaFinite{rows.data(), kWidth, found.data(), kRows, kWidth});
+  EXPECT_EQ(found.read(kRows), (std::vector<int32_t>{1, 0, 0, 1, 0, 1}));
 }
 
 }  // namespace
