@@ -54,10 +54,14 @@ size_t display_width(const std::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
-// The index of the GPU that is asked for; nothing: the CPU is.
-std::optional<int> device_of(const CommonOptions& options, RunsOn runs_on) {
-  const auto index = parse_device(options.device);
-  if (!index) return index;
+std::string name_of(const std::vector<int>& devices) {
+  return fmt::format("cuda:{}", fmt::join(devices, ","));
+}
+
+// The indices of the GPUs that are asked for; none: the CPU is.
+std::vector<int> devices_of(const CommonOptions& options, RunsOn runs_on) {
+  const auto indices = parse_devices(options.device);
+  if (indices.empty()) return indices;
   const auto check = [&](bool condition, const char* what) {
     check_arg(condition, fmt::format("--device {}: {}", options.device, what));
   };
@@ -68,11 +72,11 @@ std::optional<int> device_of(const CommonOptions& options, RunsOn runs_on) {
   check(!options.absorb, "--absorb is for the CPU");
   if (is_device_emulated()) {
     fmt::print(stderr,
-               "kvquant: warning: KVQUANT_BACKEND=cuda-emulated: the CPU plays device cuda:{}, "
+               "kvquant: warning: KVQUANT_BACKEND=cuda-emulated: the CPU plays device {}, "
                "slowly; this is for tests\n",
-               *index);
+               name_of(indices));
   }
-  return index;
+  return indices;
 }
 
 Json calibration_config(const Calibration* calibration) {
@@ -121,7 +125,10 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
                        "(default: smollm2 when present, else embedded)");
     command.add_option("-t,--threads", options.threads, "threads (default: all cores)")
         ->check(CLI::Range(1, 1024));
-    command.add_option("--device", options.device, "cpu or cuda[:N]")->capture_default_str();
+    command
+        .add_option("--device", options.device,
+                    "cpu, cuda[:N] or, for layers on several GPUs, cuda:N,M,...")
+        ->capture_default_str();
     command.add_option("--precision", options.precision, "arithmetic of matrix products")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}))
         ->capture_default_str();
@@ -194,20 +201,20 @@ std::optional<Preset> preset_of(const CommonOptions& options) {
 }
 
 Model load_model(const CommonOptions& options, RunsOn runs_on) {
-  const auto device = device_of(options, runs_on);
+  const auto devices = devices_of(options, runs_on);
   const auto decoders = options.absorb ? ValueDecoders::kAbsorbed : ValueDecoders::kExpanded;
   Model model = Model::load(find_model(options.model), {.num_threads = options.threads,
                                                         .precision = precision_of(options),
                                                         .weights = weights_of(options),
                                                         .context = options.context,
                                                         .value_decoders = decoders,
-                                                        .device = device});
+                                                        .devices = devices});
   const auto preset = preset_of(options);
   if (preset) check_preset_fits(*preset, preset_model(model.checkpoint()));
   const std::string calibration = calibration_file_of(options, preset);
   if (!calibration.empty()) model.set_calibration(load_calibration(calibration));
-  if (device && !options.quiet) {
-    fmt::print(stderr, "kvquant: device cuda:{}: {}\n", *device, model.device_name());
+  if (!devices.empty() && !options.quiet) {
+    fmt::print(stderr, "kvquant: device {}: {}\n", name_of(devices), model.device_name());
   }
   return model;
 }

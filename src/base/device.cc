@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 
 #include "base/check.h"
@@ -52,18 +53,28 @@ const DeviceInfo& check_device(const DeviceProbe& probe, int index) {
   return device;
 }
 
-std::optional<int> parse_device(std::string_view text) {
-  if (text == "cpu") return std::nullopt;
-  if (text == "cuda") return 0;
+std::vector<int> parse_devices(std::string_view text) {
+  if (text == "cpu") return {};
+  if (text == "cuda") return {0};
   constexpr std::string_view kPrefix = "cuda:";
-  int index = 0;
-  if (text.starts_with(kPrefix)) {
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data() + kPrefix.size(), end, index);
-    if (error == std::errc() && stop == end && index >= 0) return index;
+  const auto check = [&](bool condition) {
+    check_arg(condition, fmt::format("--device {} is unknown: cpu, cuda, cuda:N or, for layers on "
+                                     "several, cuda:N,M",
+                                     text));
+  };
+  check(text.starts_with(kPrefix));
+  std::vector<int> indices;
+  const char *next = text.data() + kPrefix.size() - 1, *end = text.data() + text.size();
+  while (next != end) {
+    int index = 0;
+    const auto [stop, error] = std::from_chars(next + 1, end, index);  // behind a colon or comma
+    check(error == std::errc() && index >= 0 && (stop == end || *stop == ','));
+    check_arg(std::find(indices.begin(), indices.end(), index) == indices.end(),
+              fmt::format("--device {}: cuda:{} is there twice", text, index));
+    indices.push_back(index);
+    next = stop;
   }
-  check_arg(false, fmt::format("--device {} is unknown: cpu, cuda or cuda:N", text));
-  return std::nullopt;
+  return indices;
 }
 
 bool has_usable_device() {

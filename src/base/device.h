@@ -40,9 +40,9 @@ DeviceProbe probe_devices();
 // of range, unsupported architecture.
 const DeviceInfo& check_device(const DeviceProbe& probe, int index);
 
-// The index of "cuda" (0) or "cuda:N"; nothing for "cpu". Throws std::invalid_argument for
-// everything else.
-std::optional<int> parse_device(std::string_view text);
+// The indices of "cuda" (0), "cuda:N" and "cuda:N,M,...", each once; none for "cpu". Throws
+// std::invalid_argument for everything else.
+std::vector<int> parse_devices(std::string_view text);
 
 // Copies from memory of a device that another library has there, once all work of the device is
 // done; the thread's current device stays what it was. Throws DeviceError.

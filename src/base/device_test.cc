@@ -52,12 +52,16 @@ TEST(Device, WhatIsMissingIsSaidInOneLine) {
             "-DKVQUANT_CUDA=ON where nvcc is");
 }
 
-TEST(Device, NamesAreCpuCudaAndCudaWithAnIndex) {
-  EXPECT_EQ(parse_device("cpu"), std::nullopt);
-  EXPECT_EQ(parse_device("cuda"), 0);
-  EXPECT_EQ(parse_device("cuda:17"), 17);
-  for (const char* wrong : {"", "gpu", "cuda:", "cuda:x", "cuda:1x", "cuda:-1", "cuda0", "CUDA"}) {
-    EXPECT_THROW(parse_device(wrong), std::invalid_argument) << wrong;
+TEST(Device, NamesAreCpuCudaAndCudaWithIndices) {
+  using Indices = std::vector<int>;
+  EXPECT_EQ(parse_devices("cpu"), Indices{});
+  EXPECT_EQ(parse_devices("cuda"), Indices{0});
+  EXPECT_EQ(parse_devices("cuda:17"), Indices{17});
+  EXPECT_EQ(parse_devices("cuda:1,0,3"), (Indices{1, 0, 3}));
+  for (const char* wrong :
+       {"", "gpu", "cuda:", "cuda:x", "cuda:1x", "cuda:-1", "cuda0", "CUDA", "cuda:1,", "cuda:,1",
+        "cuda:1,,2", "cuda:1,cpu", "cpu,cuda:1", "cuda:0, 1", "cuda:2,1,2"}) {
+    EXPECT_THROW(parse_devices(wrong), std::invalid_argument) << wrong;
   }
 }
 

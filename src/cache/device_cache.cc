@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 
 #include "base/check.h"
 #include "cache/kv_cache_impl.h"
@@ -24,17 +24,16 @@ void check_built(const LayerPlan& plan, int64_t layer) {
 
 DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
                          CudaDevice& device, ThreadPool& pool, const DeviceCacheOptions& options)
+    : DeviceCache(shape, spec, rope, DeviceSplit{{&device}, {shape.num_layers}}, pool, options) {}
+
+DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
+                         const DeviceSplit& split, ThreadPool& pool,
+                         const DeviceCacheOptions& options)
     : plans_(shape, spec, options.mode, rope, pool, options.calibration),
-      device_(device),
+      split_(split),
       pool_(pool),
       max_tokens_(options.max_tokens == 0 ? rope.num_positions() : options.max_tokens),
-      chunk_tokens_(options.chunk_tokens),
-      staging_(device),
-      encode_scratch_(device),
-      queue_(device, shape.num_kv_heads, shape.head_dim),
-      rows_(device),
-      kept_(device),
-      attention_(device) {
+      chunk_tokens_(options.chunk_tokens) {
   check_arg(0 < max_tokens_ && max_tokens_ <= rope.num_positions(),
             fmt::format("cache: {} tokens are not in [1, {}], the positions of the model",
                         max_tokens_, rope.num_positions()));
@@ -43,117 +42,34 @@ DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const Rope
   for (size_t i = 0; i < plans_.impl_->plans.size(); ++i) {
     check_built(plans_.impl_->plans[i], static_cast<int64_t>(i));
   }
-  upload_rope(rope);
-  plan_layers();
-  const int64_t bytes = options.pool_bytes == 0 ? default_pool_bytes(options) : options.pool_bytes;
-  arena_ = std::make_unique<DeviceArena>(device, bytes);
-  staging_.reserve_discarding(2 * chunk_tokens_ * plans_.impl_->plans[0].row_size());
+  check_arg(split_.num_layers() == shape.num_layers, "cache: devices have other layers");
+  set_aside(rope, options);
+}
+
+// Of a given pool each device has the share that its layers would take.
+void DeviceCache::set_aside(const RopeTable& rope, const DeviceCacheOptions& options) {
+  std::vector<int64_t> bytes(split_.devices.size());
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const auto& plans = plans_.impl_->plans;
+    places_.push_back(
+        std::make_unique<DevicePlace>(*split_.devices[i], plans[0], rope, max_tokens_));
+    for (int64_t layer = split_.first_layer(i); layer < split_.ends[i]; ++layer) {
+      const LayerPlan& plan = plans[static_cast<size_t>(layer)];
+      layers_.push_back(places_[i]->add_layer(plan));
+      bytes[i] += default_pool_bytes(plan, max_tokens_, options.num_sequences);
+    }
+  }
+  const int64_t total = std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const double share = static_cast<double>(bytes[i]) / static_cast<double>(total);
+    const bool is_given = options.pool_bytes > 0;
+    places_[i]->set_aside(
+        is_given ? static_cast<int64_t>(share * static_cast<double>(options.pool_bytes)) : bytes[i],
+        chunk_tokens_);
+  }
 }
 
 DeviceCache::~DeviceCache() = default;
-
-template <class T>
-const T* DeviceCache::upload(std::span<const T> items) {
-  if (items.empty()) return nullptr;
-  const std::span bytes(reinterpret_cast<const std::byte*>(items.data()), items.size_bytes());
-  parameters_.emplace_back(device_, bytes);
-  return reinterpret_cast<const T*>(parameters_.back().data());
-}
-
-// All positions that a sequence may have, and those behind them that its last tile's middle has.
-void DeviceCache::upload_rope(const RopeTable& rope) {
-  const int64_t half = rope.head_dim() / 2;
-  const auto size = static_cast<size_t>((max_tokens_ + kTileTokens) * half);
-  const auto tile_size = static_cast<size_t>(kTileTokens * half);
-  rope.cos(max_tokens_);  // computes all of them
-  rope_.cos = upload(std::span(rope.cos(0), size));
-  rope_.sin = upload(std::span(rope.sin(0), size));
-  rope_.half = half;
-  rope_.tile_cos = upload(std::span(rope.tiles().tile_cos, tile_size));
-  rope_.tile_sin = upload(std::span(rope.tiles().tile_sin, tile_size));
-}
-
-DeviceNuqPlan DeviceCache::plan_side(const NuqPlan& plan) {
-  DeviceNuqPlan out;
-  out.host = &plan;
-  out.codebooks = upload(plan.codebooks);
-  out.half_ranges = upload(plan.ranges);
-  std::vector<float> ranges;
-  for (const Half x : plan.ranges) ranges.push_back(to_float(x));
-  out.ranges = upload(std::span<const float>(ranges));
-  std::vector<RoundingFeedback> feedback;
-  const auto head_dim = static_cast<size_t>(plan.shape.head_dim);
-  for (const RoundingFeedback& of : plan.feedback) {
-    feedback.push_back({upload(std::span(of.order, head_dim)),
-                        upload(std::span(of.coefficients, head_dim * head_dim))});
-  }
-  out.feedback = upload(std::span<const RoundingFeedback>(feedback));
-  std::vector<CudaLatentMap> maps;
-  for (const LatentMap& map : plan.latents) {
-    const auto dim = static_cast<size_t>(map.head_dim), rank = static_cast<size_t>(map.rank);
-    std::vector<float> transposed(dim * rank);
-    for (size_t i = 0; i < dim * rank; ++i) transposed[i] = map.encode[i % rank * dim + i / rank];
-    const float* mean = upload(std::span(map.mean, dim));
-    maps.push_back(
-        {map.rank, map.width, map.head_dim, mean, upload(std::span<const float>(transposed))});
-    out.latents.push_back({map.rank, map.width, mean, upload(std::span(map.decode, rank * dim))});
-  }
-  out.maps = upload(std::span<const CudaLatentMap>(maps));
-  if (plan.shape.bands.is_banded()) {
-    const NuqCodebook codebooks[] = {make_uniform_codebook(4), make_uniform_codebook(2)};
-    out.bands = upload(std::span<const NuqCodebook>(codebooks));
-  }
-  return out;
-}
-
-void DeviceCache::plan_layers() {
-  for (const LayerPlan& host : plans_.impl_->plans) {
-    DeviceLayerPlan plan;
-    plan.host = &host;
-    if (host.key.nuq) plan.key = plan_side(*host.key.nuq);
-    if (host.value.nuq) plan.value = plan_side(*host.value.nuq);
-    layers_.push_back(plan);
-  }
-}
-
-int64_t DeviceCache::default_pool_bytes(const DeviceCacheOptions& options) const {
-  const auto pieces = [](int64_t bytes) {
-    return (bytes + DeviceArena::kUnit - 1) / DeviceArena::kUnit * DeviceArena::kUnit;
-  };
-  int64_t total = 0;
-  for (const LayerPlan& plan : plans_.impl_->plans) {
-    const int64_t row_bytes = plan.row_size() * static_cast<int64_t>(sizeof(Half));
-    for (const SidePlan* side : {&plan.key, &plan.value}) {
-      const int64_t num_tiles =
-          side->nuq ? side->nuq->shape.num_tiles : side->dense->tiles_per_block;
-      const int64_t block_tokens = num_tiles * kTileTokens;
-      const int64_t num_blocks = (max_tokens_ + block_tokens - 1) / block_tokens;
-      total += 2 * DeviceTable<std::byte>::most_bytes(1, num_blocks);  // old beside new
-      if (side->dense) {
-        total += num_blocks * pieces(side->dense->block_bytes());
-        continue;
-      }
-      const NuqPlan& nuq = *side->nuq;
-      total += num_blocks * pieces(nuq.layout.num_bytes);
-      total += pieces(plan.sink * row_bytes) + pieces((plan.recent + kTileTokens) * row_bytes);
-      if (side == &plan.key && nuq.ranges.empty()) {  // segments, the old ones beside the new
-        const int64_t num_segments = 2 + max_tokens_ / (KeySegments::kMinTiles * kTileTokens);
-        total += 2 * pieces(num_segments * 4 * row_bytes);
-      }
-      if (!nuq.shape.has_outliers) continue;
-      const double entries =
-          1.5 * nuq.outlier_percent / 100 * static_cast<double>(max_tokens_ * nuq.shape.head_dim);
-      const auto num_pages = static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
-      total += nuq.shape.num_kv_heads * num_pages * pieces(sizeof(OutlierPage));
-      total += 2 * DeviceTable<OutlierPage>::most_bytes(nuq.shape.num_kv_heads, num_pages);
-    }
-  }
-  return total * options.num_sequences;
-}
-
-DeviceLayerTools DeviceCache::tools() {
-  return {{device_, *arena_, encode_scratch_, pool_}, queue_, rows_, kept_, rope_};
-}
 
 DeviceCache::Sequence& DeviceCache::find(SequenceId id) {
   const auto found = sequences_.find(id);
@@ -177,7 +93,7 @@ DeviceCache::SequenceId DeviceCache::add_sequence() {
 }
 
 void DeviceCache::drop(SequenceId id) {
-  queue_.flush();  // into memory that goes
+  flush();  // into memory that goes
   for (const DeviceLayer& layer : find(id).layers) num_unsettled_ -= layer.is_settled() ? 0 : 1;
   if (num_unsettled_ == 0) staged_tokens_ = 0;
   sequences_.erase(id);
@@ -185,7 +101,7 @@ void DeviceCache::drop(SequenceId id) {
 
 DeviceCache::Sequence& DeviceCache::find_between_chunks(SequenceId id, const char* what) {
   Sequence& sequence = find_whole(id);
-  queue_.flush();
+  flush();
   for (const DeviceLayer& layer : sequence.layers) {
     check_arg(layer.length() == sequence.length && layer.is_settled(),
               fmt::format("cache: {} between the layers of a chunk", what));
@@ -200,7 +116,10 @@ DeviceCache::SequenceId DeviceCache::fork(SequenceId id) {
 
 DeviceCache::SequenceId DeviceCache::copy(SequenceId id) {
   Sequence copied = find_between_chunks(id, "copy");
-  for (DeviceLayer& layer : copied.layers) layer.own(device_, *arena_);
+  for (size_t i = 0; i < copied.layers.size(); ++i) {
+    DevicePlace& place = place_of(static_cast<int64_t>(i));
+    copied.layers[i].own(place.device(), place.arena());
+  }
   sequences_.emplace(next_id_, std::move(copied));
   return next_id_++;
 }
@@ -259,11 +178,9 @@ void DeviceCache::append(int64_t layer, SequenceId id, const DeviceChunk& chunk)
   Sequence& sequence = find_whole(id);
   check_append(layer, sequence, chunk);
   DeviceLayer& to = sequence.layers[static_cast<size_t>(layer)];
-  const int64_t size = layers_[0].host->row_size();
-  Half* keys = staging_.data() + staged_tokens_ * size;
-  const DeviceLayer::Staging staging{keys, keys + chunk_tokens_ * size};
+  DevicePlace& place = place_of(layer);
   sequence.is_broken = true;
-  to.append(chunk, staging, tools());
+  to.append(chunk, place.staging(staged_tokens_), place.tools(pool_));
   sequence.is_broken = false;
   if (!to.is_settled()) {
     ++num_unsettled_;
@@ -275,35 +192,44 @@ void DeviceCache::append(int64_t layer, SequenceId id, const DeviceChunk& chunk)
 void DeviceCache::settle(int64_t layer, SequenceId id) {
   Sequence& sequence = find_whole(id);
   DeviceLayer& of = sequence.layers.at(static_cast<size_t>(layer));
-  queue_.flush_rows();  // of chunks that nobody attended
+  place_of(layer).queue().flush_rows();  // of chunks that nobody attended
   if (of.is_settled()) return;
   sequence.is_broken = true;
-  of.settle(tools());
+  of.settle(place_of(layer).tools(pool_));
   sequence.is_broken = false;
   if (--num_unsettled_ == 0) staged_tokens_ = 0;
 }
 
 DeviceLayer::View DeviceCache::view(int64_t layer, SequenceId id) {
-  queue_.flush();
+  flush();
   return find_whole(id).layers.at(static_cast<size_t>(layer)).view();
 }
 
 void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const AttendShape& shape,
                          Precision precision) {
-  queue_.flush();
+  DevicePlace& place = place_of(layer);
+  place.queue().flush();
   runs_.clear();
   std::vector<DeviceAttendJob> jobs;
   for (const Queries& of : queries) {
     const DeviceLayer& store = find_whole(of.id).layers.at(static_cast<size_t>(layer));
     const int64_t first_run = std::ssize(runs_);
-    store.list_runs(rope_, runs_);
+    store.list_runs(place.rope(), runs_);
     jobs.push_back({of.query, of.out, of.stride, of.num_tokens, store.length() - of.num_tokens,
                     first_run, std::ssize(runs_) - first_run, store.latents()});
   }
-  attention_.attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
+  place.attention().attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
 }
 
-int64_t DeviceCache::held_bytes() const { return arena_->held_bytes() + plans_.memory_bytes(); }
+void DeviceCache::flush() {
+  for (const auto& place : places_) place->queue().flush();
+}
+
+int64_t DeviceCache::held_bytes() const {
+  int64_t bytes = plans_.memory_bytes();
+  for (const auto& place : places_) bytes += place->arena().held_bytes();
+  return bytes;
+}
 
 int64_t DeviceCache::held_bytes(std::span<const SequenceId> ids) const {
   int64_t bytes = plans_.memory_bytes();
@@ -316,10 +242,8 @@ int64_t DeviceCache::held_bytes(std::span<const SequenceId> ids) const {
 }
 
 int64_t DeviceCache::memory_bytes() const {
-  int64_t bytes = arena_->num_bytes() + staging_.num_bytes() + encode_scratch_.num_bytes() +
-                  queue_.num_bytes() + rows_.num_bytes() + kept_.num_bytes() +
-                  attention_.num_bytes();
-  for (const auto& parameter : parameters_) bytes += parameter.num_bytes();
+  int64_t bytes = 0;
+  for (const auto& place : places_) bytes += place->num_bytes();
   return bytes;
 }
 

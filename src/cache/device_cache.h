@@ -15,9 +15,9 @@
 #include <span>
 #include <vector>
 
-#include "cache/device_layer.h"
+#include "cache/device_place.h"
+#include "cache/device_split.h"
 #include "cache/kv_cache.h"
-#include "ops/attend_device.h"
 
 namespace kvquant {
 
@@ -41,6 +41,9 @@ class DeviceCache {
   // std::invalid_argument for specs that are not built for devices, OutOfMemory.
   DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
               CudaDevice& device, ThreadPool& pool, const DeviceCacheOptions& options);
+  // Each layer on its device; all of them must outlive the cache.
+  DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
+              const DeviceSplit& split, ThreadPool& pool, const DeviceCacheOptions& options);
   ~DeviceCache();
 
   SequenceId add_sequence();
@@ -75,8 +78,8 @@ class DeviceCache {
   void attend(int64_t layer, std::span<const Queries> queries, const AttendShape& shape,
               Precision precision);
 
-  const DeviceRope& rope() const { return rope_; }
-  // Of everything the cache has allocated on the device.
+  const DeviceRope& rope(int64_t layer) const { return places_[split_.place_of(layer)]->rope(); }
+  // Of everything the cache has allocated on devices.
   int64_t memory_bytes() const;
   // Of blocks, pages, sinks and windows of sequences, within the pool; what forks share and
   // parameters of codecs count once, as in KvCache.
@@ -96,29 +99,17 @@ class DeviceCache {
   Sequence& find(SequenceId id);
   Sequence& find_whole(SequenceId id);
   Sequence& find_between_chunks(SequenceId id, const char* what);
-  void upload_rope(const RopeTable& rope);
-  void plan_layers();
-  DeviceNuqPlan plan_side(const NuqPlan& plan);
-  template <class T>
-  const T* upload(std::span<const T> items);
-  int64_t default_pool_bytes(const DeviceCacheOptions& options) const;
+  DevicePlace& place_of(int64_t layer) { return *places_[split_.place_of(layer)]; }
+  void set_aside(const RopeTable& rope, const DeviceCacheOptions& options);
+  void flush();
   void check_append(int64_t layer, const Sequence& sequence, const DeviceChunk& chunk) const;
-  DeviceLayerTools tools();
 
   KvCache plans_;  // without sequences
-  CudaDevice& device_;
+  DeviceSplit split_;
   ThreadPool& pool_;
   int64_t max_tokens_, chunk_tokens_;
-  std::vector<DeviceArray<std::byte>> parameters_;
-  DeviceRope rope_;
   std::vector<DeviceLayerPlan> layers_;
-  std::unique_ptr<DeviceArena> arena_;
-  DeviceArray<Half> staging_;  // [2][chunk_tokens, row_size]
-  DeviceEncodeScratch encode_scratch_;
-  DeviceRowQueue queue_;
-  DeviceArray<float> rows_;
-  DeviceArray<Half> kept_;
-  DeviceAttention attention_;
+  std::vector<std::unique_ptr<DevicePlace>> places_;
   std::vector<CudaRun> runs_;  // of a call
   int64_t staged_tokens_ = 0;  // of chunks that are not settled
   int64_t num_unsettled_ = 0;

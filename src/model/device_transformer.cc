@@ -38,6 +38,17 @@ DeviceArray<float> upload(CudaDevice& device, const std::vector<float>& x) {
   return {device, std::span(x)};
 }
 
+// What devices are to have equal shares of.
+LayerBytes layer_bytes(const ModelConfig& config, Precision precision) {
+  const int64_t element = precision == Precision::kBF16 ? 2 : 4;
+  const int64_t q = config.num_q_heads * config.head_dim,
+                kv = config.num_kv_heads * config.head_dim;
+  const int64_t words = config.vocab_size * config.hidden;
+  return {.layer = config.hidden * (2 * q + 2 * kv + 3 * config.ffn) * element,
+          .before = words * 4,
+          .behind = words * element};
+}
+
 }  // namespace
 
 DeviceTransformer::Matrix::Matrix(CudaDevice& device, const PackedMatrix& from, Precision precision)
@@ -63,36 +74,43 @@ DeviceTransformer::Layer::Layer(CudaDevice& device, const LayerWeights& from, Pr
       up(device, from.up, precision),
       down(device, from.down, precision) {}
 
+int64_t DeviceTransformer::Layer::num_bytes() const {
+  int64_t bytes = 0;
+  for (const auto* array : {&attention_norm, &qkv_bias, &query_norm, &key_norm, &mlp_norm}) {
+    bytes += array->num_bytes();
+  }
+  for (const auto* matrix : {&qkv, &output, &gate, &up, &down}) bytes += matrix->num_bytes();
+  return bytes;
+}
+
 DeviceTransformer::DeviceTransformer(const Checkpoint& checkpoint, Precision precision,
-                                     CudaDevice& device, ThreadPool& pool)
+                                     const std::vector<CudaDevice*>& devices, ThreadPool& pool)
     : config_(checkpoint.config()),
       precision_(precision),
-      device_(device),
+      split_(split_layers(devices, config_.num_layers, layer_bytes(config_, precision))),
       rope_(config_.max_context, rope_frequencies(config_.head_dim, config_.rope_theta,
                                                   config_.rope_scaling, config_.max_context)),
-      final_norm_(device),
-      embedding_(device),
-      tokens_(device),
-      positions_(device),
-      residual_(device),
-      normed_(device),
-      qkv_(device),
-      attention_(device),
-      mlp_(device),
-      rounded_(device),
-      asked_(device),
-      logits_(device),
-      best_(device, int64_t{1}),
-      are_finite_(device) {
+      embedding_(*devices.front()),
+      final_norm_(*devices.back()),
+      asked_(*devices.back()),
+      logits_(*devices.back()),
+      best_(*devices.back(), int64_t{1}),
+      are_finite_(*devices.back()) {
   const ModelWeights weights = load_weights(checkpoint, precision, pool);
-  for (const LayerWeights& layer : weights.layers) layers_.emplace_back(device, layer, precision);
-  final_norm_ = upload(device, weights.final_norm);
-  lm_head_ = std::make_unique<Matrix>(device, weights.lm_head, precision);
+  for (size_t i = 0; i < devices.size(); ++i) {
+    Stage& stage = *stages_.emplace_back(std::make_unique<Stage>(*devices[i]));
+    stage.first_layer = split_.first_layer(i);
+    for (int64_t layer = stage.first_layer; layer < split_.ends[i]; ++layer) {
+      stage.layers.emplace_back(*devices[i], weights.layers[static_cast<size_t>(layer)], precision);
+    }
+  }
+  final_norm_ = upload(*devices.back(), weights.final_norm);
+  lm_head_ = std::make_unique<Matrix>(*devices.back(), weights.lm_head, precision);
   // The embedding itself, at the precision of the file: it is added to, not multiplied with.
   const auto read = [&](int64_t row, std::span<float> out) {
     checkpoint.read_row(kEmbedding, row, out);
   };
-  embedding_ = upload_rows<float>(device, config_.vocab_size, config_.hidden, read,
+  embedding_ = upload_rows<float>(*devices.front(), config_.vocab_size, config_.hidden, read,
                                   [](float x) { return x; });
 }
 
@@ -102,14 +120,8 @@ KvShape DeviceTransformer::kv_shape() const {
 
 int64_t DeviceTransformer::weight_bytes() const {
   int64_t bytes = final_norm_.num_bytes() + lm_head_->num_bytes() + embedding_.num_bytes();
-  for (const Layer& layer : layers_) {
-    for (const auto* array : {&layer.attention_norm, &layer.qkv_bias, &layer.query_norm,
-                              &layer.key_norm, &layer.mlp_norm}) {
-      bytes += array->num_bytes();
-    }
-    for (const auto* matrix : {&layer.qkv, &layer.output, &layer.gate, &layer.up, &layer.down}) {
-      bytes += matrix->num_bytes();
-    }
+  for (const auto& stage : stages_) {
+    for (const Layer& layer : stage->layers) bytes += layer.num_bytes();
   }
   return bytes;
 }
@@ -118,128 +130,155 @@ int64_t DeviceTransformer::qkv_width() const {
   return (config_.num_q_heads + 2 * config_.num_kv_heads) * config_.head_dim;
 }
 
-void DeviceTransformer::upload_batch(std::span<const ForwardChunk> chunks,
-                                     const DeviceCache& cache) {
-  std::vector<int32_t> tokens;
-  std::vector<int64_t> positions;
+DeviceTransformer::Batch DeviceTransformer::batch_of(std::span<const ForwardChunk> chunks,
+                                                     const DeviceCache& cache) {
+  Batch batch{chunks, {}, {}};
   for (const auto& chunk : chunks) {
     int64_t position = cache.length(chunk.sequence);
     for (const int32_t token : chunk.tokens) {
-      tokens.push_back(token);
-      positions.push_back(position++);
+      batch.tokens.push_back(token);
+      batch.positions.push_back(position++);
     }
   }
-  const int64_t n = std::ssize(tokens);
-  tokens_at_ = staged(device_, std::span<const int32_t>(tokens), tokens_);
-  positions_at_ = staged(device_, std::span<const int64_t>(positions), positions_);
-  residual_.reserve_discarding(n * config_.hidden);
-  normed_.reserve_discarding(n * config_.hidden);
-  are_finite_.reserve_discarding(n);
-  qkv_.reserve_discarding(n * qkv_width());
-  attention_.reserve_discarding(n * qkv_width());
-  mlp_.reserve_discarding(2 * n * config_.ffn);
+  return batch;
 }
 
-void DeviceTransformer::round(Rows x, int64_t num_rows, int64_t width) {
+void DeviceTransformer::reserve(Stage& stage, int64_t num_rows) const {
+  stage.residual.reserve_discarding(num_rows * config_.hidden);
+  stage.normed.reserve_discarding(num_rows * config_.hidden);
+  stage.qkv.reserve_discarding(num_rows * qkv_width());
+  stage.attention.reserve_discarding(num_rows * qkv_width());
+  stage.mlp.reserve_discarding(2 * num_rows * config_.ffn);
+}
+
+void DeviceTransformer::round(Stage& stage, Rows x, int64_t num_rows, int64_t width) {
   if (precision_ != Precision::kBF16) return;
-  rounded_.reserve_discarding(num_rows * width);
-  device_.run(CudaRound{x.data, x.stride, rounded_.data(), num_rows, width});
+  stage.rounded.reserve_discarding(num_rows * width);
+  stage.device.run(CudaRound{x.data, x.stride, stage.rounded.data(), num_rows, width});
 }
 
 // x has been rounded.
-void DeviceTransformer::multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows,
-                                 Epilogue epilogue) {
+void DeviceTransformer::multiply(Stage& stage, const Matrix& matrix, Rows x, Rows out,
+                                 int64_t num_rows, Epilogue epilogue) {
   const bool is_bf16 = precision_ == Precision::kBF16;
-  device_.multiply({.weights = matrix.f32.data(),
-                    .bf16_weights = matrix.bf16.data(),
-                    .num_out = matrix.num_out,
-                    .num_in = matrix.num_in,
-                    .x = is_bf16 ? nullptr : x.data,
-                    .bf16_x = is_bf16 ? rounded_.data() : nullptr,
-                    .x_stride = is_bf16 ? matrix.num_in : x.stride,
-                    .out = out.data,
-                    .out_stride = out.stride,
-                    .num_rows = num_rows,
-                    .epilogue = epilogue});
+  stage.device.multiply({.weights = matrix.f32.data(),
+                         .bf16_weights = matrix.bf16.data(),
+                         .num_out = matrix.num_out,
+                         .num_in = matrix.num_in,
+                         .x = is_bf16 ? nullptr : x.data,
+                         .bf16_x = is_bf16 ? stage.rounded.data() : nullptr,
+                         .x_stride = is_bf16 ? matrix.num_in : x.stride,
+                         .out = out.data,
+                         .out_stride = out.stride,
+                         .num_rows = num_rows,
+                         .epilogue = epilogue});
 }
 
-void DeviceTransformer::norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows) {
-  device_.run(CudaNorm{x.data, x.stride, weight.data(), out.data, out.stride, num_rows, 1,
-                       config_.hidden, config_.norm_eps});
+void DeviceTransformer::norm(Stage& stage, Rows x, const DeviceArray<float>& weight, Rows out,
+                             int64_t num_rows) {
+  stage.device.run(CudaNorm{x.data, x.stride, weight.data(), out.data, out.stride, num_rows, 1,
+                            config_.hidden, config_.norm_eps});
 }
 
 // Biases, and the norms of queries and keys.
-void DeviceTransformer::finish_qkv(const Layer& layer, int64_t num_rows) {
+void DeviceTransformer::finish_qkv(Stage& stage, const Layer& layer, int64_t num_rows) {
   const int64_t width = qkv_width(), head_dim = config_.head_dim;
+  float* qkv = stage.qkv.data();
   if (layer.qkv_bias.size() > 0) {
-    device_.run(CudaAdd{layer.qkv_bias.data(), 0, qkv_.data(), width, num_rows, width});
+    stage.device.run(CudaAdd{layer.qkv_bias.data(), 0, qkv, width, num_rows, width});
   }
   if (layer.query_norm.size() == 0) return;
   const auto norm_heads = [&](float* first, int64_t count, const DeviceArray<float>& weight) {
-    device_.run(CudaNorm{first, width, weight.data(), first, width, num_rows, count, head_dim,
-                         config_.norm_eps});
+    stage.device.run(CudaNorm{first, width, weight.data(), first, width, num_rows, count, head_dim,
+                              config_.norm_eps});
   };
-  norm_heads(qkv_.data(), config_.num_q_heads, layer.query_norm);
-  norm_heads(qkv_.data() + config_.num_q_heads * head_dim, config_.num_kv_heads, layer.key_norm);
+  norm_heads(qkv, config_.num_q_heads, layer.query_norm);
+  norm_heads(qkv + config_.num_q_heads * head_dim, config_.num_kv_heads, layer.key_norm);
 }
 
-void DeviceTransformer::attention_block(int64_t index, std::span<const ForwardChunk> chunks,
-                                        DeviceCache& cache, int64_t num_rows) {
-  const Layer& layer = layers_[static_cast<size_t>(index)];
+void DeviceTransformer::attention_block(Stage& stage, int64_t index, const Batch& batch,
+                                        DeviceCache& cache) {
+  const Layer& layer = stage.layers[static_cast<size_t>(index - stage.first_layer)];
   const int64_t width = qkv_width(), head_dim = config_.head_dim, hidden = config_.hidden;
-  const int64_t keys = config_.num_q_heads * head_dim;
+  const int64_t keys = config_.num_q_heads * head_dim, n = batch.size();
   const int64_t values = keys + config_.num_kv_heads * head_dim;
-  norm({residual_.data(), hidden}, layer.attention_norm, {normed_.data(), hidden}, num_rows);
-  round({normed_.data(), hidden}, num_rows, hidden);
-  multiply(layer.qkv, {normed_.data(), hidden}, {qkv_.data(), width}, num_rows, Epilogue::kStore);
-  finish_qkv(layer, num_rows);
+  const Rows residual{stage.residual.data(), hidden}, normed{stage.normed.data(), hidden};
+  const Rows qkv{stage.qkv.data(), width}, attention{stage.attention.data(), width};
+  norm(stage, residual, layer.attention_norm, normed, n);
+  round(stage, normed, n, hidden);
+  multiply(stage, layer.qkv, normed, qkv, n, Epilogue::kStore);
+  finish_qkv(stage, layer, n);
   std::vector<DeviceCache::Queries> queries;
   int64_t row = 0;
-  for (const auto& chunk : chunks) {
-    float* first = qkv_.data() + row * width;
+  for (const auto& chunk : batch.chunks) {
+    float* first = qkv.data + row * width;
     const int64_t count = std::ssize(chunk.tokens);
     cache.append(index, chunk.sequence, {first + keys, first + values, width, count});
-    queries.push_back({chunk.sequence, first, attention_.data() + row * width, width, count});
+    queries.push_back({chunk.sequence, first, attention.data + row * width, width, count});
     row += count;
   }
-  device_.run(CudaRope{qkv_.data(), width, positions_at_, cache.rope().cos, cache.rope().sin,
-                       num_rows, config_.num_q_heads, head_dim});
+  const DeviceRope& rope = cache.rope(index);
+  stage.device.run(CudaRope{qkv.data, width, stage.positions_at, rope.cos, rope.sin, n,
+                            config_.num_q_heads, head_dim});
   cache.attend(index, queries, {head_dim, config_.group(), score_scale(config_)}, precision_);
-  for (const auto& chunk : chunks) cache.settle(index, chunk.sequence);
-  round({attention_.data(), width}, num_rows, layer.output.num_in);
-  multiply(layer.output, {attention_.data(), width}, {residual_.data(), hidden}, num_rows,
-           Epilogue::kAdd);
+  for (const auto& chunk : batch.chunks) cache.settle(index, chunk.sequence);
+  round(stage, attention, n, layer.output.num_in);
+  multiply(stage, layer.output, attention, residual, n, Epilogue::kAdd);
 }
 
-void DeviceTransformer::mlp_block(const Layer& layer, int64_t num_rows) {
+void DeviceTransformer::mlp_block(Stage& stage, const Layer& layer, int64_t num_rows) {
   const int64_t hidden = config_.hidden, ffn = config_.ffn, stride = 2 * ffn;
-  float *gate = mlp_.data(), *up = gate + ffn;
-  norm({residual_.data(), hidden}, layer.mlp_norm, {normed_.data(), hidden}, num_rows);
-  round({normed_.data(), hidden}, num_rows, hidden);
-  multiply(layer.gate, {normed_.data(), hidden}, {gate, stride}, num_rows, Epilogue::kStore);
-  multiply(layer.up, {normed_.data(), hidden}, {up, stride}, num_rows, Epilogue::kStore);
-  device_.run(CudaGate{gate, up, stride, gate, stride, num_rows, ffn});
-  round({gate, stride}, num_rows, ffn);
-  multiply(layer.down, {gate, stride}, {residual_.data(), hidden}, num_rows, Epilogue::kAdd);
+  const Rows residual{stage.residual.data(), hidden}, normed{stage.normed.data(), hidden};
+  const Rows gate{stage.mlp.data(), stride}, up{gate.data + ffn, stride};
+  norm(stage, residual, layer.mlp_norm, normed, num_rows);
+  round(stage, normed, num_rows, hidden);
+  multiply(stage, layer.gate, normed, gate, num_rows, Epilogue::kStore);
+  multiply(stage, layer.up, normed, up, num_rows, Epilogue::kStore);
+  stage.device.run(CudaGate{gate.data, up.data, stride, gate.data, stride, num_rows, ffn});
+  round(stage, gate, num_rows, ffn);
+  multiply(stage, layer.down, gate, residual, num_rows, Epilogue::kAdd);
+}
+
+void DeviceTransformer::run_stage(size_t index, const Batch& batch, DeviceCache& cache) {
+  Stage& stage = *stages_[index];
+  const int64_t n = batch.size(), hidden = config_.hidden;
+  const auto positions = std::span<const int64_t>(batch.positions);
+  StepOf step(stage.device, n == std::ssize(batch.chunks));  // one token of each sequence
+  stage.positions_at = staged(stage.device, positions, stage.positions);
+  if (index == 0) {
+    const auto tokens = std::span<const int32_t>(batch.tokens);
+    stage.device.run(CudaEmbed{embedding_.data(), nullptr,
+                               staged(stage.device, tokens, stage.tokens), stage.residual.data(), n,
+                               hidden});
+  }
+  for (size_t i = 0; i < stage.layers.size(); ++i) {
+    attention_block(stage, stage.first_layer + static_cast<int64_t>(i), batch, cache);
+    mlp_block(stage, stage.layers[i], n);
+  }
+  if (index + 1 == stages_.size()) {
+    norm(stage, {stage.residual.data(), hidden}, final_norm_, {stage.normed.data(), hidden}, n);
+    are_finite_.reserve_discarding(n);
+    stage.device.run(CudaFinite{stage.normed.data(), hidden, are_finite_.data(), n, hidden});
+  }
+  step.end();
+}
+
+void DeviceTransformer::hand_on(Stage& from, Stage& to, int64_t num_rows) {
+  const int64_t size = num_rows * config_.hidden;
+  handed_on_.resize(static_cast<size_t>(size));
+  from.device.copy_out(handed_on_.data(), from.residual.data(), size * 4);
+  to.device.copy_in(to.residual.data(), handed_on_.data(), size * 4);
 }
 
 void DeviceTransformer::forward(std::span<const ForwardChunk> chunks, DeviceCache& cache) {
   check_chunks(config_, chunks, cache);
-  const bool is_step = std::all_of(chunks.begin(), chunks.end(),
-                                   [](const auto& chunk) { return chunk.tokens.size() == 1; });
-  StepOf step(device_, is_step);
-  upload_batch(chunks, cache);
-  int64_t n = 0;
-  for (const auto& chunk : chunks) n += std::ssize(chunk.tokens);
-  const int64_t hidden = config_.hidden;
-  device_.run(CudaEmbed{embedding_.data(), nullptr, tokens_at_, residual_.data(), n, hidden});
-  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    attention_block(layer, chunks, cache, n);
-    mlp_block(layers_[static_cast<size_t>(layer)], n);
+  const Batch batch = batch_of(chunks, cache);
+  const int64_t n = batch.size();
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    reserve(*stages_[i], n);
+    if (i > 0) hand_on(*stages_[i - 1], *stages_[i], n);
+    run_stage(i, batch, cache);
   }
-  norm({residual_.data(), hidden}, final_norm_, {normed_.data(), hidden}, n);
-  device_.run(CudaFinite{normed_.data(), hidden, are_finite_.data(), n, hidden});
-  step.end();
   num_rows_ = n;
   // Whatever went wrong on the way, numbers too large for the cache among it, ends as NaN here.
   const auto are_finite = are_finite_.read(n);
@@ -248,27 +287,27 @@ void DeviceTransformer::forward(std::span<const ForwardChunk> chunks, DeviceCach
   }
 }
 
-const float* DeviceTransformer::hidden_rows(int64_t first_row, int64_t num_rows) const {
+const float* DeviceTransformer::hidden_rows(int64_t first_row, int64_t num_rows) {
   check_arg(0 <= first_row && 0 < num_rows && first_row + num_rows <= num_rows_,
             "there are no hidden states of rows " + std::to_string(first_row) + " to " +
                 std::to_string(first_row + num_rows - 1) + " of " + std::to_string(num_rows_));
-  return normed_.data() + first_row * config_.hidden;
+  return last().normed.data() + first_row * config_.hidden;
 }
 
 void DeviceTransformer::hidden(int64_t first_row, TensorView<float, 2> out) {
   const int64_t width = config_.hidden;
   check_arg(out.shape[1] == width && out.stride[0] == width,
             "hidden: rows have another width, or gaps");
-  device_.copy_out(out.data, hidden_rows(first_row, out.shape[0]), out.shape[0] * width * 4);
+  last().device.copy_out(out.data, hidden_rows(first_row, out.shape[0]), out.shape[0] * width * 4);
 }
 
 // Of rows on the device.
 void DeviceTransformer::find_logits(const float* hidden, int64_t num_rows) {
   const int64_t width = config_.hidden, vocab = config_.vocab_size;
   logits_.reserve_discarding(num_rows * vocab);
-  round({const_cast<float*>(hidden), width}, num_rows, width);
-  multiply(*lm_head_, {const_cast<float*>(hidden), width}, {logits_.data(), vocab}, num_rows,
-           Epilogue::kStore);
+  const Rows rows{const_cast<float*>(hidden), width};
+  round(last(), rows, num_rows, width);
+  multiply(last(), *lm_head_, rows, {logits_.data(), vocab}, num_rows, Epilogue::kStore);
 }
 
 void DeviceTransformer::logits(int64_t first_row, TensorView<float, 2> out) {
@@ -276,7 +315,7 @@ void DeviceTransformer::logits(int64_t first_row, TensorView<float, 2> out) {
   check_arg(out.shape[1] == vocab && out.stride[0] == vocab,
             "logits: rows have another width, or gaps");
   find_logits(hidden_rows(first_row, num_rows), num_rows);
-  device_.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
+  last().device.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
 }
 
 void DeviceTransformer::logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) {
@@ -286,12 +325,13 @@ void DeviceTransformer::logits(TensorView<const float, 2> hidden, TensorView<flo
             "logits: hidden states or their logits have another shape, or gaps");
   asked_.assign(std::span(hidden.data, static_cast<size_t>(num_rows * width)));
   find_logits(asked_.data(), num_rows);
-  device_.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
+  last().device.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
 }
 
 int32_t DeviceTransformer::most_likely(int64_t row) {
   find_logits(hidden_rows(row, 1), 1);
-  device_.run(CudaArgmax{logits_.data(), config_.vocab_size, best_.data(), 1, config_.vocab_size});
+  last().device.run(
+      CudaArgmax{logits_.data(), config_.vocab_size, best_.data(), 1, config_.vocab_size});
   return best_.read(1)[0];
 }
 

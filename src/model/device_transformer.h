@@ -1,5 +1,7 @@
-// The forward pass of transformer.h on a CUDA device, or on the CPU that plays one: weights, cache
-// and all that lies between stay there; tokens go in, hidden states or logits come out.
+// The forward pass of transformer.h on CUDA devices, or on the CPU that plays them: weights, cache
+// and all that lies between stay there; tokens go in, hidden states or logits come out. Several
+// devices have a range of layers each and work one after the other; what lies between two layers
+// goes from one to the next through the host.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "cache/device_cache.h"
+#include "cache/device_split.h"
 #include "model/checkpoint.h"
 #include "model/transformer.h"
 #include "model/weights.h"
@@ -18,18 +21,20 @@ namespace kvquant {
 class DeviceTransformer {
  public:
   // Uploads the weights: as bf16 with Precision::kBF16, else as f32; codes of quantized files are
-  // expanded. `checkpoint`, `device` and `pool` must outlive this. Throws what load_weights throws.
-  DeviceTransformer(const Checkpoint& checkpoint, Precision precision, CudaDevice& device,
-                    ThreadPool& pool);
+  // expanded. `checkpoint`, `devices` and `pool` must outlive this. Throws what load_weights
+  // throws, and std::invalid_argument for more devices than layers.
+  DeviceTransformer(const Checkpoint& checkpoint, Precision precision,
+                    const std::vector<CudaDevice*>& devices, ThreadPool& pool);
 
   const ModelConfig& config() const { return config_; }
   const RopeTable& rope_table() const { return rope_; }
   KvShape kv_shape() const;
-  int64_t weight_bytes() const;  // on the device
+  const DeviceSplit& split() const { return split_; }  // for caches, too
+  int64_t weight_bytes() const;                        // on all devices
 
   // See Transformer::forward. Hidden states after the last norm, a row for each token, chunk after
-  // chunk, stay on the device until the next call. The chunks together must be within the cache's
-  // chunk_tokens; its rope table must be this one's.
+  // chunk, stay on the last device until the next call. The chunks together must be within the
+  // cache's chunk_tokens; its rope table and split must be this one's.
   void forward(std::span<const ForwardChunk> chunks, DeviceCache& cache);
   // Rows [first_row, first_row + out.shape[0]) of the last forward: themselves, [rows, hidden], and
   // their logits, [rows, vocab_size]. Throw std::invalid_argument when there are no such rows.
@@ -51,6 +56,7 @@ class DeviceTransformer {
   };
   struct Layer {
     Layer(CudaDevice& device, const LayerWeights& from, Precision precision);
+    int64_t num_bytes() const;
     DeviceArray<float> attention_norm, qkv_bias, query_norm, key_norm, mlp_norm;
     Matrix qkv, output, gate, up, down;
   };
@@ -58,38 +64,57 @@ class DeviceTransformer {
     float* data;
     int64_t stride;
   };
-  void upload_batch(std::span<const ForwardChunk> chunks, const DeviceCache& cache);
+  // Weights and rows of one device.
+  struct Stage {
+    explicit Stage(CudaDevice& of) : device(of) {}
+    CudaDevice& device;
+    std::vector<Layer> layers;
+    int64_t first_layer = 0;
+
+    // Of one call, [tokens of the batch, ...].
+    DeviceArray<int32_t> tokens{device};
+    DeviceArray<int64_t> positions{device};
+    DeviceArray<float> residual{device}, normed{device}, qkv{device}, attention{device};
+    DeviceArray<float> mlp{device};         // gate, up
+    DeviceArray<BFloat16> rounded{device};  // factors of a product, if weights are bf16
+    const int64_t* positions_at = nullptr;
+  };
+  // A call's tokens, wherever they are going.
+  struct Batch {
+    std::span<const ForwardChunk> chunks;
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> positions;
+    int64_t size() const { return static_cast<int64_t>(tokens.size()); }
+  };
+  static Batch batch_of(std::span<const ForwardChunk> chunks, const DeviceCache& cache);
+  void reserve(Stage& stage, int64_t num_rows) const;
+  void run_stage(size_t index, const Batch& batch, DeviceCache& cache);
+  void hand_on(Stage& from, Stage& to, int64_t num_rows);
   // Of several matrices in a row with the same x it is rounded once.
-  void round(Rows x, int64_t num_rows, int64_t width);
-  void multiply(const Matrix& matrix, Rows x, Rows out, int64_t num_rows, Epilogue epilogue);
-  void norm(Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows);
-  void finish_qkv(const Layer& layer, int64_t num_rows);
-  void attention_block(int64_t index, std::span<const ForwardChunk> chunks, DeviceCache& cache,
-                       int64_t num_rows);
-  void mlp_block(const Layer& layer, int64_t num_rows);
+  void round(Stage& stage, Rows x, int64_t num_rows, int64_t width);
+  void multiply(Stage& stage, const Matrix& matrix, Rows x, Rows out, int64_t num_rows,
+                Epilogue epilogue);
+  void norm(Stage& stage, Rows x, const DeviceArray<float>& weight, Rows out, int64_t num_rows);
+  void finish_qkv(Stage& stage, const Layer& layer, int64_t num_rows);
+  void attention_block(Stage& stage, int64_t index, const Batch& batch, DeviceCache& cache);
+  void mlp_block(Stage& stage, const Layer& layer, int64_t num_rows);
+  Stage& last() { return *stages_.back(); }
   void find_logits(const float* hidden, int64_t num_rows);
-  const float* hidden_rows(int64_t first_row, int64_t num_rows) const;
+  const float* hidden_rows(int64_t first_row, int64_t num_rows);
   int64_t qkv_width() const;
 
   const ModelConfig& config_;
   Precision precision_;
-  CudaDevice& device_;
+  DeviceSplit split_;
   RopeTable rope_;
-  std::vector<Layer> layers_;
-  DeviceArray<float> final_norm_;
-  DeviceArray<float> embedding_;  // [vocab_size, hidden]
+  std::vector<std::unique_ptr<Stage>> stages_;
+  DeviceArray<float> embedding_;   // [vocab_size, hidden], on the first device
+  DeviceArray<float> final_norm_;  // from here on the last one's
   std::unique_ptr<Matrix> lm_head_;
-
-  // Of one call, [tokens of the batch, ...].
-  DeviceArray<int32_t> tokens_;
-  DeviceArray<int64_t> positions_;
-  DeviceArray<float> residual_, normed_, qkv_, attention_, mlp_;  // mlp_: gate, up
-  DeviceArray<BFloat16> rounded_;  // factors of a product, if weights are bf16
-  const int32_t* tokens_at_ = nullptr;
-  const int64_t* positions_at_ = nullptr;
   DeviceArray<float> asked_, logits_;
   DeviceArray<int32_t> best_, are_finite_;
-  int64_t num_rows_ = 0;  // of the last forward
+  std::vector<float> handed_on_;  // residuals between two devices
+  int64_t num_rows_ = 0;          // of the last forward
 };
 
 }  // namespace kvquant

@@ -35,7 +35,7 @@ class DeviceModels : public testing::OnEachDevice {
     transformer_.reset();
     model_.emplace(Model::load(kEmbedded, {.num_threads = 2, .precision = precision}));
     transformer_ =
-        std::make_unique<DeviceTransformer>(model_->checkpoint(), precision, device(), pool_);
+        std::make_unique<DeviceTransformer>(model_->checkpoint(), precision, one(device()), pool_);
     cache_ = std::make_unique<DeviceCache>(
         transformer_->kv_shape(), parse_spec(spec), transformer_->rope_table(), device(), pool_,
         DeviceCacheOptions{.mode = mode, .num_sequences = 2, .max_tokens = 300});
@@ -45,6 +45,8 @@ class DeviceModels : public testing::OnEachDevice {
     id_ = cache_->add_sequence();
     host_id_ = host_cache_->add_sequence();
   }
+
+  static std::vector<CudaDevice*> one(CudaDevice& device) { return {&device}; }
 
   std::vector<int32_t> tokens(size_t count) {
     const std::string text = "The old man went down to the harbour, and saw the grey sea. ";
@@ -134,7 +136,7 @@ TEST_P(DeviceModels, StepsAreTheSameWhetherTheyAreGatheredOrNot) {
     SCOPED_TRACE(spec);
     load(spec, CacheMode::kAsServed);
     const auto gathered = gather_steps(open());
-    DeviceTransformer transformer(model_->checkpoint(), Precision::kF32, *gathered, pool_);
+    DeviceTransformer transformer(model_->checkpoint(), Precision::kF32, one(*gathered), pool_);
     DeviceCache cache(transformer.kv_shape(), parse_spec(spec), transformer.rope_table(), *gathered,
                       pool_, {.num_sequences = 2, .max_tokens = 300});
     const auto prompt = tokens(100);
@@ -159,6 +161,56 @@ TEST_P(DeviceModels, StepsAreTheSameWhetherTheyAreGatheredOrNot) {
     }
     EXPECT_GT(gathered->num_replays(), 60);
   }
+}
+
+TEST_P(DeviceModels, LayersOnSeveralDevicesAreThoseOfOne) {
+  for (const char* spec : {"fp16,block=64", "nuq3-1%,block=64,layers=0:fp16"}) {
+    SCOPED_TRACE(spec);
+    load(spec, CacheMode::kAsServed);
+    std::vector<std::unique_ptr<CudaDevice>> owned;
+    std::vector<CudaDevice*> devices;
+    for (int i = 0; i < 3; ++i) devices.push_back(owned.emplace_back(gather_steps(open())).get());
+    DeviceTransformer transformer(model_->checkpoint(), Precision::kF32, devices, pool_);
+    EXPECT_EQ(transformer.weight_bytes(), transformer_->weight_bytes());
+    const int64_t before = devices[1]->allocated_bytes();
+    DeviceCache cache(transformer.kv_shape(), parse_spec(spec), transformer.rope_table(),
+                      transformer.split(), pool_, {.num_sequences = 2, .max_tokens = 300});
+    EXPECT_GT(devices[1]->allocated_bytes(), before);
+    const auto prompt = tokens(200);
+    const std::span<const int32_t> all = prompt;
+    int64_t mine = cache.add_sequence(), other = id_;
+    const auto run = [&](std::span<const int32_t> chunk_tokens) {
+      const ForwardChunk spread{mine, chunk_tokens}, alone{other, chunk_tokens};
+      transformer.forward({&spread, 1}, cache);
+      transformer_->forward({&alone, 1}, *cache_);
+      const int64_t vocab = model_->config().vocab_size;
+      std::vector<float> found(static_cast<size_t>(vocab)), expected(found.size());
+      transformer.logits(std::ssize(chunk_tokens) - 1, row_major(found.data(), {1, vocab}));
+      transformer_->logits(std::ssize(chunk_tokens) - 1, row_major(expected.data(), {1, vocab}));
+      ASSERT_EQ(found, expected);
+      EXPECT_EQ(transformer.most_likely(std::ssize(chunk_tokens) - 1), argmax(expected));
+      EXPECT_EQ(cache.held_bytes(), cache_->held_bytes());
+    };
+    run(all.first(130));
+    mine = cache.fork(mine);
+    other = cache_->fork(other);
+    for (size_t i = 130; i < 160; ++i) run(all.subspan(i, 1));
+    if (cache.can_truncate(mine, 155)) {
+      cache.truncate(mine, 155);
+      cache_->truncate(other, 155);
+    }
+    run(all.subspan(160, 40));
+    for (const CudaDevice* device : devices) EXPECT_GT(device->num_replays(), 10);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(DeviceModels, MoreDevicesThanLayersAreRefused) {
+  load("fp16", CacheMode::kAsServed);
+  const auto layers = static_cast<size_t>(model_->config().num_layers);
+  const std::vector<CudaDevice*> many(layers + 1, &device());
+  EXPECT_THROW(DeviceTransformer(model_->checkpoint(), Precision::kF32, many, pool_),
+               std::invalid_argument);
 }
 
 TEST_P(DeviceModels, RefuseBadBatches) {

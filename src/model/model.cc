@@ -66,14 +66,20 @@ Precision default_precision() {
 }
 
 struct Model::OnDevice {
-  OnDevice(int index, const Checkpoint& checkpoint, Precision precision, ThreadPool& pool)
-      : name(find_model_device(index).name),
-        device(open_model_device(index, pool)),
-        transformer(checkpoint, precision, *device, pool) {}
+  OnDevice(const std::vector<int>& indices, const Checkpoint& checkpoint, Precision precision,
+           ThreadPool& pool) {
+    std::vector<CudaDevice*> pointers;
+    for (const int index : indices) {
+      name += (name.empty() ? "" : ", ") + find_model_device(index).name;
+      devices.push_back(open_model_device(index, pool));
+      pointers.push_back(devices.back().get());
+    }
+    transformer = std::make_unique<DeviceTransformer>(checkpoint, precision, pointers, pool);
+  }
 
   std::string name;
-  std::unique_ptr<CudaDevice> device;
-  DeviceTransformer transformer;
+  std::vector<std::unique_ptr<CudaDevice>> devices;
+  std::unique_ptr<DeviceTransformer> transformer;
 };
 
 Model::Model() = default;
@@ -86,14 +92,13 @@ Transformer& Model::transformer() {
   return *transformer_;
 }
 
-CudaDevice& Model::device() { return *on_device_->device; }
-DeviceTransformer& Model::device_transformer() { return on_device_->transformer; }
+DeviceTransformer& Model::device_transformer() { return *on_device_->transformer; }
 const std::string& Model::device_name() const { return on_device_->name; }
 
 void Model::load_transformer(const ModelOptions& options) {
   precision_ = options.precision.value_or(default_precision());
-  if (options.device) {
-    on_device_ = std::make_unique<OnDevice>(*options.device, *checkpoint_, precision_, *pool_);
+  if (!options.devices.empty()) {
+    on_device_ = std::make_unique<OnDevice>(options.devices, *checkpoint_, precision_, *pool_);
     return;
   }
   transformer_ = std::make_unique<Transformer>(*checkpoint_, precision_, *pool_, options.weights);
@@ -101,10 +106,10 @@ void Model::load_transformer(const ModelOptions& options) {
 }
 
 Model Model::load(const std::string& path, const ModelOptions& options) {
-  check_arg(!options.device || (options.weights == WeightStorage::kAuto &&
-                                options.value_decoders == ValueDecoders::kExpanded),
+  check_arg(options.devices.empty() || (options.weights == WeightStorage::kAuto &&
+                                        options.value_decoders == ValueDecoders::kExpanded),
             "models on GPUs have weights as precise as their arithmetic, and no absorbed decoders");
-  if (options.device) find_model_device(*options.device);  // before anything is read
+  for (const int index : options.devices) find_model_device(index);  // before anything is read
   Model model;
   model.path_ = path;
   model.checkpoint_ = open_checkpoint(path);

@@ -28,8 +28,9 @@ struct ModelOptions {
   // above what they were trained for: they rotate by it, see Checkpoint::extend_context.
   int64_t context = 0;
   ValueDecoders value_decoders = ValueDecoders::kExpanded;
-  // Of the GPU that weights, caches and all work are on (find_model_device); unset: the CPU.
-  std::optional<int> device = std::nullopt;
+  // Of the GPUs that weights, caches and all work are on (find_model_device), a range of layers on
+  // each; none: the CPU.
+  std::vector<int> devices{};
 };
 
 class Model {
@@ -53,10 +54,9 @@ class Model {
   Precision precision() const { return precision_; }
 
   bool is_on_device() const { return on_device_ != nullptr; }
-  // Of a model on a device.
-  CudaDevice& device();
+  // Of a model on devices.
   DeviceTransformer& device_transformer();
-  const std::string& device_name() const;
+  const std::string& device_name() const;  // of several: one after the other
 
   // What caches of this model take their codebooks and ranges from; null until it is set. Throws
   // std::invalid_argument when it was made for another model.

@@ -113,8 +113,8 @@ class DeviceRunner final : public RunnerOf<DeviceTransformer, DeviceCache> {
  public:
   DeviceRunner(Model& model, const RunnerOptions& options)
       : RunnerOf(model.device_transformer(), model.device_transformer().kv_shape(), options.spec,
-                 model.device_transformer().rope_table(), model.device(), model.pool(),
-                 device_options(model, options)) {}
+                 model.device_transformer().rope_table(), model.device_transformer().split(),
+                 model.pool(), device_options(model, options)) {}
 
   void forward(std::span<const ForwardChunk> chunks) override {
     transformer_.forward(chunks, cache_);

@@ -53,9 +53,10 @@ TEST(Runners, FillSequencesAlikeEachInMemoryOfItsOwn) {
 
 TEST(Runners, ModelsOnDevicesHaveNoWeightsOfTheCpus) {
   const ModelOptions int8{
-      .precision = Precision::kF32, .weights = WeightStorage::kInt8, .device = 0};
+      .precision = Precision::kF32, .weights = WeightStorage::kInt8, .devices = {0}};
   EXPECT_THROW(Model::load(kEmbedded, int8), std::invalid_argument);
-  EXPECT_THROW(Model::load(kEmbedded, {.precision = Precision::kF32, .device = 99}), DeviceError);
+  EXPECT_THROW(Model::load(kEmbedded, {.precision = Precision::kF32, .devices = {99}}),
+               DeviceError);
 }
 
 }  // namespace

@@ -24,10 +24,11 @@ bool is_device_emulated() { return best_backend() == Backend::kCudaEmulated; }
 
 DeviceInfo find_model_device(int index) {
   if (!is_device_emulated()) return check_device(probe_devices(), index);
-  const DeviceProbe played{.built_version = 1000,
-                           .driver_version = 1000,
-                           .devices = {{.name = "emulated by the CPU", .major = kLeastDeviceMajor}},
-                           .fault = ""};
+  const DeviceProbe played{
+      .built_version = 1000,
+      .driver_version = 1000,
+      .devices = {4, {.name = "emulated by the CPU", .major = kLeastDeviceMajor}},
+      .fault = ""};
   return check_device(played, index);
 }
 

@@ -69,6 +69,18 @@ TEST_F(OnADevice, GenerateWritesWhatTheCpuWrites) {
   }
 }
 
+TEST_F(OnADevice, LayersAreSpreadOverSeveral) {
+  const std::string generate = "generate -m embedded -q --temp 0 -n 12 --precision f32 -f " +
+                               long_prompt() + " --kv nuq3-1% --json - --device cuda:";
+  const auto spread = run(generate + "3,0,1"), alone = run(generate + "0");
+  ASSERT_EQ(spread.code, 0) << spread.err;
+  const json mine = json::parse(spread.out), other = json::parse(alone.out);
+  EXPECT_EQ(mine["results"][0]["tokens"], other["results"][0]["tokens"]);
+  EXPECT_EQ(mine["config"]["device"], "cuda:3,0,1");
+  EXPECT_EQ(mine["config"]["device_name"],
+            "emulated by the CPU, emulated by the CPU, emulated by the CPU");
+}
+
 TEST_F(OnADevice, PerplexityIsThatOfTheCpu) {
   for (const char* mode : {"", " --as-served"}) {
     const auto [device, cpu] = run_both(
@@ -128,7 +140,10 @@ TEST_F(OnADevice, WhatDevicesDoNotHaveIsRefusedInOneLine) {
     EXPECT_TRUE(outcome.err.substr(last + 1).starts_with("kvquant: ")) << outcome.err;
   };
   const std::string generate = "generate -m embedded -q -p Hello -n 2 --device cuda ";
-  expect_told("generate -m embedded -q -p Hello --device cuda:1", 3, "there is only cuda:0");
+  expect_told("generate -m embedded -q -p Hello --device cuda:4", 3, "there are cuda:0 to cuda:3");
+  expect_told("generate -m embedded -q -p Hello --device cuda:1,4", 3, "cuda:4 is out of range");
+  expect_told("generate -m embedded -q -p Hello --device cuda:1,1", 2, "cuda:1 is there twice");
+  expect_told("generate -m embedded -q -p Hello --device cpu,cuda:1", 2, "is unknown");
   expect_told(generate + "--save-cache " + path("cache"), 2, "--save-cache");
   expect_told(generate + "--weights int8", 2, "--weights");
   expect_told(generate + "--absorb", 2, "--absorb");
