@@ -1,6 +1,6 @@
-// Times what a decode step on a device costs the host: bookkeeping of a DeviceCache and the
-// description of the work, of a device whose kernels do nothing. Where kernels take less time than
-// this, the GPU waits for the host. Needs no GPU; prints one line per case.
+// Times what a decode step or a chunk of a prompt on a device costs the host: bookkeeping of a
+// DeviceCache and the description of the work, of a device whose kernels do nothing. Where kernels
+// take less time than this, the GPU waits for the host. Needs no GPU; prints one line per case.
 //
 //   device_host_timing [DEPTH]      tokens of each sequence, 16384 if not given
 #include <fmt/format.h>
@@ -60,8 +60,18 @@ struct Case {
 };
 constexpr Case kCases[] = {{1, 8}, {16, 8}, {16, 32}};
 
-// Milliseconds of the host for a token of every sequence in one layer, the median of steps.
-double time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool& pool) {
+double median(std::vector<double>& ms) {
+  const auto middle = ms.begin() + std::ssize(ms) / 2;
+  std::nth_element(ms.begin(), middle, ms.end());
+  return *middle;
+}
+
+// Milliseconds of the host in one layer, the median: for a chunk of a prompt, and for a token of
+// every sequence.
+struct HostTimes {
+  double chunk, step;
+};
+HostTimes time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool& pool) {
   const auto owned = gather_steps(std::make_unique<IdleDevice>());
   CudaDevice& device = *owned;
   const RopeTable rope(kHeadDim, depth + kChunk, 10000.0);
@@ -72,12 +82,18 @@ double time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool
   const DeviceArray<float> rows(device, shape.batch * kChunk * width);
   std::vector<DeviceCache::SequenceId> ids;
   for (int64_t i = 0; i < shape.batch; ++i) ids.push_back(cache.add_sequence());
+  std::vector<double> prefill;
   for (const auto id : ids) {
     for (int64_t first = 0; first < depth; first += kChunk) {
+      const int64_t size = std::min(kChunk, depth - first);
+      const Timer timer;
       for (int64_t layer = 0; layer < kLayers; ++layer) {
-        cache.append(layer, id, {rows.data(), rows.data(), width, std::min(kChunk, depth - first)});
+        cache.append(layer, id, {rows.data(), rows.data(), width, size});
+        const DeviceCache::Queries queries{id, rows.data(), rows.data(), width, size};
+        cache.attend(layer, {&queries, 1}, {kHeadDim, 1, 0.1f}, Precision::kBF16);
         cache.settle(layer, id);
       }
+      prefill.push_back(timer.seconds() * 1e3 / kLayers);
     }
   }
   std::vector<double> ms;
@@ -97,8 +113,7 @@ double time_steps(const char* spec, const Case& shape, int64_t depth, ThreadPool
     gathered.end();
     ms.push_back(timer.seconds() * 1e3 / kLayers);
   }
-  std::nth_element(ms.begin(), ms.begin() + kSteps / 2, ms.end());
-  return ms[kSteps / 2];
+  return {median(prefill), median(ms)};
 }
 
 }  // namespace
@@ -109,8 +124,9 @@ int main(int argc, char** argv) {
   kvquant::ThreadPool pool(1);
   for (const auto& shape : kvquant::kCases) {
     for (const char* spec : {"fp16", "nuq4", "nuq3-1%"}) {
-      fmt::print("{} x {} tokens, {} KV heads, {}: {:.3f} ms per layer and step\n", shape.batch,
-                 depth, shape.num_kv_heads, spec, kvquant::time_steps(spec, shape, depth, pool));
+      const auto times = kvquant::time_steps(spec, shape, depth, pool);
+      fmt::print("{} x {} tokens, {} KV heads, {}: ms per layer: {:.3f} a step, {:.3f} a chunk\n",
+                 shape.batch, depth, shape.num_kv_heads, spec, times.step, times.chunk);
       std::fflush(stdout);
     }
   }
