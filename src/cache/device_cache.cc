@@ -48,7 +48,7 @@ DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const Rope
 
 // Of a given pool each device has the share that its layers would take.
 void DeviceCache::set_aside(const RopeTable& rope, const DeviceCacheOptions& options) {
-  std::vector<int64_t> bytes(split_.devices.size());
+  std::vector<int64_t> bytes(split_.devices.size()), pending(bytes.size());
   for (size_t i = 0; i < bytes.size(); ++i) {
     const auto& plans = plans_.impl_->plans;
     places_.push_back(
@@ -57,6 +57,9 @@ void DeviceCache::set_aside(const RopeTable& rope, const DeviceCacheOptions& opt
       const LayerPlan& plan = plans[static_cast<size_t>(layer)];
       layers_.push_back(places_[i]->add_layer(plan));
       bytes[i] += default_pool_bytes(plan, max_tokens_, options.num_sequences);
+      if (plan.mode == CacheMode::kStrict) continue;
+      const int64_t num_sides = (plan.key.nuq ? 1 : 0) + (plan.value.nuq ? 1 : 0);
+      pending[i] += num_sides * (chunk_tokens_ + kTileTokens);
     }
   }
   const int64_t total = std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
@@ -65,7 +68,7 @@ void DeviceCache::set_aside(const RopeTable& rope, const DeviceCacheOptions& opt
     const bool is_given = options.pool_bytes > 0;
     places_[i]->set_aside(
         is_given ? static_cast<int64_t>(share * static_cast<double>(options.pool_bytes)) : bytes[i],
-        chunk_tokens_);
+        chunk_tokens_, pending[i]);
   }
 }
 
@@ -93,7 +96,7 @@ DeviceCache::SequenceId DeviceCache::add_sequence() {
 }
 
 void DeviceCache::drop(SequenceId id) {
-  flush();  // into memory that goes
+  encode_pending();  // into memory that goes
   for (const DeviceLayer& layer : find(id).layers) num_unsettled_ -= layer.is_settled() ? 0 : 1;
   if (num_unsettled_ == 0) staged_tokens_ = 0;
   sequences_.erase(id);
@@ -101,7 +104,7 @@ void DeviceCache::drop(SequenceId id) {
 
 DeviceCache::Sequence& DeviceCache::find_between_chunks(SequenceId id, const char* what) {
   Sequence& sequence = find_whole(id);
-  flush();
+  encode_pending();
   for (const DeviceLayer& layer : sequence.layers) {
     check_arg(layer.length() == sequence.length && layer.is_settled(),
               fmt::format("cache: {} between the layers of a chunk", what));
@@ -125,7 +128,9 @@ DeviceCache::SequenceId DeviceCache::copy(SequenceId id) {
 }
 
 bool DeviceCache::can_truncate(SequenceId id, int64_t length) const {
-  const auto& layers = const_cast<DeviceCache*>(this)->find(id).layers;
+  auto* self = const_cast<DeviceCache*>(this);
+  self->encode_pending();
+  const auto& layers = self->find(id).layers;
   return std::all_of(layers.begin(), layers.end(), [&](const DeviceLayer& layer) {
     return layer.is_settled() && layer.can_truncate(length);
   });
@@ -178,6 +183,7 @@ void DeviceCache::append(int64_t layer, SequenceId id, const DeviceChunk& chunk)
   Sequence& sequence = find_whole(id);
   check_append(layer, sequence, chunk);
   DeviceLayer& to = sequence.layers[static_cast<size_t>(layer)];
+  if (layer == 0) encode_pending();  // of a chunk that others' layers had not left behind
   DevicePlace& place = place_of(layer);
   sequence.is_broken = true;
   to.append(chunk, place.staging(staged_tokens_), place.tools(pool_));
@@ -194,14 +200,22 @@ void DeviceCache::settle(int64_t layer, SequenceId id) {
   DeviceLayer& of = sequence.layers.at(static_cast<size_t>(layer));
   place_of(layer).queue().flush_rows();  // of chunks that nobody attended
   if (of.is_settled()) return;
+  DevicePlace& place = place_of(layer);
+  const int64_t num_rows = of.num_pending_rows();
+  if (!place.pending().has_room(num_rows)) {
+    encode_pending();
+    place.pending().reserve(num_rows);
+  }
   sequence.is_broken = true;
-  of.settle(place_of(layer).tools(pool_));
+  of.settle(id, place.tools(pool_));
   sequence.is_broken = false;
-  if (--num_unsettled_ == 0) staged_tokens_ = 0;
+  if (--num_unsettled_ > 0) return;
+  staged_tokens_ = 0;
+  if (layer + 1 == std::ssize(layers_)) encode_pending();
 }
 
 DeviceLayer::View DeviceCache::view(int64_t layer, SequenceId id) {
-  flush();
+  encode_pending();
   return find_whole(id).layers.at(static_cast<size_t>(layer)).view();
 }
 
@@ -221,8 +235,13 @@ void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const 
   place.attention().attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
 }
 
-void DeviceCache::flush() {
-  for (const auto& place : places_) place->queue().flush();
+void DeviceCache::encode_pending() {
+  for (const auto& place : places_) {
+    place->queue().flush();
+    const DeviceLayerTools tools = place->tools(pool_);
+    place->pending().encode({tools.encoder, tools.rows},
+                            [&](int64_t id) { sequences_.at(id).is_broken = true; });
+  }
 }
 
 int64_t DeviceCache::held_bytes() const {

@@ -101,7 +101,8 @@ class DeviceCache {
   Sequence& find_between_chunks(SequenceId id, const char* what);
   DevicePlace& place_of(int64_t layer) { return *places_[split_.place_of(layer)]; }
   void set_aside(const RopeTable& rope, const DeviceCacheOptions& options);
-  void flush();
+  // Whatever is not where it belongs yet: rows that wait, tiles that wait to be encoded.
+  void encode_pending();
   void check_append(int64_t layer, const Sequence& sequence, const DeviceChunk& chunk) const;
 
   KvCache plans_;  // without sequences

@@ -293,6 +293,45 @@ TEST_P(DeviceCaches, OutOfMemoryIsAnErrorAndOtherSequencesGoOn) {
   EXPECT_EQ(cache.length(small), 101);
 }
 
+// Tiles of both are encoded together, behind the last layer.
+TEST_P(DeviceCaches, OutOfMemoryBreaksOnlyTheSequencesThatNeededIt) {
+  RopeTable rope(kShape.head_dim, kPositions, 10000);
+  DeviceCache cache(kShape, parse_spec("nuq3-1%,block=64"), rope, device(), pool_,
+                    {.max_tokens = 1500, .pool_bytes = 100000});
+  const int64_t empty = cache.held_bytes();
+  const auto x = testing::random_floats(200 * kRowSize, 1);
+  DeviceArray<float> rows(device(), x);
+  const auto append = [&](const std::vector<int64_t>& ids, int64_t count) {
+    for (int64_t layer = 0; layer < kShape.num_layers; ++layer) {
+      for (const auto id : ids)
+        cache.append(layer, id, {rows.data(), rows.data(), kRowSize, count});
+      for (const auto id : ids) cache.settle(layer, id);
+    }
+  };
+  std::vector<int64_t> ids{cache.add_sequence(), cache.add_sequence()};
+  append({ids[0]}, 70);
+  EXPECT_THROW(
+      {
+        for (int i = 0; i < 6; ++i) append(ids, 200);
+      },
+      OutOfMemory);
+  int num_broken = 0;
+  for (const auto id : ids) {
+    try {
+      append({id}, 1);
+    } catch (const std::invalid_argument&) {
+      ++num_broken;
+    } catch (const OutOfMemory&) {
+    }
+    cache.drop(id);
+  }
+  EXPECT_GE(num_broken, 1);
+  EXPECT_EQ(cache.held_bytes(), empty);
+  const auto fresh = cache.add_sequence();
+  append({fresh}, 200);
+  EXPECT_EQ(cache.length(fresh), 200);
+}
+
 TEST_P(DeviceCaches, RefuseWhatIsNotBuiltAndWhatIsOutOfStep) {
   RopeTable rope(kShape.head_dim, kPositions, 10000);
   EXPECT_THROW(DeviceCache(kShape, parse_spec("k=pca12,v=fp16"), rope, device(), pool_,

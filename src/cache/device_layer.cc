@@ -57,48 +57,58 @@ void DeviceLayer::append(const DeviceChunk& chunk, const Staging& staging,
   pending_ = length_ - first_exact;
   if (plan.mode == CacheMode::kAsServed) return;
   for (Side* side : {&key_, &value_}) {
-    if (side->nuq) encode(*side, pending_, tools);
+    if (side->nuq) encode(*side, tools);
   }
   const int64_t num_compressed =
       std::clamp<int64_t>(length_ - plan.recent - plan.sink, 0, num_encoded());
   read_compressed_ = num_seen_compressed(plan, length_, num_compressed);
 }
 
-// As served, the first num_leaving rows of window and staging; strict, rows of staging.
-void DeviceLayer::encode(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const {
-  const bool strict = plan_->host->mode == CacheMode::kStrict;
-  const int64_t size = plan_->host->row_size(), before = strict ? 0 : window_rows_;
-  const int64_t from_window = std::min(num_leaving, before);
+// Strict: all rows of staging.
+void DeviceLayer::encode(Side& side, const DeviceLayerTools& tools) const {
+  const int64_t size = plan_->host->row_size(), head_dim = plan_->host->head_dim;
   CudaDevice& device = tools.encoder.device;
   tools.queue.flush();
-  tools.rows.reserve_discarding(num_leaving * size);
-  device.run(CudaWiden{side.window.data(), tools.rows.data(), from_window, size});
-  device.run(CudaWiden{side.staging, tools.rows.data() + from_window * size,
-                       num_leaving - from_window, size});
+  tools.rows.reserve_discarding(pending_ * size);
+  device.run(CudaWiden{side.staging, tools.rows.data(), pending_, size});
   if (side.nuq->takes_rotated()) {
-    const int64_t head_dim = plan_->host->head_dim;
-    device.run(CudaHadamard{tools.rows.data(), num_leaving, plan_->host->num_kv_heads, head_dim,
+    device.run(CudaHadamard{tools.rows.data(), pending_, plan_->host->num_kv_heads, head_dim,
                             1 / std::sqrt(static_cast<float>(head_dim))});
   }
-  DeviceRows rows{tools.rows.data(), num_leaving};
+  DeviceRows rows{tools.rows.data(), pending_};
   std::vector<Half> host;
-  if (side.nuq->needs_host_rows()) {
-    // Ranges are fitted to all exact tokens: a first chunk of few tokens says little.
-    const int64_t num_rows = side.nuq->is_fitted() ? num_leaving : before + pending_;
-    const int64_t in_window = std::min(num_rows, before);
-    host.resize(static_cast<size_t>(num_rows * size));
-    const auto read = [&](const Half* from, int64_t first, int64_t count) {
-      if (count == 0) return;
-      device.copy_out(host.data() + first * size, from,
-                      count * size * static_cast<int64_t>(sizeof(Half)));
-    };
-    read(side.window.data(), 0, in_window);
-    read(side.staging, in_window, num_rows - in_window);
-    const HalfRows all{{}, host, size};
-    if (!side.nuq->is_fitted()) side.nuq->fit(all, tools.encoder);
-    rows.host = all.head(num_leaving);
+  if (side.nuq->needs_host_rows() && (!side.nuq->is_fitted() || side.nuq->can_drift(pending_))) {
+    host.resize(static_cast<size_t>(pending_ * size));
+    device.copy_out(host.data(), side.staging,
+                    pending_ * size * static_cast<int64_t>(sizeof(Half)));
+    rows.host = HalfRows{{}, host, size};
+    if (!side.nuq->is_fitted()) side.nuq->fit(*rows.host, tools.encoder);
   }
   side.nuq->append(rows, tools.encoder);
+}
+
+// As served: whole tiles that are older than the recent tokens. Strict: what is encoded already.
+int64_t DeviceLayer::num_leaving() const {
+  const LayerPlan& plan = *plan_->host;
+  const int64_t count = std::max<int64_t>(0, window_rows_ + pending_ - plan.recent);
+  return plan.mode == CacheMode::kAsServed ? count / kTileTokens * kTileTokens : count;
+}
+
+int64_t DeviceLayer::num_pending_rows() const {
+  if (is_settled() || plan_->host->mode == CacheMode::kStrict) return 0;
+  return num_leaving() * ((key_.nuq ? 1 : 0) + (value_.nuq ? 1 : 0));
+}
+
+// What leaves the window and staging, before the window changes.
+void DeviceLayer::defer(Side& side, int64_t sequence, const DeviceLayerTools& tools) const {
+  const int64_t count = num_leaving(), from_window = std::min(count, window_rows_);
+  Half* rows = tools.pending.take(count);
+  tools.queue.move(side.window.data(), from_window, rows);
+  tools.queue.move(side.staging, count - from_window, rows + from_window * plan_->host->row_size());
+  tools.queue.flush();
+  move_window(side, count, tools);
+  tools.pending.add(
+      {&*side.nuq, sequence, rows, count, side.window.data(), window_rows_ + pending_ - count});
 }
 
 // What does not leave becomes the window.
@@ -128,20 +138,16 @@ void DeviceLayer::move_window(Side& side, int64_t num_leaving,
   }
 }
 
-void DeviceLayer::settle(const DeviceLayerTools& tools) {
+void DeviceLayer::settle(int64_t sequence, const DeviceLayerTools& tools) {
   if (is_settled()) return;
-  const LayerPlan& plan = *plan_->host;
-  const int64_t total = window_rows_ + pending_;
-  const bool served = plan.mode == CacheMode::kAsServed;
-  int64_t num_leaving = std::max<int64_t>(0, total - plan.recent);
-  if (served) num_leaving = num_leaving / kTileTokens * kTileTokens;
+  const int64_t count = num_leaving();
   for (Side* side : {&key_, &value_}) {
     if (!side->nuq) continue;
-    if (served && num_leaving > 0) encode(*side, num_leaving, tools);
-    move_window(*side, num_leaving, tools);
+    const bool defers = plan_->host->mode == CacheMode::kAsServed && count > 0;
+    defers ? defer(*side, sequence, tools) : move_window(*side, count, tools);
     side->staging = nullptr;
   }
-  window_rows_ = total - num_leaving;
+  window_rows_ += pending_ - count;
   pending_ = 0;
 }
 

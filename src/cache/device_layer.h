@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cache/device_dense.h"
+#include "cache/device_pending.h"
 #include "cache/device_side.h"
 #include "cache/layer_store.h"
 
@@ -31,6 +32,7 @@ struct DeviceChunk {
 struct DeviceLayerTools {
   DeviceEncoder encoder;
   DeviceRowQueue& queue;
+  DevicePending& pending;
   DeviceArray<float>& rows;  // that are encoded
   DeviceArray<Half>& kept;   // of a window that moves
   DeviceRope rope;
@@ -55,8 +57,12 @@ class DeviceLayer {
     Half* value = nullptr;
   };
   void append(const DeviceChunk& chunk, const Staging& staging, const DeviceLayerTools& tools);
-  // Ends a chunk, see LayerStore::settle. Throws OutOfMemory as append does.
-  void settle(const DeviceLayerTools& tools);
+  // Ends a chunk, see LayerStore::settle: rows that leave the window are left to tools.pending,
+  // which must have room for them, until whose encode() nothing else is asked of the layer. Throws
+  // OutOfMemory as append does.
+  void settle(int64_t sequence, const DeviceLayerTools& tools);
+  // Rows that settle() would leave there, of both sides.
+  int64_t num_pending_rows() const;
   bool is_settled() const { return pending_ == 0; }
 
   // Copies share memory until they write, or own(). Throws OutOfMemory as append does. Requires a
@@ -99,7 +105,9 @@ class DeviceLayer {
   };
   void stage(Side& side, const float* rows, const DeviceChunk& chunk,
              const DeviceLayerTools& tools) const;
-  void encode(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
+  void encode(Side& side, const DeviceLayerTools& tools) const;
+  int64_t num_leaving() const;
+  void defer(Side& side, int64_t sequence, const DeviceLayerTools& tools) const;
   void move_window(Side& side, int64_t num_leaving, const DeviceLayerTools& tools) const;
   const Half* exact_row(const Side& side, int64_t position) const;
   std::vector<RunPlan> plan_runs() const;

@@ -12,16 +12,18 @@ DevicePlace::DevicePlace(CudaDevice& device, const LayerPlan& any_layer, const R
       staging_(device),
       encode_scratch_(device),
       queue_(device, any_layer.num_kv_heads, any_layer.head_dim),
+      pending_(device, any_layer.num_kv_heads, any_layer.head_dim),
       rows_(device),
       kept_(device),
       attention_(device) {
   upload_rope(rope, max_tokens);
 }
 
-void DevicePlace::set_aside(int64_t pool_bytes, int64_t chunk_tokens) {
+void DevicePlace::set_aside(int64_t pool_bytes, int64_t chunk_tokens, int64_t num_pending_rows) {
   arena_ = std::make_unique<DeviceArena>(device_, pool_bytes);
   chunk_tokens_ = chunk_tokens;
   staging_.reserve_discarding(2 * chunk_tokens * row_size_);
+  pending_.reserve(num_pending_rows);
 }
 
 DeviceLayer::Staging DevicePlace::staging(int64_t first) const {
@@ -30,13 +32,13 @@ DeviceLayer::Staging DevicePlace::staging(int64_t first) const {
 }
 
 DeviceLayerTools DevicePlace::tools(ThreadPool& pool) {
-  return {{device_, *arena_, encode_scratch_, pool}, queue_, rows_, kept_, rope_};
+  return {{device_, *arena_, encode_scratch_, pool}, queue_, pending_, rows_, kept_, rope_};
 }
 
 int64_t DevicePlace::num_bytes() const {
   int64_t bytes = arena_->num_bytes() + staging_.num_bytes() + encode_scratch_.num_bytes() +
-                  queue_.num_bytes() + rows_.num_bytes() + kept_.num_bytes() +
-                  attention_.num_bytes();
+                  queue_.num_bytes() + pending_.num_bytes() + rows_.num_bytes() +
+                  kept_.num_bytes() + attention_.num_bytes();
   for (const auto& parameter : parameters_) bytes += parameter.num_bytes();
   return bytes;
 }

@@ -20,13 +20,15 @@ class DevicePlace {
 
   // Uploads what all sequences share; `plan` must outlive this.
   DeviceLayerPlan add_layer(const LayerPlan& plan);
-  // For blocks, pages, sinks and windows, and for staged chunks. Throws OutOfMemory.
-  void set_aside(int64_t pool_bytes, int64_t chunk_tokens);
+  // For blocks, pages, sinks and windows; for staged chunks, and for rows of all layers that wait
+  // to be encoded. Throws OutOfMemory.
+  void set_aside(int64_t pool_bytes, int64_t chunk_tokens, int64_t num_pending_rows);
 
   CudaDevice& device() { return device_; }
   DeviceArena& arena() { return *arena_; }
   const DeviceRope& rope() const { return rope_; }
   DeviceRowQueue& queue() { return queue_; }
+  DevicePending& pending() { return pending_; }
   DeviceAttention& attention() { return attention_; }
   // Of token `first` of those that are not settled.
   DeviceLayer::Staging staging(int64_t first) const;
@@ -49,6 +51,7 @@ class DevicePlace {
   int64_t chunk_tokens_ = 0;
   DeviceEncodeScratch encode_scratch_;
   DeviceRowQueue queue_;
+  DevicePending pending_;
   DeviceArray<float> rows_;
   DeviceArray<Half> kept_;
   DeviceAttention attention_;

@@ -34,17 +34,24 @@ DeviceNuqSide::DeviceNuqSide(const DeviceNuqPlan& plan)
   }
 }
 
-DeviceNuqSide::Piece DeviceNuqSide::piece_of(int64_t index, int64_t num_rows) const {
+// Of rows that are encoded from token `first` on.
+DeviceNuqSide::Piece DeviceNuqSide::piece_of(int64_t index, int64_t first, int64_t num_rows) const {
   const int64_t num_heads = plan_->host->shape.num_kv_heads;
   Piece piece;
-  piece.tile = num_tokens_ / kTileTokens + index / num_heads;
+  piece.tile = first / kTileTokens + index / num_heads;
   piece.head = index % num_heads;
-  const int64_t first = std::max(num_tokens_, piece.tile * kTileTokens);
-  const int64_t end = std::min(num_tokens_ + num_rows, (piece.tile + 1) * kTileTokens);
-  piece.first_token = first % kTileTokens;
-  piece.num_tokens = end - first;
-  piece.first_row = first - num_tokens_;
+  const int64_t begin = std::max(first, piece.tile * kTileTokens);
+  const int64_t end = std::min(first + num_rows, (piece.tile + 1) * kTileTokens);
+  piece.first_token = begin % kTileTokens;
+  piece.num_tokens = end - begin;
+  piece.first_row = begin - first;
   return piece;
+}
+
+int64_t DeviceNuqSide::num_pieces(int64_t num_rows) const {
+  const int64_t end = num_tokens_ + num_rows;
+  const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - num_tokens_ / kTileTokens;
+  return num_tiles * plan_->host->shape.num_kv_heads;
 }
 
 void DeviceNuqSide::own_block(int64_t index) {
@@ -250,54 +257,65 @@ std::vector<CudaEncodeJob> DeviceNuqSide::encode_jobs(const Coded& coded, const 
   return jobs;
 }
 
-void DeviceNuqSide::append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with) {
-  if (num_rows == 0) return;
+const float* DeviceNuqSide::coded_rows(const float* rows, int64_t num_rows,
+                                       const DeviceEncoder& with) const {
+  return plan_->host->latents.empty() ? rows : encode_latents(rows, num_rows, with);
+}
+
+// All but outliers, of which masks and counts are left.
+void DeviceNuqSide::encode_rows(const float* rows, int64_t num_rows, const Outliers& outliers,
+                                const DeviceEncoder& with) {
   const NuqPlan& plan = *plan_->host;
-  const int64_t num_heads = plan.shape.num_kv_heads, head_dim = plan.shape.head_dim;
+  const int64_t head_dim = plan.shape.head_dim, count = num_pieces(num_rows);
   take_blocks(num_tokens_ + num_rows, with);
-  const int64_t end = num_tokens_ + num_rows;
-  Coded coded{plan.latents.empty() ? rows : encode_latents(rows, num_rows, with), num_rows};
+  Coded coded{coded_rows(rows, num_rows, with), num_rows};
   if (!plan.shape.has_codes()) {
     store_latents(coded, with);
-    num_tokens_ = end;
+    num_tokens_ += num_rows;
     return;
   }
   if (plan.side == KvSide::kValue) fit_values(coded, with);
   coded.ranges = load_ranges(with);
-  const int64_t num_tiles = (end + kTileTokens - 1) / kTileTokens - num_tokens_ / kTileTokens;
-  const int64_t count = num_tiles * num_heads;
-  if (plan.shape.has_outliers) {
-    with.scratch.masks.reserve_discarding(count * head_dim);
-    with.scratch.counts.reserve_discarding(count);
-  }
-  std::vector<Piece> pieces;
   std::vector<CudaEncodeJob> jobs;
   for (int64_t index = 0; index < count; ++index) {
-    pieces.push_back(piece_of(index, num_rows));
-    for (const CudaEncodeJob& job : encode_jobs(coded, pieces.back(), with)) jobs.push_back(job);
+    const Piece piece = piece_of(index, num_tokens_, num_rows);
+    for (const CudaEncodeJob& job : encode_jobs(coded, piece, with)) jobs.push_back(job);
     if (!plan.shape.has_outliers) continue;
-    jobs.back().encode.outliers = with.scratch.masks.data() + index * head_dim;
-    jobs.back().num_outliers = with.scratch.counts.data() + index;
+    jobs.back().encode.outliers = outliers.masks + index * head_dim;
+    jobs.back().num_outliers = outliers.counts + index;
   }
   with.scratch.jobs.assign(jobs);
   with.device.run(CudaEncode{with.scratch.jobs.data(), std::ssize(jobs),
                              encode_shared_layout(head_dim, plan_->feedback != nullptr).num_bytes});
-  if (plan.shape.has_outliers) store_outliers(coded.rows, pieces, with);
-  num_tokens_ = end;
+  num_tokens_ += num_rows;
 }
 
-void DeviceNuqSide::store_outliers(const float* rows, const std::vector<Piece>& pieces,
-                                   const DeviceEncoder& with) {
+void DeviceNuqSide::append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with) {
+  if (num_rows == 0) return;
+  DeviceEncodeScratch& scratch = with.scratch;
+  const int64_t count = num_pieces(num_rows);
+  if (has_outliers()) {
+    scratch.masks.reserve_discarding(count * plan_->host->shape.head_dim);
+    scratch.counts.reserve_discarding(count);
+  }
+  const Outliers outliers{scratch.masks.data(), scratch.counts.data()};
+  encode_rows(rows, num_rows, outliers, with);
+  if (!has_outliers()) return;
+  const DeviceRows coded{plan_->host->latents.empty() ? rows : scratch.latents.data(), num_rows};
+  store_outliers(coded, outliers, scratch.counts.read(count), with);
+}
+
+void DeviceNuqSide::store_outliers(const DeviceRows& coded, const Outliers& outliers,
+                                   std::span<const int32_t> counts, const DeviceEncoder& with) {
   const NuqPlan& plan = *plan_->host;
   const int64_t size = plan.row_size(), head_dim = plan.shape.head_dim;
-  const auto counts = with.scratch.counts.read(std::ssize(pieces));
   std::vector<CudaOutlierJob> jobs;
   std::vector<OutlierPage*> pages;
   std::vector<size_t> first_pages;  // of the jobs, in `pages`
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& piece = pieces[i];
+  for (int64_t i = 0; i < std::ssize(counts); ++i) {
+    const Piece piece = piece_of(i, num_tokens_ - coded.num_rows, coded.num_rows);
     Chain& chain = chains_[piece.head];
-    const int64_t first = chain.num_entries, end = first + counts[i];
+    const int64_t first = chain.num_entries, end = first + counts[static_cast<size_t>(i)];
     const int64_t num_pages = (end + kOutliersPerPage - 1) / kOutliersPerPage;
     while (std::ssize(chain.pages) < num_pages) {
       chain.pages.emplace_back(with.arena, 1);
@@ -311,8 +329,8 @@ void DeviceNuqSide::store_outliers(const float* rows, const std::vector<Piece>& 
     chain.num_entries = end;
     std::byte* block = block_of(piece.tile);
     const int64_t of_head = in_block(piece.tile) * plan.shape.num_kv_heads + piece.head;
-    jobs.push_back({.masks = with.scratch.masks.data() + static_cast<int64_t>(i) * head_dim,
-                    .rows = rows + piece.first_row * size + piece.head * head_dim,
+    jobs.push_back({.masks = outliers.masks + i * head_dim,
+                    .rows = coded.rows + piece.first_row * size + piece.head * head_dim,
                     .row_stride = size,
                     .head_dim = head_dim,
                     .first_token = piece.first_token,
@@ -329,12 +347,37 @@ void DeviceNuqSide::store_outliers(const float* rows, const std::vector<Piece>& 
   with.device.run(CudaOutliers{with.scratch.outlier_jobs.data(), std::ssize(jobs)});
 }
 
+bool DeviceNuqSide::can_drift(int64_t num_rows) const {
+  return needs_host_rows() && is_fitted() &&
+         segments_.can_drift(num_tokens_ / kTileTokens, num_rows);
+}
+
+CudaOutside DeviceNuqSide::outside(const Half* rows, int64_t num_rows, int32_t* counts) const {
+  const int64_t size = plan_->host->row_size();
+  const Half* scales = ranges_.data() + ranges_.size() - segments_.stride();
+  return {rows, scales, scales + size, counts, num_rows, size};
+}
+
+void DeviceNuqSide::begin_append(const DeviceRows& rows, const Outliers& outliers,
+                                 const DeviceEncoder& with) {
+  assert(num_tokens_ % kTileTokens == 0 && is_fitted());
+  encode_rows(rows.rows, rows.num_rows, outliers, with);
+  keep_tables(with.device, with.arena);
+}
+
+void DeviceNuqSide::end_append(const DeviceRows& rows, const Outliers& outliers,
+                               std::span<const int32_t> host_counts, const DeviceEncoder& with) {
+  const DeviceRows coded{coded_rows(rows.rows, rows.num_rows, with), rows.num_rows};
+  store_outliers(coded, outliers, host_counts, with);
+  keep_tables(with.device, with.arena);
+}
+
 void DeviceNuqSide::append(const DeviceRows& rows, const DeviceEncoder& with) {
   int64_t num_old = 0;
-  if (needs_host_rows()) {  // what fills up the last tile has its ranges
+  if (rows.host) {  // what fills up the last tile has its ranges
     const int64_t tile = (num_tokens_ + kTileTokens - 1) / kTileTokens;
     const int64_t room = std::min(rows.num_rows, tile * kTileTokens - num_tokens_);
-    const HalfRows fresh = rows.host.behind(room);
+    const HalfRows fresh = rows.host->behind(room);
     if (segments_.have_drifted(tile, fresh, with.pool)) {
       num_old = room;
       append_rows(rows.rows, num_old, with);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -52,11 +53,11 @@ struct DeviceEncoder {
 };
 
 // Rows to be encoded: fp16 numbers as f32 on the device, [num_rows, input_size] without gaps, and,
-// if a side needs_host_rows(), the same on the host.
+// if ranges may be fitted to them, the same on the host.
 struct DeviceRows {
   const float* rows = nullptr;
   int64_t num_rows = 0;
-  HalfRows host{};
+  std::optional<HalfRows> host{};
 };
 
 class DeviceNuqSide {
@@ -79,6 +80,26 @@ class DeviceNuqSide {
   // destroyed.
   void append(const DeviceRows& rows, const DeviceEncoder& with);
 
+  // Whether the numbers of these rows that are outside the ranges have to be counted, and by what;
+  // then whether so many mean that ranges must be fitted anew, for which append() needs host rows.
+  bool can_drift(int64_t num_rows) const;
+  CudaOutside outside(const Half* rows, int64_t num_rows, int32_t* counts) const;
+  bool have_drifted(int64_t num_outside, int64_t num_rows) const {
+    return segments_.have_drifted(num_outside, num_rows);
+  }
+
+  // append() in two halves, of rows that begin a tile and whose ranges are known: codes first, then
+  // the outliers, when the host knows how many each tile has. Both take the same rows.
+  struct Outliers {
+    uint64_t* masks = nullptr;  // [num_pieces, head_dim] on the device; with outliers
+    int32_t* counts = nullptr;  // [num_pieces]
+  };
+  int64_t num_pieces(int64_t num_rows) const;
+  void begin_append(const DeviceRows& rows, const Outliers& outliers, const DeviceEncoder& with);
+  void end_append(const DeviceRows& rows, const Outliers& outliers,
+                  std::span<const int32_t> host_counts, const DeviceEncoder& with);
+  bool has_outliers() const { return plan_->host->shape.has_outliers; }
+
   int64_t num_tokens() const { return num_tokens_; }
   // All heads, for kernels. Valid until the next append.
   CudaSide cuda_side() const;
@@ -97,7 +118,7 @@ class DeviceNuqSide {
     std::vector<ArenaPiece<OutlierPage>> pages;
     std::vector<OutlierPage*> table;
   };
-  Piece piece_of(int64_t index, int64_t num_rows) const;
+  Piece piece_of(int64_t index, int64_t first, int64_t num_rows) const;
   std::byte* block_of(int64_t tile) const { return blocks_[tile / plan_->host->shape.num_tiles]; }
   int64_t in_block(int64_t tile) const { return tile % plan_->host->shape.num_tiles; }
   void own_block(int64_t index);
@@ -113,14 +134,18 @@ class DeviceNuqSide {
     const float* ranges = nullptr;  // of keys
   };
   void append_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with);
+  void encode_rows(const float* rows, int64_t num_rows, const Outliers& outliers,
+                   const DeviceEncoder& with);
+  const float* coded_rows(const float* rows, int64_t num_rows, const DeviceEncoder& with) const;
   const float* encode_latents(const float* rows, int64_t num_rows, const DeviceEncoder& with) const;
   void store_latents(const Coded& coded, const DeviceEncoder& with) const;
   void fit_values(const Coded& coded, const DeviceEncoder& with) const;
   std::vector<CudaEncodeJob> encode_jobs(const Coded& coded, const Piece& piece,
                                          const DeviceEncoder& with) const;
   void add_bands(const CudaEncodeJob& all, std::vector<CudaEncodeJob>& jobs) const;
-  void store_outliers(const float* rows, const std::vector<Piece>& pieces,
-                      const DeviceEncoder& with);
+  // Of rows that are encoded, the last ones.
+  void store_outliers(const DeviceRows& coded, const Outliers& outliers,
+                      std::span<const int32_t> counts, const DeviceEncoder& with);
 
   const DeviceNuqPlan* plan_;
   int64_t num_tokens_ = 0;

@@ -57,7 +57,7 @@ void KeySegments::begin(int64_t tile, const HalfRows& rows, ThreadPool& pool) {
 
 bool KeySegments::have_drifted(int64_t tile, const HalfRows& rows, ThreadPool& pool) const {
   const int64_t num_rows = rows.num_rows();
-  if (num_rows < kMinFitRows || tile - start(num_segments() - 1) < kMinTiles) return false;
+  if (!can_drift(tile, num_rows)) return false;
   const std::span last = std::span(ranges_).last(stride());
   std::vector<float> low(row_size_), high(row_size_);
   for (int64_t c = 0; c < row_size_; ++c) {
@@ -75,8 +75,16 @@ bool KeySegments::have_drifted(int64_t tile, const HalfRows& rows, ThreadPool& p
     }
     total += sum;
   });
+  return have_drifted(total.load(), num_rows);
+}
+
+bool KeySegments::can_drift(int64_t tile, int64_t num_rows) const {
+  return num_rows >= kMinFitRows && tile - start(num_segments() - 1) >= kMinTiles;
+}
+
+bool KeySegments::have_drifted(int64_t num_outside, int64_t num_rows) const {
   const double allowed = 1.5 * outlier_percent_ / 100 + 1.0 / 200;
-  return static_cast<double>(total.load()) > allowed * static_cast<double>(num_rows * row_size_);
+  return static_cast<double>(num_outside) > allowed * static_cast<double>(num_rows * row_size_);
 }
 
 void KeySegments::append(const KeySegments& from, int64_t first_tile, int64_t num_tiles,

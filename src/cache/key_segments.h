@@ -32,6 +32,10 @@ class KeySegments {
   // ranges so often that it pays: more than 1.5 times as many as are to be outliers, and one in
   // 200.
   bool have_drifted(int64_t tile, const HalfRows& rows, ThreadPool& pool) const;
+  // The two halves of it: whether so many rows would be looked at, and what follows from how many
+  // of their numbers are outside.
+  bool can_drift(int64_t tile, int64_t num_rows) const;
+  bool have_drifted(int64_t num_outside, int64_t num_rows) const;
   // Tiles [first_tile, first_tile + num_tiles) of another one's, or of this, come here as from
   // `tile` on, the end of what there is.
   void append(const KeySegments& from, int64_t first_tile, int64_t num_tiles, int64_t tile);

@@ -26,9 +26,10 @@
 
 namespace kvquant {
 
-using CudaCall = std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaFinite,
-                              CudaArgmax, CudaNarrow, CudaMove, CudaWiden, CudaRound, CudaHadamard,
-                              CudaFit, CudaEncode, CudaOutliers, CudaDense, CudaEncodeLatents>;
+using CudaCall =
+    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaFinite, CudaArgmax,
+                 CudaNarrow, CudaMove, CudaWiden, CudaRound, CudaHadamard, CudaOutside, CudaFit,
+                 CudaEncode, CudaOutliers, CudaDense, CudaEncodeLatents>;
 
 // out (+)= x W^T, as linear() does it. Weights and x are floats or bf16 both; sums are f32.
 struct CudaProduct {

@@ -84,6 +84,20 @@ struct CudaHadamard {
   bool operator==(const CudaHadamard&) const = default;
 };
 
+// How many numbers of each row are outside [zero - scale, zero + scale] of their channel.
+struct CudaOutside {
+  const Half* rows = nullptr;    // [num_rows, width]
+  const Half* scales = nullptr;  // [width]
+  const Half* zeros = nullptr;
+  int32_t* counts = nullptr;  // [num_rows]
+  int64_t num_rows = 0;
+  int64_t width = 0;
+
+  int64_t num_blocks() const { return num_rows; }
+  int64_t shared_bytes() const { return kBlockThreads * 4; }
+  bool operator==(const CudaOutside&) const = default;
+};
+
 // One token, or the latents of one head of it, and where its scale and zero point go in the block.
 struct CudaFitTarget {
   const float* row = nullptr;  // [width]

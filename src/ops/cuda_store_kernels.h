@@ -32,6 +32,26 @@ KVQUANT_DEVICE void run_call(const Block& block, const CudaHadamard& call) {
   });
 }
 
+template <class Block>
+KVQUANT_DEVICE void run_call(const Block& block, const CudaOutside& call) {
+  auto* counts = reinterpret_cast<int32_t*>(block.shared());
+  const Half* row = call.rows + block.index() * call.width;
+  block.phase([&](int thread) {
+    int32_t count = 0;
+    for (int64_t c = thread; c < call.width; c += kBlockThreads) {
+      const float x = widen(row[c]), scale = widen(call.scales[c]), zero = widen(call.zeros[c]);
+      count += x < zero - scale || x > zero + scale ? 1 : 0;
+    }
+    counts[thread] = count;
+  });
+  block.phase([&](int thread) {
+    if (thread != 0) return;
+    int32_t sum = 0;
+    for (int i = 0; i < kBlockThreads; ++i) sum += counts[i];
+    call.counts[block.index()] = sum;
+  });
+}
+
 // The best of each thread's values of a row, and where it is; -1: there is none.
 struct FitShared {
   float* values;
