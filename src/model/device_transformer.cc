@@ -94,7 +94,9 @@ DeviceTransformer::DeviceTransformer(const Checkpoint& checkpoint, Precision pre
       final_norm_(*devices.back()),
       asked_(*devices.back()),
       logits_(*devices.back()),
-      best_(*devices.back(), int64_t{1}),
+      named_(*devices.back()),
+      likely_(*devices.back()),
+      likely_ids_(*devices.back()),
       are_finite_(*devices.back()) {
   const ModelWeights weights = load_weights(checkpoint, precision, pool);
   for (size_t i = 0; i < devices.size(); ++i) {
@@ -328,11 +330,33 @@ void DeviceTransformer::logits(TensorView<const float, 2> hidden, TensorView<flo
   last().device.copy_out(out.data, logits_.data(), num_rows * vocab * 4);
 }
 
-int32_t DeviceTransformer::most_likely(int64_t row) {
+std::vector<TokenLogit> DeviceTransformer::most_likely(int64_t row, const Likely& asked) {
+  check_arg(0 < asked.num_tokens && asked.num_tokens <= config_.vocab_size && 0 < asked.count &&
+                asked.count <= kMostLikely,
+            "most likely tokens: " + std::to_string(asked.count) + " of " +
+                std::to_string(asked.num_tokens));
+  constexpr int64_t kSegment = 2048;
+  CudaDevice& device = last().device;
   find_logits(hidden_rows(row, 1), 1);
-  last().device.run(
-      CudaArgmax{logits_.data(), config_.vocab_size, best_.data(), 1, config_.vocab_size});
-  return best_.read(1)[0];
+  named_.assign(asked.penalised);
+  device.run(
+      CudaPenalise{logits_.data(), named_.data(), std::ssize(asked.penalised), asked.penalty});
+  const int64_t count = asked.count;
+  const int64_t num_first = (asked.num_tokens + kSegment - 1) / kSegment * count;
+  likely_.reserve_discarding(num_first + count);
+  likely_ids_.reserve_discarding(num_first + count);
+  float* best = likely_.data() + num_first;
+  int32_t* ids = likely_ids_.data() + num_first;
+  device.run(CudaBest{logits_.data(), nullptr, asked.num_tokens, kSegment, count, likely_.data(),
+                      likely_ids_.data()});
+  device.run(CudaBest{likely_.data(), likely_ids_.data(), num_first, num_first, count, best, ids});
+  std::vector<float> logits(static_cast<size_t>(count));
+  std::vector<int32_t> found(logits.size());
+  device.copy_out(logits.data(), best, count * 4);
+  device.copy_out(found.data(), ids, count * 4);
+  std::vector<TokenLogit> out;
+  for (size_t i = 0; i < found.size() && found[i] >= 0; ++i) out.push_back({found[i], logits[i]});
+  return out;
 }
 
 }  // namespace kvquant

@@ -12,6 +12,7 @@
 #include "cache/device_cache.h"
 #include "cache/device_split.h"
 #include "model/checkpoint.h"
+#include "model/sampler.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 #include "ops/cuda_device.h"
@@ -43,8 +44,16 @@ class DeviceTransformer {
   // Logits of some hidden states, both on the host: hidden [num_rows, hidden] -> out [num_rows,
   // vocab_size].
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out);
-  // The most likely token behind row `row` of the last forward, without copying its logits.
-  int32_t most_likely(int64_t row);
+  // The most likely of the first num_tokens tokens behind row `row` of the last forward, in order,
+  // ties to the lower id, after a penalty (Sampler); their logits alone are copied.
+  static constexpr int64_t kMostLikely = 64;
+  struct Likely {
+    int64_t num_tokens = 0;
+    int64_t count = 1;  // of them, at most kMostLikely
+    std::span<const int32_t> penalised{};
+    float penalty = 1;
+  };
+  std::vector<TokenLogit> most_likely(int64_t row, const Likely& asked);
 
  private:
   struct Matrix {
@@ -112,7 +121,9 @@ class DeviceTransformer {
   DeviceArray<float> final_norm_;  // from here on the last one's
   std::unique_ptr<Matrix> lm_head_;
   DeviceArray<float> asked_, logits_;
-  DeviceArray<int32_t> best_, are_finite_;
+  DeviceArray<int32_t> named_;  // tokens with a penalty
+  DeviceArray<float> likely_;   // of segments, then of all
+  DeviceArray<int32_t> likely_ids_, are_finite_;
   std::vector<float> handed_on_;  // residuals between two devices
   int64_t num_rows_ = 0;          // of the last forward
 };

@@ -101,7 +101,10 @@ TEST_P(DeviceModels, PredictWhatTheCpuPredictsAndGoOnWithTheSameWords) {
         EXPECT_LT(kl, 1e-4) << "step " << step;
         const int32_t best = argmax(expected);
         EXPECT_EQ(argmax(found), best) << "step " << step;
-        EXPECT_EQ(transformer_->most_likely(std::ssize(next) - 1), argmax(found));
+        const auto likely =
+            transformer_->most_likely(std::ssize(next) - 1, {std::ssize(found), 3, {}, 1});
+        EXPECT_EQ(likely[0].id, argmax(found));
+        EXPECT_EQ(likely[1].logit, found[static_cast<size_t>(likely[1].id)]);
         next = {best};
       }
       EXPECT_EQ(cache_->num_compressed_tokens(id_), host_cache_->num_compressed_tokens(host_id_));
@@ -188,7 +191,8 @@ TEST_P(DeviceModels, LayersOnSeveralDevicesAreThoseOfOne) {
       transformer.logits(std::ssize(chunk_tokens) - 1, row_major(found.data(), {1, vocab}));
       transformer_->logits(std::ssize(chunk_tokens) - 1, row_major(expected.data(), {1, vocab}));
       ASSERT_EQ(found, expected);
-      EXPECT_EQ(transformer.most_likely(std::ssize(chunk_tokens) - 1), argmax(expected));
+      EXPECT_EQ(transformer.most_likely(std::ssize(chunk_tokens) - 1, {vocab, 1, {}, 1})[0].id,
+                argmax(expected));
       EXPECT_EQ(cache.held_bytes(), cache_->held_bytes());
     };
     run(all.first(130));

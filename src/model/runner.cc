@@ -30,8 +30,16 @@ class RunnerOf : public Runner {
   int64_t num_compressed_tokens(SequenceId id) const override {
     return cache_.num_compressed_tokens(id);
   }
+  using Runner::logits;
   void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) override {
     transformer_.logits(hidden, out);
+  }
+  int32_t sample(int64_t row, int64_t num_tokens, Sampler& sampler,
+                 std::span<const int32_t> history) override {
+    const int64_t vocab = transformer_.config().vocab_size;
+    logits_.reserve_discarding(vocab);
+    logits(row, row_major(logits_.data(), {1, vocab}));
+    return sampler.sample(logits_.span().first(static_cast<size_t>(num_tokens)), history);
   }
 
  protected:
@@ -48,6 +56,7 @@ class RunnerOf : public Runner {
 
   AnyTransformer& transformer_;
   Cache cache_;
+  Buffer<float> logits_;  // of a sampled row
 };
 
 class CpuRunner final : public RunnerOf<Transformer, KvCache> {
@@ -126,6 +135,16 @@ class DeviceRunner final : public RunnerOf<DeviceTransformer, DeviceCache> {
     transformer_.logits(first_row, out);
   }
   using RunnerOf::logits;
+  int32_t sample(int64_t row, int64_t num_tokens, Sampler& sampler,
+                 std::span<const int32_t> history) override {
+    const int64_t count = sampler.num_candidates();
+    if (count == 0 || count > DeviceTransformer::kMostLikely) {
+      return RunnerOf::sample(row, num_tokens, sampler, history);
+    }
+    const auto named = sampler.penalised(history, num_tokens);
+    return sampler.pick(
+        transformer_.most_likely(row, {num_tokens, count, named, sampler.repeat_penalty()}));
+  }
   void fill(std::span<SequenceId> ids, std::span<const int32_t> tokens, int64_t chunk_tokens,
             const std::function<void()>& between) override {
     if (tokens.empty()) return;

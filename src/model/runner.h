@@ -9,6 +9,7 @@
 
 #include "cache/kv_cache.h"
 #include "model/model.h"
+#include "model/sampler.h"
 
 namespace kvquant {
 
@@ -42,6 +43,10 @@ class Runner {
   // and their logits, [rows, vocab_size]. `out` is on the host.
   virtual void hidden(int64_t first_row, TensorView<float, 2> out) = 0;
   virtual void logits(int64_t first_row, TensorView<float, 2> out) = 0;
+  // The token that `sampler` draws among the first num_tokens behind row `row`, `history` being all
+  // before it. On a device logits stay there if the sampler looks at few (Sampler::num_candidates).
+  virtual int32_t sample(int64_t row, int64_t num_tokens, Sampler& sampler,
+                         std::span<const int32_t> history) = 0;
   // Of hidden states on the host.
   virtual void logits(TensorView<const float, 2> hidden, TensorView<float, 2> out) = 0;
   // Appends the tokens to sequences that hold the same ones, in chunks; `between`, if there is one,

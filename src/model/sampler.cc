@@ -30,40 +30,45 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options), rng_(option
 int32_t Sampler::sample(std::span<const float> logits, std::span<const int32_t> history) {
   check_arg(!logits.empty(), "sample: no logits");
   logits_.assign(logits.begin(), logits.end());
-  penalise(history);
+  for (const int32_t id : penalised(history, std::ssize(logits_))) {
+    float& logit = logits_[static_cast<size_t>(id)];
+    logit = logit > 0 ? logit / options_.repeat_penalty : logit * options_.repeat_penalty;
+  }
   if (options_.temperature == 0) return argmax(logits_);
-  cut_candidates();
-  return draw();
+  std::vector<TokenLogit> all;
+  for (size_t i = 0; i < logits_.size(); ++i) all.push_back({static_cast<int32_t>(i), logits_[i]});
+  size_t count = all.size();
+  if (options_.top_k > 0) count = std::min<size_t>(count, static_cast<size_t>(options_.top_k));
+  std::partial_sort(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(count), all.end(),
+                    [](const TokenLogit& a, const TokenLogit& b) {
+                      return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+                    });
+  return pick(std::span(all).first(count));
 }
 
-void Sampler::penalise(std::span<const int32_t> history) {
-  if (options_.repeat_penalty == 1) return;
+std::vector<int32_t> Sampler::penalised(std::span<const int32_t> history,
+                                        int64_t num_tokens) const {
+  if (options_.repeat_penalty == 1) return {};
   const size_t count = std::min<size_t>(history.size(), static_cast<size_t>(options_.repeat_last));
   std::vector<int32_t> recent(history.end() - static_cast<std::ptrdiff_t>(count), history.end());
   std::sort(recent.begin(), recent.end());
   recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
-  for (const int32_t id : recent) {
-    if (id < 0 || static_cast<size_t>(id) >= logits_.size()) continue;
-    float& logit = logits_[static_cast<size_t>(id)];
-    logit = logit > 0 ? logit / options_.repeat_penalty : logit * options_.repeat_penalty;
-  }
+  std::erase_if(recent, [&](int32_t id) { return id < 0 || id >= num_tokens; });
+  return recent;
 }
 
-// Fills candidates_ with what top-k, top-p and min-p leave, most likely first, at least one.
-void Sampler::cut_candidates() {
+int32_t Sampler::pick(std::span<const TokenLogit> most_likely) {
+  check_arg(!most_likely.empty(), "sample: no tokens");
+  if (options_.temperature == 0) return most_likely[0].id;
   candidates_.clear();
-  for (size_t i = 0; i < logits_.size(); ++i) {
-    candidates_.push_back({static_cast<int32_t>(i), logits_[i], 0});
-  }
-  const auto more_likely = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-  };
-  size_t count = candidates_.size();
-  if (options_.top_k > 0) count = std::min<size_t>(count, static_cast<size_t>(options_.top_k));
-  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(count),
-                    candidates_.end(), more_likely);
-  candidates_.resize(count);
+  for (const TokenLogit& token : most_likely) candidates_.push_back({token.id, token.logit, 0});
+  cut_candidates();
+  return draw();
+}
 
+// Leaves what top-p and min-p leave of candidates_, at least one.
+void Sampler::cut_candidates() {
+  const size_t count = candidates_.size();
   double sum = 0;
   for (auto& c : candidates_) {
     c.probability = std::exp(double{c.logit} - candidates_[0].logit);

@@ -22,9 +22,22 @@ struct SamplerOptions {
 // Throws std::invalid_argument naming the option and its range.
 void check_sampler_options(const SamplerOptions& options);
 
+struct TokenLogit {
+  int32_t id = 0;
+  float logit = 0;
+};
+
 class Sampler {
  public:
   explicit Sampler(const SamplerOptions& options);
+
+  // sample() in two halves, for logits that lie elsewhere: those of these tokens, each named once,
+  // are divided by the penalty if positive, else multiplied with it. Then pick() needs the most
+  // likely num_candidates() tokens (0: all), in order, ties to the lower id, at least one.
+  float repeat_penalty() const { return options_.repeat_penalty; }
+  std::vector<int32_t> penalised(std::span<const int32_t> history, int64_t num_tokens) const;
+  int64_t num_candidates() const { return options_.temperature == 0 ? 1 : options_.top_k; }
+  int32_t pick(std::span<const TokenLogit> most_likely);
 
   // `history`: the tokens so far, oldest first. The same calls after the same seed give the same
   // tokens.
@@ -36,7 +49,6 @@ class Sampler {
     float logit;
     double probability;
   };
-  void penalise(std::span<const int32_t> history);
   void cut_candidates();
   int32_t draw();
 

@@ -70,12 +70,20 @@ void Session::run(std::span<const int32_t> tokens, const Progress& progress,
   }
 }
 
+void Session::advance(std::span<const int32_t> tokens, const Progress& progress) {
+  run(tokens, progress, [&](int64_t, int64_t size) { last_row_ = size - 1; });
+}
+
 std::span<const float> Session::feed(std::span<const int32_t> tokens, const Progress& progress) {
-  run(tokens, progress, [&](int64_t begin, int64_t size) {
-    if (begin + size < std::ssize(tokens)) return;
-    runner_->logits(size - 1, row_major(logits_.data(), {1, logits_.size()}));
-  });
+  advance(tokens, progress);
+  runner_->logits(last_row_, row_major(logits_.data(), {1, logits_.size()}));
   return logits_.span();
+}
+
+int32_t Session::sample(Sampler& sampler) {
+  check_arg(last_row_ >= 0, "there is nothing yet to draw a token behind");
+  // Models may have more logits than their tokenizer has tokens: nothing stands for the others.
+  return runner_->sample(last_row_, model_.tokenizer().vocab_size(), sampler, tokens_);
 }
 
 std::vector<double> Session::score(std::span<const int32_t> tokens, const Progress& progress) {
@@ -210,15 +218,13 @@ Generation generate(Session& session, std::span<const int32_t> prompt,
   Generation out;
   out.num_prompt_tokens = static_cast<int64_t>(prompt.size());
   const Timer prompt_timer;
-  auto logits = session.feed(prompt, prompt_progress);
+  session.advance(prompt, prompt_progress);
   out.prompt_s = prompt_timer.seconds();
 
   const Timer timer;
   const auto& stop = options.stop_tokens;
-  // Models may have more logits than their tokenizer has tokens: nothing stands for the others.
-  const auto num_tokens = static_cast<size_t>(session.model().tokenizer().vocab_size());
   while (static_cast<int64_t>(out.tokens.size()) < options.max_tokens) {
-    const int32_t token = sampler.sample(logits.first(num_tokens), session.tokens());
+    const int32_t token = session.sample(sampler);
     if (std::find(stop.begin(), stop.end(), token) != stop.end()) {
       out.stop = StopReason::kStopToken;
       break;
@@ -233,7 +239,7 @@ Generation generate(Session& session, std::span<const int32_t> prompt,
       out.stop = StopReason::kContextFull;
       break;
     }
-    logits = session.feed({&token, 1});
+    session.advance({&token, 1});
   }
   out.generation_s = timer.seconds();
   return out;

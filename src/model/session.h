@@ -37,6 +37,9 @@ class Session {
   // don't fit into the context or are unknown; nothing is fed then. After any other exception but
   // one of `progress`, the session refuses to go on: its cache stopped between two layers.
   std::span<const float> feed(std::span<const int32_t> tokens, const Progress& progress = {});
+  // The same without logits; then what the sampler draws behind the last token.
+  void advance(std::span<const int32_t> tokens, const Progress& progress = {});
+  int32_t sample(Sampler& sampler);
 
   // Feeds tokens and returns the log-likelihood, in nats, of each but the first behind all that is
   // in front of it: [tokens - 1]. Throws as feed does.
@@ -92,7 +95,8 @@ class Session {
   std::unique_ptr<Runner> runner_;
   Runner::SequenceId sequence_;
   std::vector<int32_t> tokens_;
-  Buffer<float> logits_;  // [vocab_size]
+  Buffer<float> logits_;   // [vocab_size]
+  int64_t last_row_ = -1;  // of the runner's last forward, if it was this session's
   bool is_broken_ = false;
 };
 

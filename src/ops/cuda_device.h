@@ -21,15 +21,16 @@
 #include "ops/attend_cuda.h"
 #include "ops/cuda_latents.h"
 #include "ops/cuda_rows.h"
+#include "ops/cuda_sampling.h"
 #include "ops/cuda_store.h"
 #include "ops/linear.h"
 
 namespace kvquant {
 
 using CudaCall =
-    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaFinite, CudaArgmax,
-                 CudaNarrow, CudaMove, CudaWiden, CudaRound, CudaHadamard, CudaOutside, CudaFit,
-                 CudaEncode, CudaOutliers, CudaDense, CudaEncodeLatents>;
+    std::variant<CudaNorm, CudaRope, CudaGate, CudaAdd, CudaEmbed, CudaFinite, CudaNarrow, CudaMove,
+                 CudaWiden, CudaRound, CudaHadamard, CudaOutside, CudaFit, CudaEncode, CudaOutliers,
+                 CudaDense, CudaEncodeLatents, CudaPenalise, CudaBest>;
 
 // out (+)= x W^T, as linear() does it. Weights and x are floats or bf16 both; sums are f32.
 struct CudaProduct {

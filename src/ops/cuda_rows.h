@@ -101,17 +101,4 @@ struct CudaFinite {
   bool operator==(const CudaFinite&) const = default;
 };
 
-// The place of the largest number of each row, ties to the lower index: a greedy sampler.
-struct CudaArgmax {
-  const float* x = nullptr;
-  int64_t stride = 0;
-  int32_t* out = nullptr;  // [num_rows]
-  int64_t num_rows = 0;
-  int64_t width = 0;  // at least 1
-
-  int64_t num_blocks() const { return num_rows; }
-  int64_t shared_bytes() const { return kBlockThreads * 8; }
-  bool operator==(const CudaArgmax&) const = default;
-};
-
 }  // namespace kvquant

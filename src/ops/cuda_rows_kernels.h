@@ -114,31 +114,4 @@ KVQUANT_DEVICE bool comes_first(float x, int32_t index, float best, int32_t best
   return best_index < 0 || x > best || (x == best && index < best_index);
 }
 
-template <class Block>
-KVQUANT_DEVICE void run_call(const Block& block, const CudaArgmax& call) {
-  auto* values = reinterpret_cast<float*>(block.shared());
-  auto* places = reinterpret_cast<int32_t*>(values + kBlockThreads);
-  const float* x = call.x + block.index() * call.stride;
-  block.phase([&](int thread) {
-    float best = 0;
-    int32_t place = -1;
-    for (int64_t i = thread; i < call.width; i += kBlockThreads) {
-      const auto index = static_cast<int32_t>(i);
-      if (!comes_first(x[i], index, best, place)) continue;
-      best = x[i];
-      place = index;
-    }
-    values[thread] = best;
-    places[thread] = place;
-  });
-  block.phase([&](int thread) {
-    if (thread != 0) return;
-    int best = 0;
-    for (int i = 1; i < kBlockThreads; ++i) {
-      if (places[i] >= 0 && comes_first(values[i], places[i], values[best], places[best])) best = i;
-    }
-    call.out[block.index()] = places[best];
-  });
-}
-
 }  // namespace kvquant

@@ -69,6 +69,18 @@ TEST_F(OnADevice, GenerateWritesWhatTheCpuWrites) {
   }
 }
 
+TEST_F(OnADevice, DrawsTheTokensThatTheCpuDraws) {
+  for (const char* options :
+       {"--temp 0.8 --top-k 20", "--temp 1.2 --top-k 40 --top-p 0.9 --repeat-penalty 1.3",
+        "--temp 0 --repeat-penalty 1.5", "--temp 1 --top-k 0", "--temp 1 --top-k 100 --min-p 0"}) {
+    SCOPED_TRACE(options);
+    const auto [device, cpu] =
+        run_both("generate -m embedded -n 20 --precision f32 --seed 7 -p \"The sea was\" " +
+                 std::string(options));
+    EXPECT_EQ(device["results"][0]["tokens"], cpu["results"][0]["tokens"]);
+  }
+}
+
 TEST_F(OnADevice, LayersAreSpreadOverSeveral) {
   const std::string generate = "generate -m embedded -q --temp 0 -n 12 --precision f32 -f " +
                                long_prompt() + " --kv nuq3-1% --json - --device cuda:";
