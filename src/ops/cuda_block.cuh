@@ -31,6 +31,19 @@ class Warp {
     fn(static_cast<int>(threadIdx.x) % kWarpThreads);
   }
 
+  template <class Fn>
+  KVQUANT_DEVICE void phase(Fn&& fn) const {
+    each(fn);
+    __syncwarp();
+  }
+
+  template <class T>
+  KVQUANT_DEVICE Lanes<T> exchange(const Lanes<T>& x, int mask) const {
+    return {__shfl_xor_sync(0xFFFFFFFFu, x.value, mask)};
+  }
+
+  KVQUANT_DEVICE void add(int32_t* sum, int32_t x) const { atomicAdd(sum, x); }
+
   KVQUANT_DEVICE float max(Lanes<float> x) const {
     KVQUANT_UNROLL
     for (int step = kWarpThreads / 2; step > 0; step /= 2) {
@@ -53,6 +66,17 @@ class Warp {
     const uint32_t* right = b.value.pairs;
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+  }
+  KVQUANT_DEVICE void multiply_halves(const Lanes<FragmentA>& a, const Lanes<FragmentB>& b,
+                                      Lanes<FragmentC>& c) const {
+    float* sums = c.value.sums;
+    const uint32_t* left = a.value.pairs;
+    const uint32_t* right = b.value.pairs;
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));

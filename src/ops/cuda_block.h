@@ -48,6 +48,23 @@ class Warp {
     }
   }
 
+  // The same, and what they wrote to shared memory the warp's threads may read behind it.
+  template <class Fn>
+  void phase(Fn&& fn) const {
+    each(fn);
+  }
+
+  // Each thread's value from the thread whose index differs in the bits of `mask`.
+  template <class T>
+  Lanes<T> exchange(const Lanes<T>& x, int mask) const {
+    Lanes<T> out;
+    for (int lane = 0; lane < kWarpThreads; ++lane) out[lane] = x[lane ^ mask];
+    return out;
+  }
+
+  // Of a thread, to a sum in shared memory: whole numbers, which add up alike in any order.
+  void add(int32_t* sum, int32_t x) const { *sum += x; }
+
   // Of all threads, known to all. Sums are those of a butterfly, as on the GPU.
   float max(const Lanes<float>& x) const {
     float largest = x[0];
@@ -66,6 +83,21 @@ class Warp {
   // sums += a b, matrices of 16 x 16 and 16 x 8 (cuda_fragments.h).
   void multiply(const Lanes<FragmentA>& a, const Lanes<FragmentB>& b,
                 Lanes<FragmentC>& sums) const {
+    multiply(a, b, sums, [](uint16_t bits) { return to_float(BFloat16{bits}); });
+  }
+  // The same of halves.
+  void multiply_halves(const Lanes<FragmentA>& a, const Lanes<FragmentB>& b,
+                       Lanes<FragmentC>& sums) const {
+    multiply(a, b, sums, [](uint16_t bits) { return to_float(Half{bits}); });
+  }
+
+ private:
+  template <class Widen>
+  static void multiply(const Lanes<FragmentA>& a, const Lanes<FragmentB>& b, Lanes<FragmentC>& sums,
+                       const Widen& widen) {
+    const auto half_of = [&](uint32_t pair, int half) {
+      return widen(static_cast<uint16_t>(half == 0 ? pair : pair >> 16));
+    };
     float left[16][16], right[16][8];
     for (int lane = 0; lane < kWarpThreads; ++lane) {
       for (int i = 0; i < 4; ++i) {
@@ -92,11 +124,6 @@ class Warp {
         sums[lane].sums[i] += product[fragment_row(lane, i)][fragment_column(lane, i)];
       }
     }
-  }
-
- private:
-  static float half_of(uint32_t pair, int half) {
-    return to_float(BFloat16{static_cast<uint16_t>(half == 0 ? pair : pair >> 16)});
   }
 
   int index_;

@@ -5,6 +5,8 @@
 #include <bit>
 #include <vector>
 
+#include "ops/cuda_numbers.h"
+
 namespace kvquant::emulated {
 namespace {
 
@@ -43,6 +45,47 @@ TEST(CudaBlock, AProductOfFragmentsIsThatOfTheMatrices) {
       EXPECT_EQ(c[lane].sums[i], expected) << "lane " << lane << ", sum " << i;
     }
   }
+}
+
+TEST(CudaBlock, ProductsOfHalvesTakeTheirBitsForHalves) {
+  const Warp warp(0, ThreadOrder::kForward);
+  Lanes<FragmentA> a;
+  Lanes<FragmentB> b;
+  Lanes<FragmentC> c;
+  for (int lane = 0; lane < 32; ++lane) {
+    for (uint32_t& pair : a[lane].pairs) pair = half_pair(0.5f, 1).bits;
+    for (uint32_t& pair : b[lane].pairs) pair = half_pair(3, static_cast<float>(lane / 4)).bits;
+  }
+  warp.multiply_halves(a, b, c);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int column = lane % 4 * 2 + i % 2;
+      EXPECT_EQ(c[lane].sums[i], 8 * (1.5f + static_cast<float>(column)));
+    }
+  }
+}
+
+TEST(CudaBlock, ThreadsExchangeWithTheOneOfTheOtherBit) {
+  Lanes<int> x;
+  for (int lane = 0; lane < 32; ++lane) x[lane] = 3 * lane;
+  const Lanes<int> out = Warp(0, ThreadOrder::kForward).exchange(x, 4);
+  for (int lane = 0; lane < 32; ++lane) EXPECT_EQ(out[lane], 3 * (lane ^ 4));
+}
+
+TEST(CudaBlock, BytesArePermutedByDigits) {
+  EXPECT_EQ(byte_permute(0x33221100, 0x77665544, 0x3210), 0x33221100u);
+  EXPECT_EQ(byte_permute(0x33221100, 0x77665544, 0x7604), 0x77660044u);
+  EXPECT_EQ(lower_halves(0x22221111, 0x44443333), 0x33331111u);
+  EXPECT_EQ(upper_halves(0x22221111, 0x44443333), 0x44442222u);
+}
+
+TEST(CudaBlock, PairsOfHalvesAreTwoNumbers) {
+  const HalfPair x = half_pair(2, -3), y = half_pair(5, 7);
+  EXPECT_EQ(low_of(fused(x, y, half_pair(1, 2))), 11);
+  EXPECT_EQ(high_of(fused(x, y, half_pair(1, 2))), -19);
+  EXPECT_EQ(product(x, y).bits, half_pair(10, -21).bits);
+  EXPECT_EQ(product_by_low(x, y).bits, half_pair(10, -15).bits);
+  EXPECT_EQ(product_by_high(x, y).bits, half_pair(14, -21).bits);
 }
 
 TEST(CudaBlock, EveryThreadRunsOncePerPhaseInEitherOrder) {
