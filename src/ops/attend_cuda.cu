@@ -7,6 +7,7 @@
 #include "kvquant/error.h"
 #include "ops/attend_cuda.h"
 #include "ops/attend_cuda_bf16.h"
+#include "ops/attend_cuda_direct.h"
 #include "ops/attend_cuda_f32.h"
 #include "ops/attend_cuda_launch.cuh"
 #include "ops/attend_cuda_merge.h"
@@ -24,6 +25,15 @@ __global__ void __launch_bounds__(kBlockThreads) attend_bf16_kernel(CudaAttend c
   attend_task_bf16<kRowTiles, kColumnTiles>(Block(shared), call);
 }
 
+// Two blocks share a multiprocessor: for three there are too few registers, and with tables of 4
+// bits too little memory.
+template <int kSteps>
+__global__ void __launch_bounds__(kBlockThreads, 2) attend_direct_kernel(CudaAttend call) {
+  extern __shared__ __align__(16) std::byte shared[];
+  if (!has_task(call, blockIdx.x)) return;
+  attend_task_direct<kSteps>(Block(shared), call);
+}
+
 __global__ void __launch_bounds__(kBlockThreads) attend_f32_kernel(CudaAttend call) {
   extern __shared__ __align__(16) std::byte shared[];
   if (!has_task(call, blockIdx.x)) return;
@@ -39,6 +49,11 @@ __global__ void __launch_bounds__(kBlockThreads) merge_kernel(CudaAttend call) {
 TaskKernel kernel_of(const CudaAttendNode& work) {
   const bool is_wide = work.call.head_dim > kCudaNarrowDim;
   if (!work.is_bf16) return attend_f32_kernel;
+  if (work.call.direct_bits > 0) {
+    return work.call.head_dim == 64   ? attend_direct_kernel<4>
+           : work.call.head_dim == 96 ? attend_direct_kernel<6>
+                                      : attend_direct_kernel<8>;
+  }
   if (work.num_rows == kCudaFewRows) {
     return is_wide ? attend_bf16_kernel<1, 8> : attend_bf16_kernel<1, 4>;
   }

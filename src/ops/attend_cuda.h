@@ -7,6 +7,7 @@
 //   attend_cuda_keys.h    keys of a tile into shared memory; attend_cuda_values.h: values
 //   attend_cuda_load.h    tile after tile, the next one's codes on their way meanwhile
 //   attend_cuda_bf16.h    a task on tensor cores
+//   attend_cuda_direct.h  the same of few rows, codes of 2, 3 and 4 bits never decoded to memory
 //   attend_cuda_f32.h     a task in f32
 //   attend_cuda_merge.h   parts of a query, merged in order
 //   attend_cuda.cu        launches these
@@ -116,6 +117,7 @@ struct CudaAttend {
   // the tile before is worked on. 0: they are read where they lie.
   int32_t staged_key_bytes = 0;
   int32_t staged_value_bytes = 0;
+  int32_t direct_bits = 0;  // of the widest codes that attend_cuda_direct.h multiplies; 0: none
   const CudaJob* jobs = nullptr;
   const CudaRun* runs = nullptr;
   const AttendTask* tasks = nullptr;
@@ -152,8 +154,9 @@ struct CudaAttendCall {
   std::vector<CudaRun> runs;
   bool is_bf16 = false;  // products on tensor cores
   int64_t num_rows = 0;  // room for rows in a task: kCudaF32Rows, kCudaFewRows or cuda_rows()
-  int32_t staged_key_bytes = 0;  // as in CudaAttend
+  int32_t staged_key_bytes = 0;  // as in CudaAttend, and what follows
   int32_t staged_value_bytes = 0;
+  int32_t direct_bits = 0;
 
   int64_t shared_bytes(int64_t head_dim) const;  // that the block of a task needs
 };

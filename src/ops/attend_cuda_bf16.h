@@ -131,6 +131,29 @@ KVQUANT_DEVICE void store_sums(const Warp& warp, const TaskView& view,
   });
 }
 
+// The chosen tiles of a task on top of what `sums` and the states of turn 0 hold already, and its
+// results.
+template <int kRowTiles, int kColumnTiles, class Block, class Sums>
+KVQUANT_DEVICE void add_tiles_bf16(const Block& block, const TaskView& view,
+                                   const AttendShared<Bf16Pair>& shared, TileChoice choice,
+                                   Sums& sums) {
+  constexpr int64_t kRoom = 16 * kRowTiles;
+  const auto add_tile = [&](const CudaTile& tile, int old) {
+    block.warp_phase([&](auto warp) { find_scores<kRowTiles>(warp, shared); });
+    block.warp_phase([&](auto warp) { find_weights(warp, view, tile, shared, kRoom, old); });
+    block.warp_phase(
+        [&](auto warp) { add_values<kRowTiles, kColumnTiles>(warp, shared, sums[warp]); });
+  };
+  const int turn = each_tile(block, view, shared, choice, add_tile);
+  block.warp_phase([&](auto warp) {
+    store_sums<kRowTiles, kColumnTiles>(warp, view, shared, sums[warp], turn);
+  });
+  block.phase([&](int thread) {
+    store_states(view, shared, kRoom, turn, thread);
+    clear_latent_sums(view, thread);
+  });
+}
+
 // Task block.index() of the call. Requires head_dim <= 32 kColumnTiles, at most 16 kRowTiles rows.
 template <int kRowTiles, int kColumnTiles, class Block>
 KVQUANT_DEVICE void attend_task_bf16(const Block& block, const CudaAttend& call) {
@@ -139,19 +162,7 @@ KVQUANT_DEVICE void attend_task_bf16(const Block& block, const CudaAttend& call)
   const auto shared = task_shared<Bf16Pair>(block.shared(), view, kRoom, /*has_sums=*/false);
   typename Block::template PerWarp<WarpSums<Block, kRowTiles, kColumnTiles>> sums;
   block.phase([&](int thread) { clear_shared(shared, kRoom, thread); });
-  const int turn = each_tile(block, view, shared, [&](const CudaTile& tile, int old) {
-    block.warp_phase([&](auto warp) { find_scores<kRowTiles>(warp, shared); });
-    block.warp_phase([&](auto warp) { find_weights(warp, view, tile, shared, kRoom, old); });
-    block.warp_phase(
-        [&](auto warp) { add_values<kRowTiles, kColumnTiles>(warp, shared, sums[warp]); });
-  });
-  block.warp_phase([&](auto warp) {
-    store_sums<kRowTiles, kColumnTiles>(warp, view, shared, sums[warp], turn);
-  });
-  block.phase([&](int thread) {
-    store_states(view, shared, kRoom, turn, thread);
-    clear_latent_sums(view, thread);
-  });
+  add_tiles_bf16<kRowTiles, kColumnTiles>(block, view, shared, TileChoice::kAll, sums);
 }
 
 }  // namespace kvquant

@@ -62,12 +62,13 @@ KVQUANT_DEVICE void attend_task_f32(const Block& block, const CudaAttend& call) 
       shared.sums[i] = 0;
     }
   });
-  const int turn = each_tile(block, view, shared, [&](const CudaTile& tile, int old) {
+  const auto add_tile = [&](const CudaTile& tile, int old) {
     if (tile.run->values.hadamard) rotate_values_back(block, shared);
     block.phase([&](int thread) { find_scores_f32(view, shared, thread); });
     block.warp_phase([&](auto warp) { find_weights(warp, view, tile, shared, kCudaF32Rows, old); });
     block.phase([&](int thread) { add_values_f32(view, shared, thread); });
-  });
+  };
+  const int turn = each_tile(block, view, shared, TileChoice::kAll, add_tile);
   block.phase([&](int thread) {
     store_sums_f32(view, shared, turn, thread);
     store_states(view, shared, kCudaF32Rows, turn, thread);

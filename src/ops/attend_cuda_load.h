@@ -63,12 +63,12 @@ KVQUANT_DEVICE void load_tile(const Block& block, const TaskView& view, const Cu
   });
 }
 
-// fn(tile, turn) for each tile of a task, loaded, `turn` being 0 and 1 in turns; returns the turn
-// behind the last. While a tile is worked on, the next one's codes are on their way.
+// fn(tile, turn) for each chosen tile of a task, loaded, `turn` being 0 and 1 in turns; returns the
+// turn behind the last. While a tile is worked on, the next one's codes are on their way.
 template <class Block, class Pair, class Fn>
 KVQUANT_DEVICE int each_tile(const Block& block, const TaskView& view,
-                             const AttendShared<Pair>& shared, Fn&& fn) {
-  CudaTiles tiles(*view.job, view.call->runs, *view.task);
+                             const AttendShared<Pair>& shared, TileChoice choice, Fn&& fn) {
+  CudaTiles tiles({*view.job, view.call->runs, *view.task}, choice);
   CudaTile next;
   const Half* biased_scales = nullptr;
   int turn = 0;

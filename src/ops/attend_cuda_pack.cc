@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "ops/attend_cuda.h"
+#include "ops/attend_cuda_direct_shared.h"
 #include "ops/attend_cuda_shared.h"
 
 namespace kvquant {
@@ -134,6 +135,18 @@ void stage(int64_t head_dim, std::span<const CudaRun> runs, CudaAttendCall& call
   call.staged_value_bytes = static_cast<int32_t>(values);
 }
 
+// Of the widest codes, if tasks are small and there is a kernel.
+int32_t find_direct_bits(int64_t head_dim, std::span<const CudaRun> runs,
+                         const CudaAttendCall& call) {
+  const bool is_small = call.plan.max_rows <= kDirectRows && call.plan.max_tiles <= kSpanTiles;
+  if (!call.is_bf16 || !is_small || !has_direct_kernel(head_dim)) return 0;
+  int bits = 0;
+  for (const CudaRun& run : runs) {
+    if (is_direct(run)) bits = std::max({bits, run.keys.shape.bits, run.values.shape.bits});
+  }
+  return bits;
+}
+
 }  // namespace
 
 void check_cuda_shape(const AttendShape& shape) {
@@ -159,7 +172,9 @@ AttendCut cuda_cut(bool is_bf16, int64_t head_dim) {
 void size_call(const AttendShape& shape, std::span<const CudaRun> runs, CudaAttendCall& call) {
   const int64_t most = cuda_cut(call.is_bf16, shape.head_dim).block_rows;
   call.num_rows = call.is_bf16 && call.plan.max_rows <= kCudaFewRows ? kCudaFewRows : most;
-  stage(shape.head_dim, runs, call);
+  call.staged_key_bytes = call.staged_value_bytes = 0;
+  call.direct_bits = find_direct_bits(shape.head_dim, runs, call);
+  if (call.direct_bits == 0) stage(shape.head_dim, runs, call);
 }
 
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
@@ -183,8 +198,12 @@ CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> 
 
 int64_t CudaAttendCall::shared_bytes(int64_t head_dim) const {
   const int64_t pair_bytes = is_bf16 ? sizeof(Bf16Pair) : sizeof(FloatPair);
-  return attend_shared_layout(head_dim, num_rows, pair_bytes, !is_bf16).num_bytes +
-         staged_key_bytes + staged_value_bytes;
+  const int64_t num_bytes =
+      attend_shared_layout(head_dim, num_rows, pair_bytes, !is_bf16).num_bytes + staged_key_bytes +
+      staged_value_bytes;
+  if (direct_bits == 0) return num_bytes;
+  const DirectLayout direct = direct_layout(head_dim, direct_bits);
+  return std::max(direct.num_bytes, direct.rest + num_bytes);
 }
 
 CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,
@@ -195,6 +214,7 @@ CudaAttend make_call(const AttendShape& shape, const CudaAttendCall& packed,
   call.log2_scale = shape.scale * kLog2E;
   call.staged_key_bytes = packed.staged_key_bytes;
   call.staged_value_bytes = packed.staged_value_bytes;
+  call.direct_bits = packed.direct_bits;
   call.jobs = packed.jobs.data();
   call.runs = packed.runs.data();
   call.tasks = packed.plan.tasks.data();

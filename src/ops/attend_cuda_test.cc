@@ -80,9 +80,9 @@ TEST(AttendCuda, CodesAreStagedWhereSharedMemoryHasRoom) {
     EXPECT_LE(call.shared_bytes(head_dim), kMostSharedBytes);
     return call;
   };
-  const CudaAttendCall narrow = pack(64, {4, 2}, Precision::kBF16);
-  EXPECT_EQ(narrow.staged_key_bytes, 64 * 64 / 2);
-  EXPECT_EQ(narrow.staged_value_bytes, 64 * 64 / 4);
+  const CudaAttendCall narrow = pack(80, {4, 2}, Precision::kBF16);
+  EXPECT_EQ(narrow.staged_key_bytes, 64 * 80 / 2);
+  EXPECT_EQ(narrow.staged_value_bytes, 64 * 80 / 4);
   const CudaAttendCall wide = pack(256, {8, 8}, Precision::kF32);
   EXPECT_EQ(wide.staged_key_bytes + wide.staged_value_bytes, 0);
 }

@@ -18,8 +18,8 @@ struct CudaCodes {
   const uint32_t* words = nullptr;  // code_words.h
   const Half* scales = nullptr;     // keys: [head_dim]; values: [64]
   const Half* zeros = nullptr;
-  int64_t first_outlier = 0;
-  int64_t num_outliers = 0;
+  uint32_t first_outlier = 0;
+  int32_t num_outliers = 0;
 };
 
 struct CudaTile {
@@ -75,14 +75,20 @@ KVQUANT_DEVICE const void* dense_tile(const CudaSide& side, const CudaCodes& cod
 
 // Entry `index` of a tile's outliers.
 KVQUANT_DEVICE OutlierEntry outlier_at(const CudaCodes& codes, int64_t index) {
-  const int64_t entry = codes.first_outlier + index;
+  const uint32_t entry = codes.first_outlier + static_cast<uint32_t>(index);
   return codes.pages[entry / kOutliersPerPage]->entries[entry % kOutliersPerPage];
 }
 
-// The tiles of a task in the order of attend_plan.h.
-class CudaTiles {
+// Consecutive tiles of a run, of those of a task.
+struct CudaSpan {
+  const CudaRun* run = nullptr;
+  TileRange tiles{};
+};
+
+// The tiles of a task in the order of attend_plan.h, a run at a time.
+class CudaSpans {
  public:
-  KVQUANT_DEVICE CudaTiles(const CudaJob& job, const CudaRun* runs, const AttendTask& task)
+  KVQUANT_DEVICE CudaSpans(const CudaJob& job, const CudaRun* runs, const AttendTask& task)
       : run_(runs + job.first_run),
         end_(run_ + job.num_runs),
         head_(job.head),
@@ -90,47 +96,72 @@ class CudaTiles {
         num_queries_(task.num_queries),
         kind_(task.values),
         skip_(task.first_tile),
-        left_(task.num_tiles) {
-    enter();
+        left_(task.num_tiles) {}
+
+  // Tile `index` of a run.
+  KVQUANT_DEVICE CudaTile find(const CudaRun& run, int64_t index) const {
+    return {&run, index, tile_tokens(run.window, index, position_),
+            find_codes(run.keys, index, head_), find_codes(run.values, index, head_)};
   }
 
-  // The next tile; false when there is none left.
-  KVQUANT_DEVICE bool next(CudaTile& tile) {
-    while (left_ > 0 && run_ < end_ && tile_ == range_.end) {
-      ++run_;
-      enter();
+  // The next ones, at least one tile; false when there are none left.
+  KVQUANT_DEVICE bool next(CudaSpan& span) {
+    for (; left_ > 0 && run_ < end_; ++run_) {
+      if (run_->kind != kind_) continue;
+      const TileRange range = visible_tiles(run_->window, position_, num_queries_);
+      const int64_t count = range.end - range.begin;
+      const int64_t skipped = skip_ < count ? skip_ : count;
+      const int64_t taken = count - skipped < left_ ? count - skipped : left_;
+      skip_ -= skipped;
+      left_ -= taken;
+      if (taken == 0) continue;
+      span = {run_++, {range.begin + skipped, range.begin + skipped + taken}};
+      return true;
     }
-    if (left_ == 0 || run_ == end_) return false;
-    tile.run = run_;
-    tile.index = tile_;
-    tile.tokens = tile_tokens(run_->window, tile_, position_);
-    tile.keys = find_codes(run_->keys, tile_, head_);
-    tile.values = find_codes(run_->values, tile_, head_);
-    ++tile_;
-    --left_;
-    return true;
+    return false;
   }
 
  private:
-  KVQUANT_DEVICE void enter() {
-    if (run_ == end_) return;
-    range_ = {0, 0};
-    tile_ = 0;
-    if (run_->kind != kind_) return;
-    range_ = visible_tiles(run_->window, position_, num_queries_);
-    const int64_t count = range_.end - range_.begin;
-    const int64_t skipped = skip_ < count ? skip_ : count;
-    tile_ = range_.begin + skipped;
-    skip_ -= skipped;
-  }
-
   const CudaRun* run_;
   const CudaRun* end_;
   int64_t head_, position_, num_queries_;
   ValueKind kind_;
   int64_t skip_, left_;
-  int64_t tile_ = 0;
-  TileRange range_{0, 0};
+};
+
+// Whether codes of a side may be looked up where they are multiplied (attend_cuda_direct.h).
+KVQUANT_DEVICE constexpr bool is_direct(const CudaSide& side) {
+  return side.source == TileSource::kCoded && side.shape.bits <= kMaxCodeBits &&
+         !side.shape.has_latents && !side.shape.bands.is_banded() && !side.hadamard;
+}
+KVQUANT_DEVICE constexpr bool is_direct(const CudaRun& run) {
+  return is_direct(run.keys) && is_direct(run.values);
+}
+
+// One tile after the other; all, or those of runs that are not direct.
+enum class TileChoice { kAll, kNotDirect };
+
+class CudaTiles {
+ public:
+  KVQUANT_DEVICE CudaTiles(const CudaSpans& spans, TileChoice choice)
+      : spans_(spans), choice_(choice) {}
+
+  // The next tile; false when there is none left.
+  KVQUANT_DEVICE bool next(CudaTile& tile) {
+    while (index_ == span_.tiles.end ||
+           (choice_ == TileChoice::kNotDirect && is_direct(*span_.run))) {
+      if (!spans_.next(span_)) return false;
+      index_ = span_.tiles.begin;
+    }
+    tile = spans_.find(*span_.run, index_++);
+    return true;
+  }
+
+ private:
+  CudaSpans spans_;
+  TileChoice choice_;
+  CudaSpan span_{};
+  int64_t index_ = 0;
 };
 
 }  // namespace kvquant

@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "kvquant/error.h"
 #include "ops/attend_cuda_bf16.h"
+#include "ops/attend_cuda_direct.h"
 #include "ops/attend_cuda_f32.h"
 #include "ops/attend_cuda_merge.h"
 #include "ops/cuda_block.h"
@@ -27,6 +28,11 @@ void attend_task(const CudaAttendNode& work, const Block& block) {
   if (!has_task(call, block.index())) return;
   const bool is_wide = call.head_dim > kCudaNarrowDim;
   if (!work.is_bf16) return attend_task_f32(block, call);
+  if (call.direct_bits > 0) {
+    return call.head_dim == 64   ? attend_task_direct<4>(block, call)
+           : call.head_dim == 96 ? attend_task_direct<6>(block, call)
+                                 : attend_task_direct<8>(block, call);
+  }
   if (work.num_rows == kCudaFewRows) {
     return is_wide ? attend_task_bf16<1, 8>(block, call) : attend_task_bf16<1, 4>(block, call);
   }
