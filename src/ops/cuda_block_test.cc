@@ -54,7 +54,8 @@ TEST(CudaBlock, ProductsOfHalvesTakeTheirBitsForHalves) {
   Lanes<FragmentC> c;
   for (int lane = 0; lane < 32; ++lane) {
     for (uint32_t& pair : a[lane].pairs) pair = half_pair(0.5f, 1).bits;
-    for (uint32_t& pair : b[lane].pairs) pair = half_pair(3, static_cast<float>(lane / 4)).bits;
+    const int column = lane / 4;
+    for (uint32_t& pair : b[lane].pairs) pair = half_pair(3, static_cast<float>(column)).bits;
   }
   warp.multiply_halves(a, b, c);
   for (int lane = 0; lane < 32; ++lane) {
