@@ -66,7 +66,8 @@ std::vector<int> devices_of(const CommonOptions& options, RunsOn runs_on) {
     check_arg(condition, fmt::format("--device {}: {}", options.device, what));
   };
   check(runs_on == RunsOn::kCpuOrGpu,
-        "this command runs on the CPU only; generate, chat, perplexity and bench run on GPUs");
+        "this command runs on the CPU only; generate, chat, perplexity, eval, bench and "
+        "sweep run on GPUs");
   check(options.weights == "auto",
         "--weights is for the CPU; on GPUs weights are bf16 or f32, as --precision says");
   check(!options.absorb, "--absorb is for the CPU");
@@ -127,7 +128,8 @@ void add_common_flags(CLI::App& command, CommonOptions& options, unsigned flags)
         ->check(CLI::Range(1, 1024));
     command
         .add_option("--device", options.device,
-                    "cpu, cuda[:N] or, for layers on several GPUs, cuda:N,M,...")
+                    "cpu, cuda[:N] or, for layers on several GPUs, cuda:N,M,... (generate, chat, "
+                    "perplexity, eval, bench, sweep)")
         ->capture_default_str();
     command.add_option("--precision", options.precision, "arithmetic of matrix products")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}))
@@ -198,6 +200,10 @@ Precision precision_of(const CommonOptions& options) {
 std::optional<Preset> preset_of(const CommonOptions& options) {
   if (options.preset.empty()) return std::nullopt;
   return get_preset_info(options.model, options.preset);
+}
+
+void check_devices(const CommonOptions& options, RunsOn runs_on) {
+  for (const int index : devices_of(options, runs_on)) find_model_device(index);
 }
 
 Model load_model(const CommonOptions& options, RunsOn runs_on) {

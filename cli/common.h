@@ -57,6 +57,8 @@ enum class RunsOn { kCpu, kCpuOrGpu };
 // With the calibration of --calib or of the preset, which has to fit the model. Throws
 // std::invalid_argument for --device cuda where the command, or a flag beside it, is for CPUs only.
 Model load_model(const CommonOptions& options, RunsOn runs_on = RunsOn::kCpu);
+// What load_model says of --device before it reads anything, where others load the model.
+void check_devices(const CommonOptions& options, RunsOn runs_on);
 Precision precision_of(const CommonOptions& options);
 
 // --kv (each one), or -ctk/-ctv as one spec, and that of --preset; or `defaults`. Prints warnings

@@ -177,7 +177,7 @@ int run(const Options& options) {
   }
   const auto seeds = all_seeds(options, tasks);
   auto specs = specs_of(options.common, {"fp16", "nuq4-1%", "nuq3-1%", "nuq2-1%"});
-  Model model = load_model(options.common);
+  Model model = load_model(options.common, RunsOn::kCpuOrGpu);
   apply_policy(options.policy, options.common, model, load_of(options), specs);
   tell_expanded_layers(options.common, specs, model);
   const auto samples = make_samples(options, tasks, model);

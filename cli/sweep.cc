@@ -124,6 +124,7 @@ int run(SweepOptions& options) {
     print_list(plan, quality);
     return kDone;
   }
+  if (!is_slurm) check_devices(options.common, RunsOn::kCpuOrGpu);
   if (!is_slurm) return measure(plan, quality, options);
   const int64_t num_failed = run_on_slurm(plan, options.slurm, options.common.quiet);
   print_results(plan, options);

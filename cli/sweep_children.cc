@@ -127,18 +127,21 @@ void run_here(const SweepPlan& plan, const SweepOptions& options) {
   Json document = plan.document(item);
   Json& result = document["results"][0];
   try {
-    Model model = load_model(options.common);
+    Model model = load_model(options.common, RunsOn::kCpuOrGpu);
     EnergyOptions energy = energy_options(options.energy);
-    energy.sources.gpu_id = -1;  // nothing runs on one
+    energy.sources.gpu_id = -1;  // not counted, see below
     EnergyMeter meter(energy);
     ModelBenchOptions bench;
     bench.ubatch = options.common.ubatch;
     bench.seed = options.common.seed;
-    bench.energy = &meter;
+    // Of GPUs it isn't counted: a figure of the rest of the machine alone would mislead.
+    bench.energy = model.is_on_device() ? nullptr : &meter;
     document["model"] = model_info(model);
     document["config"]["carbon_kg_per_kwh"] = energy.carbon_kg_per_kwh;
     result.update(run_point(model, item.point, limits_of(options), bench,
                             progress_on_stderr(options.common, item.name)));
+  } catch (const OutOfMemory& error) {  // of a model on a GPU
+    result.update(out_of_memory_fields(error.what()));
   } catch (const std::bad_alloc&) {  // of the model
     result.update(out_of_memory_fields("the system gave no more memory"));
   }

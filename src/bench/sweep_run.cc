@@ -171,7 +171,7 @@ Json run_largest(Model& model, SweepPoint point, const SweepLimits& limits,
                  const ModelBenchOptions& base, const Progress& progress) {
   const int64_t budget = limits.memory_budget;
   const int64_t num_tokens = point.prompt + point.gen;
-  const auto forecast = forecast_cache(model.transformer().kv_shape(), point.spec, model.pool());
+  const auto forecast = forecast_cache(model.kv_shape(), point.spec, model.pool());
   if (forecast.largest_batch(budget, num_tokens) > 0) {
     const double bytes = sequence_bytes(model, point, forecast, base, progress);
     point.batch = static_cast<int64_t>(static_cast<double>(budget) / bytes);
@@ -235,7 +235,7 @@ Json run_point(Model& model, const SweepPoint& point, const SweepLimits& limits,
   }
   const int64_t budget = limits.memory_budget;
   if (budget > 0) {
-    const auto forecast = forecast_cache(model.transformer().kv_shape(), point.spec, model.pool());
+    const auto forecast = forecast_cache(model.kv_shape(), point.spec, model.pool());
     const double bytes = forecast.bytes(point.prompt + point.gen, point.batch);
     constexpr double kForecastError = 1.02;  // forecasts are within 2%
     if (bytes > kForecastError * static_cast<double>(budget)) {

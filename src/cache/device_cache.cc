@@ -37,7 +37,8 @@ DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const Rope
   check_arg(0 < max_tokens_ && max_tokens_ <= rope.num_positions(),
             fmt::format("cache: {} tokens are not in [1, {}], the positions of the model",
                         max_tokens_, rope.num_positions()));
-  check_arg(chunk_tokens_ > 0 && options.num_sequences > 0 && options.pool_bytes >= 0,
+  check_arg(chunk_tokens_ > 0 && options.num_sequences > 0 && options.pool_bytes >= 0 &&
+                options.num_forks >= 0 && options.fork_tokens >= 0,
             "cache: limits must be positive");
   for (size_t i = 0; i < plans_.impl_->plans.size(); ++i) {
     check_built(plans_.impl_->plans[i], static_cast<int64_t>(i));
@@ -56,7 +57,10 @@ void DeviceCache::set_aside(const RopeTable& rope, const DeviceCacheOptions& opt
     for (int64_t layer = split_.first_layer(i); layer < split_.ends[i]; ++layer) {
       const LayerPlan& plan = plans[static_cast<size_t>(layer)];
       layers_.push_back(places_[i]->add_layer(plan));
-      bytes[i] += default_pool_bytes(plan, max_tokens_, options.num_sequences);
+      bytes[i] += options.num_sequences * default_pool_bytes(plan, max_tokens_, max_tokens_);
+      // A fork copies the block that it goes on in.
+      const int64_t own = std::min(max_tokens_, options.fork_tokens + plans_.spec().block);
+      bytes[i] += options.num_forks * default_pool_bytes(plan, own, max_tokens_);
       if (plan.mode == CacheMode::kStrict) continue;
       const int64_t num_sides = (plan.key.nuq ? 1 : 0) + (plan.value.nuq ? 1 : 0);
       pending[i] += num_sides * (chunk_tokens_ + kTileTokens);

@@ -27,8 +27,11 @@ struct DeviceCacheOptions {
   int64_t max_tokens = 0;  // of a sequence; 0: the positions of the RoPE table
   int64_t chunk_tokens =
       512;  // appended to a layer before it is settled, by all sequences together
-  // For blocks, pages, sinks and windows; 0: what num_sequences of max_tokens take, with as many
-  // outliers as normal data has and half as many more.
+  // Beside those sequences: forks that append up to fork_tokens each.
+  int64_t num_forks = 0;
+  int64_t fork_tokens = 0;
+  // For blocks, pages, sinks and windows; 0: what num_sequences of max_tokens and the forks take,
+  // with as many outliers as normal data has and half as many more.
   int64_t pool_bytes = 0;
   std::shared_ptr<const Calibration> calibration = nullptr;  // null: none
 };

@@ -109,7 +109,7 @@ DeviceLayerPlan DevicePlace::add_layer(const LayerPlan& plan) {
   return out;
 }
 
-int64_t default_pool_bytes(const LayerPlan& plan, int64_t max_tokens, int64_t num_sequences) {
+int64_t default_pool_bytes(const LayerPlan& plan, int64_t own_tokens, int64_t max_tokens) {
   const auto pieces = [](int64_t bytes) {
     return (bytes + DeviceArena::kUnit - 1) / DeviceArena::kUnit * DeviceArena::kUnit;
   };
@@ -118,8 +118,11 @@ int64_t default_pool_bytes(const LayerPlan& plan, int64_t max_tokens, int64_t nu
   for (const SidePlan* side : {&plan.key, &plan.value}) {
     const int64_t num_tiles = side->nuq ? side->nuq->shape.num_tiles : side->dense->tiles_per_block;
     const int64_t block_tokens = num_tiles * kTileTokens;
-    const int64_t num_blocks = (max_tokens + block_tokens - 1) / block_tokens;
-    total += 2 * DeviceTable<std::byte>::most_bytes(1, num_blocks);  // old beside new
+    const auto blocks_of = [&](int64_t tokens) {
+      return (tokens + block_tokens - 1) / block_tokens;
+    };
+    const int64_t num_blocks = blocks_of(own_tokens);
+    total += 2 * DeviceTable<std::byte>::most_bytes(1, blocks_of(max_tokens));  // old beside new
     if (side->dense) {
       total += num_blocks * pieces(side->dense->block_bytes());
       continue;
@@ -132,13 +135,16 @@ int64_t default_pool_bytes(const LayerPlan& plan, int64_t max_tokens, int64_t nu
       total += 2 * pieces(num_segments * 4 * row_bytes);
     }
     if (!nuq.shape.has_outliers) continue;
-    const double entries =
-        1.5 * nuq.outlier_percent / 100 * static_cast<double>(max_tokens * nuq.shape.head_dim);
-    const auto num_pages = static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
-    total += nuq.shape.num_kv_heads * num_pages * pieces(sizeof(OutlierPage));
-    total += 2 * DeviceTable<OutlierPage>::most_bytes(nuq.shape.num_kv_heads, num_pages);
+    const auto pages_of = [&](int64_t tokens) {
+      const double entries =
+          1.5 * nuq.outlier_percent / 100 * static_cast<double>(tokens * nuq.shape.head_dim);
+      return static_cast<int64_t>(std::ceil(entries / kOutliersPerPage)) + 2;
+    };
+    const int64_t num_heads = nuq.shape.num_kv_heads;
+    total += num_heads * pages_of(own_tokens) * pieces(sizeof(OutlierPage));
+    total += 2 * DeviceTable<OutlierPage>::most_bytes(num_heads, pages_of(max_tokens));
   }
-  return total * num_sequences;
+  return total;
 }
 
 }  // namespace kvquant

@@ -57,8 +57,8 @@ class DevicePlace {
   DeviceAttention attention_;
 };
 
-// What num_sequences of max_tokens take in a layer, with as many outliers as normal data has and
-// half as many more.
-int64_t default_pool_bytes(const LayerPlan& plan, int64_t max_tokens, int64_t num_sequences);
+// What a sequence of max_tokens takes in a layer, with as many outliers as normal data has and half
+// as many more, when blocks and pages of all but own_tokens are shared with another one.
+int64_t default_pool_bytes(const LayerPlan& plan, int64_t own_tokens, int64_t max_tokens);
 
 }  // namespace kvquant

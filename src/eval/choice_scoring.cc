@@ -8,7 +8,7 @@
 namespace kvquant {
 namespace {
 
-using SequenceId = KvCache::SequenceId;
+using SequenceId = Runner::SequenceId;
 
 constexpr int64_t kLogitRows = 32;  // held at once
 
@@ -21,7 +21,7 @@ struct Reading {
 
 class ChoiceScorer {
  public:
-  ChoiceScorer(Model& model, KvCache& cache) : model_(model), cache_(cache) {}
+  ChoiceScorer(Model& model, Runner& runner) : model_(model), runner_(runner) {}
 
   // Adds to `out`, one for one, what tokens [begin, begin + size) of the readings predict, each of
   // `size` its own.
@@ -34,15 +34,14 @@ class ChoiceScorer {
       chunks.push_back(
           {reading->sequence, rest.first(std::min(rest.size(), static_cast<size_t>(ubatch)))});
     }
-    const auto hidden = model_.transformer().forward(chunks, cache_);
+    runner_.forward(chunks);
     int64_t row = 0;
     for (size_t i = 0; i < readings.size(); ++i) {
       const auto size = std::ssize(chunks[i].tokens);
       const int64_t first = std::max(begin, readings[i]->first_scored);
       for (int64_t at = first; at < begin + size; at += kLogitRows) {
         const int64_t count = std::min(kLogitRows, begin + size - at);
-        const float* rows = &hidden(row + at - begin, 0);
-        score({rows, {count, hidden.shape[1]}, {hidden.shape[1], 1}},
+        score({row + at - begin, count},
               std::span(choices[i]->tokens)
                   .subspan(static_cast<size_t>(at - readings[i]->first_scored)),
               *out[i]);
@@ -52,12 +51,14 @@ class ChoiceScorer {
   }
 
  private:
-  void score(TensorView<const float, 2> hidden, std::span<const int32_t> next,
-             ChoiceLikelihood& out) {
+  struct Rows {  // of the last forward
+    int64_t first, count;
+  };
+  void score(Rows rows, std::span<const int32_t> next, ChoiceLikelihood& out) {
     const int64_t vocab = model_.config().vocab_size;
     logits_.reserve_discarding(kLogitRows * vocab);
-    model_.transformer().logits(hidden, row_major(logits_.data(), {hidden.shape[0], vocab}));
-    for (int64_t i = 0; i < hidden.shape[0]; ++i) {
+    runner_.logits(rows.first, row_major(logits_.data(), {rows.count, vocab}));
+    for (int64_t i = 0; i < rows.count; ++i) {
       const std::span logits(logits_.data() + i * vocab, static_cast<size_t>(vocab));
       const int32_t token = next[static_cast<size_t>(i)];
       out.log_likelihood += logits[static_cast<size_t>(token)] - log_sum_exp(logits);
@@ -66,24 +67,24 @@ class ChoiceScorer {
   }
 
   Model& model_;
-  KvCache& cache_;
+  Runner& runner_;
   Buffer<float> logits_;  // [kLogitRows, vocab_size]
 };
 
 }  // namespace
 
-std::vector<ChoiceLikelihood> score_choices(Model& model, KvCache& cache, SequenceId context,
+std::vector<ChoiceLikelihood> score_choices(Model& model, Runner& runner, SequenceId context,
                                             const EvalQuestion& question, int64_t ubatch) {
   std::vector<ChoiceLikelihood> out(question.choices.size());
   std::vector<Reading> readings;
   int64_t total = 0;
   for (const EvalChoice& choice : question.choices) {
-    Reading reading{cache.fork(context), question.tokens, std::ssize(question.tokens) - 1};
+    Reading reading{runner.fork(context), question.tokens, std::ssize(question.tokens) - 1};
     reading.tokens.insert(reading.tokens.end(), choice.tokens.begin(), choice.tokens.end() - 1);
     total += std::ssize(reading.tokens);
     readings.push_back(std::move(reading));
   }
-  ChoiceScorer scorer(model, cache);
+  ChoiceScorer scorer(model, runner);
   if (total <= ubatch) {
     std::vector<Reading*> all;
     std::vector<const EvalChoice*> choices;
@@ -102,8 +103,8 @@ std::vector<ChoiceLikelihood> score_choices(Model& model, KvCache& cache, Sequen
     }
   }
   for (size_t i = 0; i < readings.size(); ++i) {
-    out[i].compressed_tokens = cache.num_compressed_tokens(readings[i].sequence);
-    cache.drop(readings[i].sequence);
+    out[i].compressed_tokens = runner.num_compressed_tokens(readings[i].sequence);
+    runner.drop(readings[i].sequence);
   }
   return out;
 }

@@ -4,9 +4,9 @@
 
 #include <vector>
 
-#include "cache/kv_cache.h"
 #include "eval/eval_sample.h"
 #include "model/model.h"
+#include "model/runner.h"
 
 namespace kvquant {
 
@@ -17,9 +17,10 @@ struct ChoiceLikelihood {
 };
 
 // Reads question and choices behind `context` in chunks of at most `ubatch` tokens, then forgets
-// them. Independent of what else the cache holds. Throws what Transformer::forward does.
-std::vector<ChoiceLikelihood> score_choices(Model& model, KvCache& cache,
-                                            KvCache::SequenceId context,
+// them. Independent of what else the runner, the model's, holds. Throws what Runner::forward
+// does.
+std::vector<ChoiceLikelihood> score_choices(Model& model, Runner& runner,
+                                            Runner::SequenceId context,
                                             const EvalQuestion& question, int64_t ubatch);
 
 // What they say of the metric (kChoice, kLastWord), into question `q` of the result. acc_norm

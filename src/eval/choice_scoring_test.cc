@@ -44,13 +44,12 @@ TEST(ChoiceScoring, AgreesWithPerplexity) {
                                     {" named Lily who went to the park.", " stone stone."});
   auto before = sample.context;
   before.push_back(sample.questions[0].tokens[0]);
-  KvCache cache(model.transformer().kv_shape(), parse_spec("fp16"), CacheMode::kStrict,
-                model.transformer().rope_table(), model.pool());
-  const auto context = cache.add_sequence();
+  const auto runner = make_runner(model, {.spec = parse_spec("fp16"), .mode = CacheMode::kStrict});
+  const auto context = runner->add_sequence();
   const ForwardChunk chunk{context, sample.context};
-  model.transformer().forward({&chunk, 1}, cache);
+  runner->forward({&chunk, 1});
   for (const int64_t ubatch : {512, 3}) {
-    const auto out = score_choices(model, cache, context, sample.questions[0], ubatch);
+    const auto out = score_choices(model, *runner, context, sample.questions[0], ubatch);
     ASSERT_EQ(out.size(), 2u);
     for (size_t i = 0; i < 2; ++i) {
       auto all = before;

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "eval/context_reader.h"
+#include "model/runner.h"
 
 namespace kvquant {
 namespace {
@@ -43,6 +44,28 @@ std::vector<size_t> order_of(std::span<const Continuation> requests) {
   return order;
 }
 
+// What devices set aside: a context and, as forks of it, the beginnings that are kept and its
+// continuations.
+RunnerOptions runner_options(std::span<const Continuation> requests,
+                             const std::vector<size_t>& order, const SampleRunOptions& options) {
+  RunnerOptions out{
+      .spec = options.spec, .mode = options.mode, .max_tokens = 1, .chunk_tokens = options.ubatch};
+  int64_t num_kept = 0, most_alike = 0, num_alike = 0;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const bool is_like_last =
+        i > 0 && std::ranges::equal(requests[order[i]].context, requests[order[i - 1]].context);
+    num_alike = is_like_last ? num_alike + 1 : 1;
+    most_alike = std::max(most_alike, num_alike);
+  }
+  for (const auto& [context, tokens] : requests) {
+    num_kept = std::max<int64_t>(num_kept, std::ssize(context) / options.ubatch);
+    out.max_tokens = std::max(out.max_tokens, std::ssize(context) + std::ssize(tokens) - 1);
+    out.fork_tokens = std::max<int64_t>(out.fork_tokens, std::ssize(tokens));
+  }
+  out.num_forks = num_kept + most_alike;
+  return out;
+}
+
 }  // namespace
 
 std::vector<ChoiceLikelihood> score_continuations(Model& model,
@@ -50,10 +73,9 @@ std::vector<ChoiceLikelihood> score_continuations(Model& model,
                                                   const SampleRunOptions& options,
                                                   const Progress& progress) {
   check(model, requests, options);
-  KvCache cache(model.transformer().kv_shape(), options.spec, options.mode,
-                model.transformer().rope_table(), model.pool(), model.calibration());
-  ContextReader reader(model.transformer(), cache, options.ubatch);
   const std::vector<size_t> order = order_of(requests);
+  const auto runner = make_runner(model, runner_options(requests, order, options));
+  ContextReader reader(*runner, options.ubatch);
   const auto context_at = [&](size_t at) {  // without the token that predicts the first one
     if (at == order.size()) return std::span<const int32_t>();
     const auto context = requests[order[at]].context;
@@ -65,15 +87,15 @@ std::vector<ChoiceLikelihood> score_continuations(Model& model,
     const auto context = requests[order[begin]].context;
     size_t end = begin + 1;
     while (end < order.size() && std::ranges::equal(requests[order[end]].context, context)) ++end;
-    const KvCache::SequenceId sequence = reader.read(context_at(begin), context_at(end));
+    const Runner::SequenceId sequence = reader.read(context_at(begin), context_at(end));
     EvalQuestion question{.tokens = {context.back()}};
     for (size_t i = begin; i < end; ++i) {
       const auto tokens = requests[order[i]].tokens;
       question.choices.push_back({.tokens = {tokens.begin(), tokens.end()}});
     }
-    const auto scores = score_choices(model, cache, sequence, question, options.ubatch);
+    const auto scores = score_choices(model, *runner, sequence, question, options.ubatch);
     for (size_t i = begin; i < end; ++i) out[order[i]] = scores[i - begin];
-    cache.drop(sequence);
+    runner->drop(sequence);
     begin = end;
     report(progress, static_cast<int64_t>(end), std::ssize(requests));
   }

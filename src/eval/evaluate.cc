@@ -5,8 +5,8 @@
 
 #include "base/check.h"
 #include "base/hash.h"
-#include "cache/kv_cache.h"
 #include "model/calibration_source.h"
+#include "model/runner.h"
 
 namespace kvquant {
 namespace {
@@ -67,9 +67,8 @@ void check_evaluation(Model& model, const EvaluationOptions& options) {
     check_spec_fits(spec, static_cast<int>(model.config().num_layers),
                     static_cast<int>(model.config().head_dim));
     check_spec_built(spec);
-    // What a calibration has to hold is known to the cache alone.
-    const KvCache cache(model.transformer().kv_shape(), spec, options.mode,
-                        model.transformer().rope_table(), model.pool(), model.calibration());
+    // What a calibration has to hold, and what devices have, is known to the cache alone.
+    make_runner(model, {.spec = spec, .mode = options.mode, .max_tokens = 1, .chunk_tokens = 1});
   }
 }
 

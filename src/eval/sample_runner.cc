@@ -7,12 +7,13 @@
 #include "base/check.h"
 #include "eval/choice_scoring.h"
 #include "eval/context_reader.h"
+#include "model/runner.h"
 #include "ops/log_softmax.h"
 
 namespace kvquant {
 namespace {
 
-using SequenceId = KvCache::SequenceId;
+using SequenceId = Runner::SequenceId;
 
 // One question being answered.
 struct Answer {
@@ -26,8 +27,8 @@ struct Answer {
 
 class Answering {
  public:
-  Answering(Model& model, KvCache& cache, int64_t ubatch)
-      : model_(model), cache_(cache), ubatch_(ubatch), eos_(model.checkpoint().eos_token_ids()) {}
+  Answering(Model& model, Runner& runner, int64_t ubatch)
+      : model_(model), runner_(runner), ubatch_(ubatch), eos_(model.checkpoint().eos_token_ids()) {}
 
   // All of a batch's answers, side by side, into its results; their sequences are dropped.
   void run(std::span<const EvalSample> samples, std::span<const size_t> batch,
@@ -46,8 +47,8 @@ class Answering {
       result.scores[answer.question] = score_answer(samples[batch[answer.sample]].metric,
                                                     answer.text, question_of(answer).references);
       result.compressed_tokens =
-          std::max(result.compressed_tokens, cache_.num_compressed_tokens(answer.sequence));
-      cache_.drop(answer.sequence);
+          std::max(result.compressed_tokens, runner_.num_compressed_tokens(answer.sequence));
+      runner_.drop(answer.sequence);
     }
   }
 
@@ -59,9 +60,8 @@ class Answering {
       const int64_t size = std::min(ubatch_, length - at);
       const ForwardChunk chunk{
           answer.sequence, question.subspan(static_cast<size_t>(at), static_cast<size_t>(size))};
-      const auto hidden = model_.transformer().forward({&chunk, 1}, cache_);
-      if (at + size < length) continue;
-      read_logits({&hidden(size - 1, 0), {1, hidden.shape[1]}, {hidden.shape[1], 1}});
+      runner_.forward({&chunk, 1});
+      if (at + size == length) read_logits(size - 1, 1);
     }
     return take(answer, 0);
   }
@@ -72,7 +72,8 @@ class Answering {
     for (const Answer* answer : answers) {
       chunks.push_back({answer->sequence, {&answer->tokens.back(), 1}});
     }
-    read_logits(model_.transformer().forward(chunks, cache_));
+    runner_.forward(chunks);
+    read_logits(0, std::ssize(chunks));
     std::vector<Answer*> going_on;
     for (size_t i = 0; i < answers.size(); ++i) {
       if (take(*answers[i], static_cast<int64_t>(i))) going_on.push_back(answers[i]);
@@ -80,10 +81,11 @@ class Answering {
     return going_on;
   }
 
-  void read_logits(TensorView<const float, 2> hidden) {
+  // Of rows of the last forward.
+  void read_logits(int64_t first_row, int64_t num_rows) {
     const int64_t vocab = model_.config().vocab_size;
-    logits_.reserve_discarding(hidden.shape[0] * vocab);
-    model_.transformer().logits(hidden, row_major(logits_.data(), {hidden.shape[0], vocab}));
+    logits_.reserve_discarding(num_rows * vocab);
+    runner_.logits(first_row, row_major(logits_.data(), {num_rows, vocab}));
   }
 
   static bool has_line(const std::string& text) {
@@ -105,7 +107,7 @@ class Answering {
   }
 
   Model& model_;
-  KvCache& cache_;
+  Runner& runner_;
   int64_t ubatch_;
   std::vector<int32_t> eos_;
   Buffer<float> logits_;  // [rows of one call, vocab_size]
@@ -137,6 +139,33 @@ void check_samples(const Model& model, std::span<const EvalSample> samples,
   }
 }
 
+// What devices set aside: the contexts of a batch and, as forks of them, the beginnings that are
+// kept and what is read behind contexts.
+RunnerOptions runner_options(std::span<const EvalSample> samples, const SampleBatches& batches,
+                             const SampleRunOptions& options) {
+  RunnerOptions out{.spec = options.spec, .mode = options.mode, .max_tokens = 1};
+  int64_t num_kept = 0, most_side_by_side = 1, most_answers = 0;
+  for (const auto& batch : batches) {
+    int64_t num_answers = 0;
+    for (const size_t i : batch) {
+      const EvalSample& sample = samples[i];
+      const int64_t context = std::ssize(sample.context);
+      num_kept = std::max(num_kept, context / options.ubatch);
+      out.max_tokens = std::max(out.max_tokens, num_tokens(sample));
+      out.fork_tokens = std::max(out.fork_tokens, num_tokens(sample) - context);
+      if (!asks_likelihoods(sample)) num_answers += std::ssize(sample.questions);
+      for (const EvalQuestion& question : sample.questions) {
+        most_side_by_side = std::max<int64_t>(most_side_by_side, std::ssize(question.choices));
+      }
+    }
+    out.num_sequences = std::max<int64_t>(out.num_sequences, std::ssize(batch));
+    most_answers = std::max(most_answers, num_answers);
+  }
+  out.num_forks = num_kept + std::max(most_answers, most_side_by_side);
+  out.chunk_tokens = std::max(options.ubatch, most_answers);
+  return out;
+}
+
 }  // namespace
 
 SampleBatches make_batches(std::span<const EvalSample> samples, int64_t batch_size) {
@@ -161,10 +190,9 @@ void run_samples(Model& model, std::span<const EvalSample> samples, const Sample
                  const SampleRunOptions& options, const SampleSink& done,
                  const Progress& progress) {
   check_samples(model, samples, options);
-  KvCache cache(model.transformer().kv_shape(), options.spec, options.mode,
-                model.transformer().rope_table(), model.pool(), model.calibration());
-  ContextReader reader(model.transformer(), cache, options.ubatch);
-  Answering answering(model, cache, options.ubatch);
+  const auto runner = make_runner(model, runner_options(samples, batches, options));
+  ContextReader reader(*runner, options.ubatch);
+  Answering answering(model, *runner, options.ubatch);
   std::vector<size_t> order;
   for (const auto& batch : batches) order.insert(order.end(), batch.begin(), batch.end());
   int64_t total = 0, num_done = 0;
@@ -184,20 +212,20 @@ void run_samples(Model& model, std::span<const EvalSample> samples, const Sample
       if (asks_likelihoods(sample)) {
         for (size_t q = 0; q < sample.questions.size(); ++q) {
           const auto likelihoods =
-              score_choices(model, cache, context, sample.questions[q], options.ubatch);
+              score_choices(model, *runner, context, sample.questions[q], options.ubatch);
           keep_choice_scores(sample, q, likelihoods, results[b]);
         }
-        results[b].compressed_tokens = cache.num_compressed_tokens(context);
+        results[b].compressed_tokens = runner->num_compressed_tokens(context);
       } else {
         for (size_t q = 0; q < sample.questions.size(); ++q) {
           answers.push_back({.sample = b,
                              .question = q,
-                             .sequence = cache.fork(context),
+                             .sequence = runner->fork(context),
                              .max_tokens = sample.max_new_tokens,
                              .stop = sample.stop});
         }
       }
-      cache.drop(context);
+      runner->drop(context);
       num_done += num_tokens(sample);
       report(progress, std::min(num_done, total - 1), total);  // the end is told below
     }

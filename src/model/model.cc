@@ -95,6 +95,10 @@ Transformer& Model::transformer() {
 DeviceTransformer& Model::device_transformer() { return *on_device_->transformer; }
 const std::string& Model::device_name() const { return on_device_->name; }
 
+KvShape Model::kv_shape() const {
+  return is_on_device() ? on_device_->transformer->kv_shape() : transformer_->kv_shape();
+}
+
 void Model::load_transformer(const ModelOptions& options) {
   precision_ = options.precision.value_or(default_precision());
   if (!options.devices.empty()) {

@@ -57,6 +57,7 @@ class Model {
   // Of a model on devices.
   DeviceTransformer& device_transformer();
   const std::string& device_name() const;  // of several: one after the other
+  KvShape kv_shape() const;                // wherever the model is
 
   // What caches of this model take their codebooks and ranges from; null until it is set. Throws
   // std::invalid_argument when it was made for another model.

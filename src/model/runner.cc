@@ -115,6 +115,8 @@ DeviceCacheOptions device_options(const Model& model, const RunnerOptions& optio
           .num_sequences = options.num_sequences,
           .max_tokens = options.max_tokens,
           .chunk_tokens = options.chunk_tokens,
+          .num_forks = options.num_forks,
+          .fork_tokens = options.fork_tokens,
           .calibration = model.calibration()};
 }
 
@@ -170,9 +172,11 @@ std::unique_ptr<Runner> make_runner(Model& model, const RunnerOptions& options) 
     return std::make_unique<DeviceRunner>(model, options);
   } catch (const OutOfMemory& error) {
     const int64_t most = options.max_tokens == 0 ? model.config().max_context : options.max_tokens;
-    throw OutOfMemory(fmt::format(
-        "{}: memory is set aside for {} sequences of up to {} tokens; a smaller context needs less",
-        error.what(), options.num_sequences, most));
+    throw OutOfMemory(
+        fmt::format("{}: memory is set aside for {} sequences of up to {} tokens{}; a smaller "
+                    "context needs less",
+                    error.what(), options.num_sequences, most,
+                    options.num_forks == 0 ? "" : fmt::format(" and {} forks", options.num_forks)));
   }
 }
 

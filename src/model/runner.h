@@ -20,6 +20,8 @@ struct RunnerOptions {
   int64_t num_sequences = 1;
   int64_t max_tokens = 0;      // of a sequence; 0: the model's context
   int64_t chunk_tokens = 512;  // of one forward, all sequences together
+  int64_t num_forks = 0;       // beside the sequences
+  int64_t fork_tokens = 0;     // that a fork appends
 };
 
 // Functions are those of Transformer and KvCache and throw what they do.

@@ -142,6 +142,46 @@ TEST_F(OnADevice, ChatForgetsWhenTheContextIsFullAndRefusesFiles) {
   EXPECT_EQ(device.out, run(chat, path("lines")).out);
 }
 
+TEST_F(OnADevice, EvalGivesTheScoresOfTheCpu) {
+  write_file_atomic(path("piqa.jsonl"),
+                    R"({"goal": "To sit", "sol1": "use a chair", "sol2": "fly", "label": 0}
+{"goal": "To eat", "sol1": "use a spoon", "sol2": "use a car", "label": 0}
+{"goal": "To run", "sol1": "sleep", "sol2": "go to the park", "label": 1}
+)");
+  // ubatch below the contexts: their beginnings are kept as forks.
+  const auto [device, cpu] = run_both(
+      "eval -m embedded --tasks passkey,piqa --context-lengths 250 --limit 3 --ubatch 64 "
+      "--batch-size 2 --precision f32 --kv nuq4-1%,block=64 --data " +
+          path(""),
+      "reference");
+  ASSERT_EQ(device["results"].size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    const json &mine = device["results"][i], &other = cpu["results"][i];
+    SCOPED_TRACE(mine["task"].get<std::string>() + ", " + mine["spec"].get<std::string>());
+    EXPECT_EQ(mine["task"], other["task"]);
+    EXPECT_EQ(mine["compressed_tokens"], other["compressed_tokens"]);
+    EXPECT_EQ(mine["cells"], other["cells"]);
+    if (!mine.contains("nll,none")) continue;
+    EXPECT_NEAR(mine["nll,none"].get<double>(), other["nll,none"].get<double>(), 1e-2);
+    EXPECT_EQ(mine["acc,none"], other["acc,none"]);
+  }
+  EXPECT_EQ(device["config"]["device_name"], "emulated by the CPU");
+}
+
+TEST_F(OnADevice, SweepMeasuresOnDevices) {
+  const Outcome outcome =
+      run("sweep -m embedded -q --device cuda:0,1 --warmup 1 --min-repetitions 1 "
+          "--max-repetitions 1 --powercap /nonexistent --configs len16_batch2_gen2_nuq4 -o " +
+          path("results") + " --json " + path("all.json"));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json document = json::parse(read_text(path("all.json")));
+  const json& result = document["results"][0];
+  EXPECT_EQ(result["status"], "ok");
+  EXPECT_EQ(result["batch"], 2);
+  EXPECT_GT(result["decode_tokens_per_s"], 0);
+  EXPECT_FALSE(result.contains("decode_joules")) << "of GPUs it isn't counted";
+}
+
 TEST_F(OnADevice, WhatDevicesDoNotHaveIsRefusedInOneLine) {
   const auto expect_told = [&](const std::string& arguments, int code, const std::string& part) {
     const Outcome outcome = run(arguments);
