@@ -171,7 +171,7 @@ TEST_F(OnADevice, EvalGivesTheScoresOfTheCpu) {
 TEST_F(OnADevice, SweepMeasuresOnDevices) {
   const Outcome outcome =
       run("sweep -m embedded -q --device cuda:0,1 --warmup 1 --min-repetitions 1 "
-          "--max-repetitions 1 --powercap /nonexistent --configs len16_batch2_gen2_nuq4 -o " +
+          "--max-repetitions 1 --powercap /nonexistent --config len16_batch2_gen2_nuq4 -o " +
           path("results") + " --json " + path("all.json"));
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const json document = json::parse(read_text(path("all.json")));
