@@ -11,6 +11,7 @@
 #include "bench/roofline.h"
 #include "cli/bench_alloc.h"
 #include "cli/bench_baseline.h"
+#include "cli/bench_energy.h"
 #include "cli/bench_harness.h"
 #include "cli/bench_kernels.h"
 #include "cli/commands.h"
@@ -27,6 +28,7 @@ struct Options {
   std::vector<int> threads = {0};     // 0: all cores
   std::vector<std::string> combined;  // "P,N"
   std::string output = "md";
+  std::string nvml;  // a library in place of the system's
   bool peaks = false;
   BaselineOptions baseline;
 };
@@ -71,6 +73,7 @@ Json result_of(const ModelBenchRow& row, int num_threads) {
                  {"cache_bytes", row.cache_bytes},
                  {"peak_cache_bytes", row.peak_cache_bytes},
                  {"peak_rss_bytes", row.peak_rss_bytes}});
+  result.update(energy_fields(row));
   return result;
 }
 
@@ -171,6 +174,8 @@ int run(const Options& options, bool has_output) {
     become_baseline(baseline, common, bench);
   }
   check_arg(options.baseline.gguf.empty(), "--gguf needs --baseline");
+  const auto meter = gpu_meter(options.common.device, options.nvml);
+  bench.energy = meter.get();
   Results results;
   results.table = {{"model", "cache", "threads", "test", "tokens/s", "x first spec", "cache bytes",
                     "cache peak"}};
@@ -230,6 +235,8 @@ void add_bench(CLI::App& app, int& exit_code) {
   auto* output = command->add_option("-o,--output", options->output, "md, csv, json or jsonl")
                      ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}))
                      ->capture_default_str();
+  command->add_option("--nvml", options->nvml,
+                      "with --device cuda: library of NVIDIA's counters of energy");
   command->add_flag("--peaks", options->peaks,
                     "measure what the machine reads and multiplies at best, too");
   command->add_flag(

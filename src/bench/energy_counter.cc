@@ -5,7 +5,8 @@
 namespace kvquant {
 
 EnergyCounters find_energy_counters(const EnergySources& sources) {
-  EnergyCounters found = find_rapl(sources.powercap);
+  EnergyCounters found;
+  if (!sources.powercap.empty()) found = find_rapl(sources.powercap);
   if (sources.gpu_id < 0) return found;
   EnergyCounters gpu = find_nvml(sources.nvml, sources.gpu_id);
   for (auto& counter : gpu.counters) found.counters.push_back(std::move(counter));

@@ -35,7 +35,7 @@ EnergyCounters find_rapl(const std::string& powercap);
 EnergyCounters find_nvml(const std::string& library, int gpu_id);
 
 struct EnergySources {
-  std::string powercap = "/sys/class/powercap";
+  std::string powercap = "/sys/class/powercap";  // empty: processors are not asked
   std::string nvml = "libnvidia-ml.so.1";
   int gpu_id = 0;  // below 0: GPUs are not asked
 };

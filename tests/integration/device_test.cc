@@ -129,6 +129,25 @@ TEST_F(OnADevice, BenchNamesTheDeviceAndLeavesTheDepthAsItWas) {
   }
 }
 
+TEST_F(OnADevice, BenchSaysWhatTheGpuTakesWhereItCounts) {
+  const std::string bench = "bench -m embedded -q -p 16 -n 0 -r 2 --json - --device cuda:";
+  const auto result = [&](const std::string& rest) {
+    const Outcome outcome = run(bench + rest);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    return json::parse(outcome.out)["results"][0];
+  };
+  const json counted = result("0 --nvml " KVQUANT_FAKE_NVML);
+  EXPECT_EQ(counted["energy"], "measured");
+  EXPECT_EQ(counted["energy_note"], "measured by nvml 0 (Fake GPU)");
+  EXPECT_GE(counted["joules"].get<double>(), 1.5);
+  EXPECT_DOUBLE_EQ(counted["joules_per_token"].get<double>(), counted["joules"].get<double>() / 16);
+  const json without = result("1 --nvml " KVQUANT_FAKE_NVML);
+  EXPECT_EQ(without["energy"], "not measured");
+  EXPECT_EQ(without["energy_note"], "nvml: total energy: Not Supported");
+  EXPECT_EQ(without["joules_per_token"], nullptr);
+  EXPECT_FALSE(result("0").contains("energy")) << "a GPU at rest is no measure of the CPU";
+}
+
 TEST_F(OnADevice, ChatForgetsWhenTheContextIsFullAndRefusesFiles) {
   write_file_atomic(path("lines"), "Hello there, how is the sea today?\n/save " + path("chat") +
                                        "\nGo on with the old man.\nAnd then?\n");
