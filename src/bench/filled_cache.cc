@@ -10,9 +10,10 @@ FilledCache::FilledCache(Model& model, const CacheSpec& spec, int64_t ubatch, in
       ubatch_(ubatch),
       runner_(make_runner(model, {.spec = spec,
                                   .mode = CacheMode::kAsServed,
-                                  .num_sequences = 2 * batch,  // of which half is filled only
+                                  .num_sequences = batch,
                                   .max_tokens = max_tokens,
-                                  .chunk_tokens = std::max(ubatch, batch)})),
+                                  .chunk_tokens = std::max(ubatch, batch),
+                                  .num_forks = batch})),  // each in place of what is filled
       logits_(batch * model.config().vocab_size) {
   for (int64_t i = 0; i < batch; ++i) filled_.push_back(runner_->add_sequence());
 }

@@ -206,6 +206,34 @@ TEST_P(DeviceCaches, CodeASideTheSameWhateverTheOtherIs) {
   EXPECT_NE(blocks_of("v=had+nuq3-1%,k=fp16", false), blocks_of("nuq3-1%", false));
 }
 
+TEST_P(DeviceCaches, SetLessAsideForAForkThanForASequence) {
+  RopeTable rope(kShape.head_dim, kPositions, 10000);
+  constexpr int64_t kFilled = 1000, kMost = 1500;
+  for (const char* text : {"fp16", "nuq4-1%,block=64"}) {
+    SCOPED_TRACE(text);
+    const auto spec = parse_spec(text);
+    const DeviceCache two(kShape, spec, rope, device(), pool_,
+                          {.num_sequences = 2, .max_tokens = kMost});
+    DeviceCache cache(kShape, spec, rope, device(), pool_, {.max_tokens = kMost, .num_forks = 1});
+    EXPECT_LT(cache.memory_bytes(), two.memory_bytes());
+    const auto append = [&](DeviceCache::SequenceId id, int64_t num_tokens) {
+      const auto x = testing::random_floats(num_tokens * kRowSize, 7);
+      const DeviceArray<float> rows(device(), x);
+      for (int64_t layer = 0; layer < kShape.num_layers; ++layer) {
+        cache.append(layer, id, {rows.data(), rows.data(), kRowSize, num_tokens});
+        cache.settle(layer, id);
+      }
+    };
+    const auto id = cache.add_sequence();
+    for (int64_t n = 0; n < kFilled; n += 250) append(id, 250);
+    for (int repetition = 0; repetition < 2; ++repetition) {
+      const auto fork = cache.fork(id);
+      for (int64_t n = kFilled; n < kMost; n += 250) append(fork, 250);
+      cache.drop(fork);
+    }
+  }
+}
+
 TEST_P(DeviceCaches, FitKeysAnewWhereTheyDrift) {
   RopeTable rope(kShape.head_dim, kPositions, 10000);
   const auto spec = parse_spec("nuq4-1%,block=64");
