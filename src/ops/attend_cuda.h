@@ -5,6 +5,7 @@
 //   attend_cuda_pack.cc   from AttendJob to these
 //   attend_cuda_tile.h    which tile comes next, and where its parts are
 //   attend_cuda_keys.h    keys of a tile into shared memory; attend_cuda_values.h: values
+//   attend_cuda_latent_keys.h   keys that are latents, and queries as they need them
 //   attend_cuda_load.h    tile after tile, the next one's codes on their way meanwhile
 //   attend_cuda_bf16.h    a task on tensor cores
 //   attend_cuda_direct.h  the same of few rows, codes of 2, 3 and 4 bits never decoded to memory
@@ -75,10 +76,14 @@ struct CudaRun {
   ValueKind kind = ValueKind::kPlain;
 
   // Whether keys are before RoPE: queries then meet them turned back by the tile's middle.
-  constexpr bool is_turned() const { return keys.source != TileSource::kDense; }
+  constexpr bool is_turned() const {
+    return keys.source != TileSource::kDense && !has_latent_keys();
+  }
+  // Of keys after RoPE: queries then meet them projected.
+  constexpr bool has_latent_keys() const { return keys.shape.has_latents; }
 };
 
-// The LatentMap of a job's values. width 0: they are no latents.
+// The LatentMap of a job's keys or values. width 0: they are no latents.
 struct CudaLatents {
   int64_t rank = 0;
   int64_t width = 0;
@@ -94,7 +99,8 @@ struct CudaJob {
   int64_t out_stride = 0;
   int64_t latent_stride = 0;
   int64_t latent_width = 0;  // of latent_sums
-  CudaLatents latents{};
+  CudaLatents latents{};     // of values
+  CudaLatents key_latents{};
   int64_t first_position = 0;
   int64_t head = 0;  // of the runs
   int64_t first_run = 0;
@@ -171,8 +177,7 @@ void check_cuda_shape(const AttendShape& shape);
 
 // Describes jobs that attend() has checked, with addresses in the image. To be called twice: before
 // the image is placed, to find out what there is, and after. Throws std::invalid_argument for what
-// kernels don't read yet: keys that are latents, more than 8 query heads per KV head, head_dim
-// above 256.
+// kernels don't read yet: more than 8 query heads per KV head, head_dim above 256.
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
                            Precision precision, CudaImage& image);
 

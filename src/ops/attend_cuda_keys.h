@@ -34,19 +34,22 @@ KVQUANT_DEVICE void load_params(const CudaTile& tile, const AttendShared<Pair>& 
                                 int thread) {
   const CudaSide& keys = tile.run->keys;
   const CudaSide& values = tile.run->values;
-  if (keys.source == TileSource::kCoded) {
-    for (int64_t c = thread; c < shared.head_dim; c += kBlockThreads) {
+  const auto load_tokens = [&](const CudaCodes& codes, float* scales, float* zeros) {
+    if (thread >= kTileTokens) return;
+    const bool is_there = thread < tile.tokens.num_tokens;
+    scales[thread] = is_there ? widen(codes.scales[thread]) : 0.0f;
+    zeros[thread] = is_there ? widen(codes.zeros[thread]) : 0.0f;
+  };
+  if (keys.source == TileSource::kCoded && keys.shape.has_codes()) {
+    if (keys.shape.has_latents) load_tokens(tile.keys, shared.key_scales, shared.key_zeros);
+    for (int64_t c = thread; c < shared.head_dim && !keys.shape.has_latents; c += kBlockThreads) {
       shared.key_scales[c] = widen(tile.keys.scales[c]);
       shared.key_zeros[c] = widen(tile.keys.zeros[c]);
     }
     if (thread < kMaxLevels) shared.key_levels[thread] = tile.keys.codebook->levels[thread];
   }
   if (values.source == TileSource::kCoded && values.shape.has_codes()) {
-    if (thread < kTileTokens) {
-      const bool is_there = thread < tile.tokens.num_tokens;
-      shared.value_scales[thread] = is_there ? widen(tile.values.scales[thread]) : 0.0f;
-      shared.value_zeros[thread] = is_there ? widen(tile.values.zeros[thread]) : 0.0f;
-    }
+    load_tokens(tile.values, shared.value_scales, shared.value_zeros);
     if (thread < kMaxLevels) shared.value_levels[thread] = tile.values.codebook->levels[thread];
   }
 }

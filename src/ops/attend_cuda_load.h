@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "base/device_code.h"
-#include "ops/attend_cuda_task.h"
+#include "ops/attend_cuda_latent_keys.h"
 
 namespace kvquant {
 
@@ -46,19 +46,21 @@ KVQUANT_DEVICE CudaTile staged(const CudaAttend& call, CudaTile tile,
 template <class Block, class Pair>
 KVQUANT_DEVICE void load_tile(const Block& block, const TaskView& view, const CudaTile& tile,
                               const AttendShared<Pair>& shared, bool has_new_biases) {
+  const bool has_latents = tile.run->has_latent_keys();
   block.phase([&](int thread) {
     block.await_copies();
     load_params(tile, shared, thread);
-    load_queries(view, tile, shared, thread);
+    if (!has_latents) load_queries(view, tile, shared, thread);
     if (has_new_biases) find_row_biases(view, tile, shared, thread);
   });
   block.phase([&](int thread) {
-    load_keys(tile, shared, thread);
+    has_latents ? load_latent_keys(tile, shared, thread) : load_keys(tile, shared, thread);
     load_values(tile, shared, thread);
   });
   if (tile.keys.num_outliers + tile.values.num_outliers == 0) return;
   block.phase([&](int thread) {
-    place_key_outliers(tile, shared, thread);
+    has_latents ? place_latent_outliers(tile, shared, thread)
+                : place_key_outliers(tile, shared, thread);
     place_value_outliers(tile, shared, thread);
   });
 }
@@ -74,10 +76,14 @@ KVQUANT_DEVICE int each_tile(const Block& block, const TaskView& view,
   int turn = 0;
   bool has_next = tiles.next(next);
   if (!has_next) return turn;
+  if (next.run->has_latent_keys()) {  // so have all runs of the task
+    block.phase([&](int thread) { project_queries(view, shared, thread); });
+  }
   block.each([&](int thread) { stage_codes(block, *view.call, next, shared, thread); });
   while (has_next) {
     const CudaTile tile = staged(*view.call, next, shared);
-    const bool has_new_biases = tile.keys.scales != nullptr && tile.keys.scales != biased_scales;
+    const bool has_new_biases = tile.keys.scales != nullptr && tile.keys.scales != biased_scales &&
+                                !tile.run->has_latent_keys();
     load_tile(block, view, tile, shared, has_new_biases);
     if (has_new_biases) biased_scales = tile.keys.scales;
     has_next = tiles.next(next);

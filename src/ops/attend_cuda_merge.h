@@ -34,7 +34,7 @@ KVQUANT_DEVICE MergedSum merge_parts(const CudaAttend& call, int64_t first_index
   return out;
 }
 
-// A row whose parts are all sums of values.
+// A row whose parts are all sums of values; keys may be latents.
 KVQUANT_DEVICE void merge_row(const CudaAttend& call, const AttendMerge& merged, int64_t row,
                               float* out, int thread) {
   const int64_t num_rows = merged.num_queries * call.group;
@@ -94,7 +94,7 @@ KVQUANT_DEVICE void merge_task(const Block& block, const CudaAttend& call) {
            row % call.group * call.head_dim;
   };
   const int64_t num_rows = merged.num_queries * call.group;
-  if (merged.num_latent_parts > 0) {
+  if (merged.num_latent_parts > 0 && job.latents.width > 0) {
     for (int64_t row = 0; row < num_rows; ++row) {
       merge_latent_row(block, call, merged, row, out_row(row));
     }

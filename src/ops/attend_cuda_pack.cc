@@ -95,11 +95,13 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   out.query_stride = rows.size;
   out.out_stride = rows.size;
   out.first_position = job.first_position;
+  const auto pack = [&](const LatentMap& map) {
+    return CudaLatents{map.rank, map.width, address_of(image, map.mean, map.head_dim),
+                       address_of(image, map.decode, map.rank * map.head_dim)};
+  };
   for (const AttendRun& run : job.runs) {
-    if (run.latents() == nullptr) continue;
-    const LatentMap& map = *run.latents();
-    out.latents = {map.rank, map.width, address_of(image, map.mean, map.head_dim),
-                   address_of(image, map.decode, map.rank * map.head_dim)};
+    if (run.latents() != nullptr) out.latents = pack(*run.latents());
+    if (run.key_latents() != nullptr) out.key_latents = pack(*run.key_latents());
   }
   if (job.latent_sums.width == 0) return out;
   const HostRows sums{job.num_queries, shape.group * job.latent_sums.width, job.latent_sums.stride};
@@ -107,16 +109,6 @@ CudaJob pack_job(const AttendShape& shape, const AttendJob& job, CudaImage& imag
   out.latent_stride = sums.size;
   out.latent_width = job.latent_sums.width;
   return out;
-}
-
-void check_built(const AttendShape& shape, std::span<const AttendJob> jobs) {
-  check_cuda_shape(shape);
-  for (const AttendJob& job : jobs) {
-    for (const AttendRun& run : job.runs) {
-      check_arg(run.key_latents() == nullptr,
-                "attend: CUDA kernels don't read keys that are latents yet");
-    }
-  }
 }
 
 // Room for the largest tile of codes of either side, if there is any.
@@ -179,7 +171,7 @@ void size_call(const AttendShape& shape, std::span<const CudaRun> runs, CudaAtte
 
 CudaAttendCall pack_attend(const AttendShape& shape, std::span<const AttendJob> jobs,
                            Precision precision, CudaImage& image) {
-  check_built(shape, jobs);
+  check_cuda_shape(shape);
   CudaAttendCall call;
   for (const AttendJob& job : jobs) {
     CudaJob packed = pack_job(shape, job, image);

@@ -22,6 +22,7 @@ struct AttendSharedLayout {
   int64_t query_stride;
   int64_t weight_stride;
   int64_t score_stride;                              // floats between rows
+  int64_t num_key_params;                            // channels, or tokens of latents
   int64_t keys, values, query, query_rest, weights;  // offsets in bytes from here on
   int64_t scores, params, rows, sums;
   int64_t num_bytes;
@@ -49,7 +50,8 @@ constexpr AttendSharedLayout attend_shared_layout(int64_t head_dim, int64_t num_
   layout.query_rest = take(has_sums ? 0 : num_rows * layout.query_stride * pair_bytes);
   layout.weights = take(num_rows * layout.weight_stride * pair_bytes);
   layout.scores = take(num_rows * layout.score_stride * 4);
-  layout.params = take((2 * head_dim + 2 * kTileTokens + 2 * kMaxLevels) * 4);
+  layout.num_key_params = head_dim < kTileTokens ? kTileTokens : head_dim;
+  layout.params = take((2 * layout.num_key_params + 2 * kTileTokens + 2 * kMaxLevels) * 4);
   layout.rows = take(6 * num_rows * 4);
   layout.sums = take(has_sums ? num_rows * head_dim * 4 : 0);
   return layout;
@@ -66,13 +68,13 @@ struct AttendShared {
   Pair* query_rest;        // bf16: what rounding took from `query`
   Pair* weights;           // [rows][weight_stride]: of tokens 2i and 2i + 1
   float* scores;           // [rows][score_stride], unscaled
-  float* key_scales;       // [head_dim]
-  float* key_zeros;        // [head_dim]
+  float* key_scales;       // [head_dim]; of latents [64], as those of values
+  float* key_zeros;        // the same
   float* value_scales;     // [64]
   float* value_zeros;      // [64]
   float* key_levels;       // [16]
   float* value_levels;     // [16]
-  float* biases;           // [rows], of scores of coded keys, in units of log2
+  float* biases;           // [rows], of scores of coded keys and latents, in units of log2
   float* factors;          // [rows]: what sums so far are multiplied by
   float* max;              // [2][rows]: of the state before and behind a tile, in turn
   float* sum;              // [2][rows]
@@ -94,8 +96,8 @@ KVQUANT_DEVICE AttendShared<Pair> slice_shared(std::byte* base, int64_t head_dim
   out.weights = reinterpret_cast<Pair*>(base + out.layout.weights);
   out.scores = reinterpret_cast<float*>(base + out.layout.scores);
   out.key_scales = reinterpret_cast<float*>(base + out.layout.params);
-  out.key_zeros = out.key_scales + head_dim;
-  out.value_scales = out.key_zeros + head_dim;
+  out.key_zeros = out.key_scales + out.layout.num_key_params;
+  out.value_scales = out.key_zeros + out.layout.num_key_params;
   out.value_zeros = out.value_scales + kTileTokens;
   out.key_levels = out.value_zeros + kTileTokens;
   out.value_levels = out.key_levels + kMaxLevels;

@@ -24,7 +24,8 @@ struct TaskView {
   }
   // Weighted sums are of this many channels.
   KVQUANT_DEVICE int64_t value_dim() const {
-    return task->values == ValueKind::kLatents ? job->latents.width : call->head_dim;
+    const bool has_latents = task->values == ValueKind::kLatents && job->latents.width > 0;
+    return has_latents ? job->latents.width : call->head_dim;
   }
   // Where weighted sums of a row go, [value_dim()].
   KVQUANT_DEVICE float* sums(int64_t row) const {

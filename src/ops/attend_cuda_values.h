@@ -9,15 +9,23 @@
 
 namespace kvquant {
 
-// Channels of codes of kBits. Those of bands mean what the codes of 8 bits mean that they widen to.
-template <int kBits, bool kIsBand, class Pair>
-KVQUANT_DEVICE void decode_values(const uint32_t* tile, int64_t first_channel, int64_t num_channels,
-                                  const AttendShared<Pair>& shared, int thread) {
+// A tile's codes as those of values lie: with a scale and a zero point for each token.
+struct TokenCodes {
+  const uint32_t* words;
+  const float* levels;
+  const float* scales;  // [64]
+  const float* zeros;
+};
+
+// Channels of codes of kBits: store(line, channel, first, second) gets the numbers of tokens 2 line
+// and 2 line + 1. Codes of bands mean what the codes of 8 bits mean that they widen to.
+template <int kBits, bool kIsBand, class Store>
+KVQUANT_DEVICE void decode_tokens(const TokenCodes& codes, int64_t num_channels, int thread,
+                                  Store&& store) {
   constexpr uint32_t kWiden = 255 / ((1u << kBits) - 1);
-  const int64_t stride = shared.layout.value_stride;
   const auto level = [&](uint32_t code) {
     if constexpr (kIsBand) return level_at<kByteCodeBits>(nullptr, code * kWiden);
-    return level_at<kBits>(shared.value_levels, code);
+    return level_at<kBits>(codes.levels, code);
   };
   int64_t channel = thread;
   for (int octet = 0; octet < kTileTokens / 8;) {
@@ -27,37 +35,50 @@ KVQUANT_DEVICE void decode_values(const uint32_t* tile, int64_t first_channel, i
       continue;
     }
     const int64_t row = channel / 16 * 8 + octet;
-    const auto words = load_lane<kBits>(tile, row, static_cast<int>(channel % 16));
+    const auto words = load_lane<kBits>(codes.words, row, static_cast<int>(channel % 16));
     KVQUANT_UNROLL
     for (int slot = 0; slot < kRowSlots; ++slot) {
       const int line = octet * 4 + slot;
       const uint32_t pair = slot_pair<kBits>(words, row, slot);
-      set_pair(shared.values[line * stride + first_channel + channel],
-               std::fma(level(pair & 0xFFFF), shared.value_scales[2 * line],
-                        shared.value_zeros[2 * line]),
-               std::fma(level(pair >> 16), shared.value_scales[2 * line + 1],
-                        shared.value_zeros[2 * line + 1]));
+      store(line, channel,
+            std::fma(level(pair & 0xFFFF), codes.scales[2 * line], codes.zeros[2 * line]),
+            std::fma(level(pair >> 16), codes.scales[2 * line + 1], codes.zeros[2 * line + 1]));
     }
     channel += kBlockThreads;
   }
 }
 
 // Latents of 8, 4 and 2 bits (code_bands.h).
-template <class Pair>
-KVQUANT_DEVICE void decode_bands(const CudaTile& tile, const AttendShared<Pair>& shared,
-                                 int thread) {
-  const int32_t* sizes = tile.run->values.shape.bands.channels;
-  const uint32_t* words = tile.values.words;
+template <class Store>
+KVQUANT_DEVICE void decode_bands(TokenCodes codes, const CodeBands& bands, int thread,
+                                 Store&& store) {
+  const int32_t* sizes = bands.channels;
   int64_t first = 0;
   const auto behind = [&](int bits, int64_t size) {
-    words += code_tile_bytes(bits, size) / 4;
+    codes.words += code_tile_bytes(bits, size) / 4;
     first += size;
   };
-  if (sizes[0] > 0) decode_values<8, true>(words, first, sizes[0], shared, thread);
+  const auto shifted = [&](int64_t line, int64_t channel, float a, float b) {
+    store(line, first + channel, a, b);
+  };
+  if (sizes[0] > 0) decode_tokens<8, true>(codes, sizes[0], thread, shifted);
   behind(8, sizes[0]);
-  if (sizes[1] > 0) decode_values<4, true>(words, first, sizes[1], shared, thread);
+  if (sizes[1] > 0) decode_tokens<4, true>(codes, sizes[1], thread, shifted);
   behind(4, sizes[1]);
-  if (sizes[2] > 0) decode_values<2, true>(words, first, sizes[2], shared, thread);
+  if (sizes[2] > 0) decode_tokens<2, true>(codes, sizes[2], thread, shifted);
+}
+
+template <class Store>
+KVQUANT_DEVICE void decode_tokens(const TokenCodes& codes, const KvBlockShape& shape, int thread,
+                                  Store&& store) {
+  const int64_t dim = shape.head_dim;
+  if (shape.bands.is_banded()) return decode_bands(codes, shape.bands, thread, store);
+  switch (shape.bits) {
+    case 2: return decode_tokens<2, false>(codes, dim, thread, store);
+    case 3: return decode_tokens<3, false>(codes, dim, thread, store);
+    case 4: return decode_tokens<4, false>(codes, dim, thread, store);
+    default: return decode_tokens<8, false>(codes, dim, thread, store);
+  }
 }
 
 // fn(line, channel) for every pair of a tile, neighbouring threads at neighbouring channels.
@@ -120,7 +141,6 @@ KVQUANT_DEVICE void load_values(const CudaTile& tile, const AttendShared<Pair>& 
                                 int thread) {
   const CudaSide& side = tile.run->values;
   const uint32_t* words = tile.values.words;
-  const int64_t dim = shared.value_dim;
   if (side.source == TileSource::kDense && side.offset != 0) {
     return load_shifted_values(tile, shared, thread);
   }
@@ -129,13 +149,10 @@ KVQUANT_DEVICE void load_values(const CudaTile& tile, const AttendShared<Pair>& 
   }
   if (side.source == TileSource::kRows) return load_value_rows(tile, shared, thread);
   if (!side.shape.has_codes()) return load_dense_values(words, DenseType::kF16, shared, thread);
-  if (side.shape.bands.is_banded()) return decode_bands(tile, shared, thread);
-  switch (side.shape.bits) {
-    case 2: return decode_values<2, false>(words, 0, dim, shared, thread);
-    case 3: return decode_values<3, false>(words, 0, dim, shared, thread);
-    case 4: return decode_values<4, false>(words, 0, dim, shared, thread);
-    default: return decode_values<8, false>(words, 0, dim, shared, thread);
-  }
+  const TokenCodes codes{words, shared.value_levels, shared.value_scales, shared.value_zeros};
+  decode_tokens(codes, side.shape, thread, [&](int64_t line, int64_t channel, float a, float b) {
+    set_pair(shared.values[line * shared.layout.value_stride + channel], a, b);
+  });
 }
 
 template <class Pair>

@@ -17,10 +17,10 @@
 namespace kvquant {
 namespace {
 
-using testing::cpu_variants;
 using testing::ErrorCheck;
 using testing::expect_every_instruction_set_matches;
 using testing::expect_same_bits_at_any_threads;
+using testing::fast_variants;
 using testing::LatentCodec;
 using testing::max_abs;
 using testing::max_difference;
@@ -210,7 +210,9 @@ TEST(AttendLatentKeysReference, WeightsByHand) {
   run.coded_keys = &keys;
   const std::vector<AttendRun> runs = {run, exact.run(2)};
   ThreadPool pool(1);
-  for (const Backend backend : available_backends()) {
+  std::vector<Backend> backends = available_backends();
+  for (const Backend backend : cuda_backends()) backends.push_back(backend);
+  for (const Backend backend : backends) {
     for (const bool sees_mean : {false, true}) {
       // Weights 1, 2 and, of an exact key of zeros, 1, or as much less as the mean is worth.
       std::vector<float> query = {1, sees_mean ? std::log(2.0f) / 3 : 0, 0, 0, 0, 0, 0, 0}, out(8);
@@ -228,7 +230,7 @@ TEST(AttendLatentKeys, AreAsAccurateAsThePlainLoop) {
   for (const int64_t head_dim : {16, 80, 128}) {
     for (const Values& values : kValues) {
       if (!fits(values, head_dim)) continue;
-      ErrorCheck check(shape_of(head_dim, 1), cpu_variants());
+      ErrorCheck check(shape_of(head_dim, 1), fast_variants());
       for (int i = 0; i < 3; ++i) {
         const LatentCodec& codec = kCodecs[next++ % std::size(kCodecs)];
         const TestMap map(1 + random.below(head_dim), head_dim, random);
@@ -261,13 +263,13 @@ TEST(AttendLatentKeys, LongContextsInSeveralSpansMatchTheReference) {
     MixedJob job;
     job.add(run.run(), run.naive_run());
     job.add(exact.run(2104));
-    ErrorCheck check(shape_of(64, 3), cpu_variants());
+    ErrorCheck check(shape_of(64, 3), fast_variants());
     for (int i = 0; i < 5; ++i) check.add(job.test(shape_of(64, 3), 1, 2240, random));
     check.add(job.test(shape_of(64, 3), 40, 2200, random));
     check.expect_within_twice_naive("spans " + std::to_string(&values - kValues));
     for (const int64_t queries : {2, 130}) {
       expect_same_bits_at_any_threads(
-          shape_of(64, 3), job.test(shape_of(64, 3), queries, 2240, random), cpu_variants());
+          shape_of(64, 3), job.test(shape_of(64, 3), queries, 2240, random), fast_variants());
     }
   }
 }
@@ -300,7 +302,7 @@ TEST(AttendLatentKeys, WindowsAndRunsNobodySeesGiveTheirPart) {
     job.limit_last(recent, std::numeric_limits<int64_t>::max());
     job.add(exact.run(10));
     job.limit_last(0, recent);
-    ErrorCheck check(shape, cpu_variants());
+    ErrorCheck check(shape, fast_variants());
     for (const int64_t queries : {1, 5, 100}) check.add(job.test(shape, queries, 100, random));
     check.expect_within_twice_naive("recent " + std::to_string(recent));
   }
@@ -320,7 +322,7 @@ TEST(AttendLatentKeys, AreProjectedPerJob) {
                            TestJob(shape, 5, 90, {plain.run()}, random),
                            TestJob(shape, 100, 200, {b.run()}, random)};
   ThreadPool pool(2);
-  for (const auto& variant : cpu_variants()) {
+  for (const auto& variant : fast_variants()) {
     std::vector<float> together[3], alone[3];
     std::vector<AttendJob> jobs;
     for (int i = 0; i < 3; ++i) jobs.push_back(tests[i].job(together[i]));
@@ -343,7 +345,7 @@ TEST(AttendLatentKeys, RefuseMapsAndValuesThatDontFit) {
   both.use({.kind = Values::Kind::kLatents, .bits = 8}, map, random);
   const AttendShape shape = shape_of(16, 1);
   const auto attempt = [&](const std::vector<AttendRun>& runs) {
-    return run_job(shape, TestJob(shape, 1, 200, runs, random), cpu_variants()[0]);
+    return run_job(shape, TestJob(shape, 1, 200, runs, random), fast_variants()[0]);
   };
   EXPECT_NO_THROW(attempt({good.run()}));
   EXPECT_THROW(attempt({good.run(), twin.run()}), std::invalid_argument);  // two maps

@@ -162,19 +162,13 @@ struct Variant {
   }
 };
 
-// Of CPUs, which alone read keys that are latents.
-inline std::vector<Variant> cpu_variants() {
+inline std::vector<Variant> fast_variants() {
   std::vector<Variant> variants;
   for (Backend backend : available_backends()) {
     if (backend == Backend::kReference) continue;
     variants.push_back({backend, Precision::kF32});
     variants.push_back({backend, Precision::kBF16});
   }
-  return variants;
-}
-
-inline std::vector<Variant> fast_variants() {
-  std::vector<Variant> variants = cpu_variants();
   for (Backend backend : cuda_backends()) {
     variants.push_back({backend, Precision::kF32});
     variants.push_back({backend, Precision::kBF16});
