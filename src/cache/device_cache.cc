@@ -9,19 +9,6 @@
 #include "cache/kv_cache_impl.h"
 
 namespace kvquant {
-namespace {
-
-void check_built(const LayerPlan& plan, int64_t layer) {
-  const auto check = [&](bool condition, const char* what) {
-    check_arg(condition, fmt::format("cache: layer {}: {} is not built for GPUs yet; use "
-                                     "--device cpu",
-                                     layer, what));
-  };
-  check(!plan.has_latent_keys(), "a codec with latents of keys");
-}
-
-}  // namespace
-
 DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
                          CudaDevice& device, ThreadPool& pool, const DeviceCacheOptions& options)
     : DeviceCache(shape, spec, rope, DeviceSplit{{&device}, {shape.num_layers}}, pool, options) {}
@@ -40,9 +27,6 @@ DeviceCache::DeviceCache(const KvShape& shape, const CacheSpec& spec, const Rope
   check_arg(chunk_tokens_ > 0 && options.num_sequences > 0 && options.pool_bytes >= 0 &&
                 options.num_forks >= 0 && options.fork_tokens >= 0,
             "cache: limits must be positive");
-  for (size_t i = 0; i < plans_.impl_->plans.size(); ++i) {
-    check_built(plans_.impl_->plans[i], static_cast<int64_t>(i));
-  }
   check_arg(split_.num_layers() == shape.num_layers, "cache: devices have other layers");
   set_aside(rope, options);
 }
@@ -234,7 +218,8 @@ void DeviceCache::attend(int64_t layer, std::span<const Queries> queries, const 
     const int64_t first_run = std::ssize(runs_);
     store.list_runs(place.rope(), runs_);
     jobs.push_back({of.query, of.out, of.stride, of.num_tokens, store.length() - of.num_tokens,
-                    first_run, std::ssize(runs_) - first_run, store.latents()});
+                    first_run, std::ssize(runs_) - first_run, store.latents(),
+                    store.key_latents()});
   }
   place.attention().attend({shape, layers_[0].host->num_kv_heads, jobs, runs_, precision});
 }

@@ -1,10 +1,9 @@
 // DeviceCache: what KvCache is, in the memory of a CUDA device (or of the CPU that plays one). The
-// same specs mean the same tokens, codes and outliers, to the bit. All memory is allocated when the
-// cache is made; tokens cost kernels, and copies of small tables. The host waits for the device
-// where it must decide: how many pages new outliers take, and the ranges of keys without
-// calibration, fitted on the host once per 64 tokens and layer at most (as served).
-//
-// Not built yet: latents of keys.
+// same specs mean the same tokens, codes and outliers, to the bit but for keys that are rotated
+// before they are stored. All memory is allocated when the cache is made; tokens cost kernels, and
+// copies of small tables. The host waits for the device where it must decide: how many pages new
+// outliers take, and the ranges of keys without calibration, fitted on the host once per 64 tokens
+// and layer at most (as served).
 //
 // Not thread-safe.
 #pragma once
@@ -40,8 +39,7 @@ class DeviceCache {
  public:
   using SequenceId = int64_t;
 
-  // `device`, `rope` and `pool` must outlive the cache. Throws what KvCache throws,
-  // std::invalid_argument for specs that are not built for devices, OutOfMemory.
+  // `device`, `rope` and `pool` must outlive the cache. Throws what KvCache throws, OutOfMemory.
   DeviceCache(const KvShape& shape, const CacheSpec& spec, const RopeTable& rope,
               CudaDevice& device, ThreadPool& pool, const DeviceCacheOptions& options);
   // Each layer on its device; all of them must outlive the cache.

@@ -44,6 +44,14 @@ constexpr const char* kLatentSpecs[] = {
     "k=bf16,v=pca5,layers=1:nuq4,block=64", "nuq4-1%,v=pca7+int8,block=64",
 };
 
+// Latents of keys beside values of all kinds.
+constexpr const char* kLatentKeySpecs[] = {
+    "k=pca13,v=nuq4,block=64",          "k=pca9+int4,v=pca12+int8,sink=3,recent=10,block=64",
+    "k=pca12+nuq3-2%,v=fp16,block=64",  "k=pca8+had+nuq2-5%,v=had+nuq3-1%,block=128",
+    "k=pca16+wf4,v=bf16,block=64",      "k=pca5,v=pca7,sink=0,recent=1",
+    "k=lnns+int8,v=fp32,layers=1:nuq4",
+};
+
 // Fitted to random numbers of their shape: bases of full rank.
 std::shared_ptr<const Calibration> twin_calibration() {
   constexpr CalibrationShape kShape{2, 4, 2, 16};
@@ -77,7 +85,9 @@ TEST_P(DeviceCaches, HoldTheBytesOfKvCacheChunkByChunk) {
 
 TEST_P(DeviceCaches, HoldTheLatentsOfKvCacheChunkByChunk) {
   const auto calibration = twin_calibration();
-  for (const char* spec : kLatentSpecs) {
+  std::vector<const char*> specs(std::begin(kLatentSpecs), std::end(kLatentSpecs));
+  specs.insert(specs.end(), std::begin(kLatentKeySpecs), std::end(kLatentKeySpecs));
+  for (const char* spec : specs) {
     for (const CacheMode mode : {CacheMode::kAsServed, CacheMode::kStrict}) {
       SCOPED_TRACE(std::string(spec) + (mode == CacheMode::kStrict ? ", strict" : ", as served"));
       Twins twins(device(), pool_, spec, mode, 3, calibration);
@@ -360,10 +370,9 @@ TEST_P(DeviceCaches, OutOfMemoryBreaksOnlyTheSequencesThatNeededIt) {
   EXPECT_EQ(cache.length(fresh), 200);
 }
 
-TEST_P(DeviceCaches, RefuseWhatIsNotBuiltAndWhatIsOutOfStep) {
+TEST_P(DeviceCaches, RefuseWhatIsNotCalibratedAndWhatIsOutOfStep) {
   RopeTable rope(kShape.head_dim, kPositions, 10000);
-  EXPECT_THROW(DeviceCache(kShape, parse_spec("k=pca12,v=fp16"), rope, device(), pool_,
-                           {.calibration = twin_calibration()}),
+  EXPECT_THROW(DeviceCache(kShape, parse_spec("k=pca12,v=fp16"), rope, device(), pool_, {}),
                std::invalid_argument);
   DeviceCache cache(kShape, parse_spec("nuq4"), rope, device(), pool_,
                     {.max_tokens = 100, .chunk_tokens = 50});

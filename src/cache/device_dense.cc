@@ -46,6 +46,7 @@ void DeviceDenseSide::append(const DeviceDenseRows& x, const DeviceRope& rope, C
     target.row = x.rows + (token - num_tokens_) * x.stride;
     target.tile = const_cast<std::byte*>(tile(token / kTileTokens, 0));
     target.token = token % kTileTokens;
+    target.side = plan_->side;
     if (plan_->side == KvSide::kKey) {
       target.cos = rope.cos + token * rope.half;
       target.sin = rope.sin + token * rope.half;

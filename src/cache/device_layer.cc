@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cmath>
 
 namespace kvquant {
 
@@ -66,15 +65,12 @@ void DeviceLayer::append(const DeviceChunk& chunk, const Staging& staging,
 
 // Strict: all rows of staging.
 void DeviceLayer::encode(Side& side, const DeviceLayerTools& tools) const {
-  const int64_t size = plan_->host->row_size(), head_dim = plan_->host->head_dim;
+  const int64_t size = plan_->host->row_size();
   CudaDevice& device = tools.encoder.device;
   tools.queue.flush();
   tools.rows.reserve_discarding(pending_ * size);
   device.run(CudaWiden{side.staging, tools.rows.data(), pending_, size});
-  if (side.nuq->takes_rotated()) {
-    device.run(CudaHadamard{tools.rows.data(), pending_, plan_->host->num_kv_heads, head_dim,
-                            1 / std::sqrt(static_cast<float>(head_dim))});
-  }
+  side.nuq->transform(tools.rows.data(), pending_, side.nuq->num_tokens(), tools.encoder);
   DeviceRows rows{tools.rows.data(), pending_};
   std::vector<Half> host;
   if (side.nuq->needs_host_rows() && (!side.nuq->is_fitted() || side.nuq->can_drift(pending_))) {
@@ -218,8 +214,9 @@ void DeviceLayer::list_runs(const DeviceRope& rope, std::vector<CudaRun>& runs) 
     CudaRun run;
     run.keys = cuda_side(key_, of);
     run.values = cuda_side(value_, of);
-    const bool has_latents = of.kind == RunKind::kEncoded && !latents().empty();
-    run.kind = has_latents ? ValueKind::kLatents : ValueKind::kPlain;
+    const bool is_low_rank = !latents().empty() || !key_latents().empty();
+    run.kind =
+        of.kind == RunKind::kEncoded && is_low_rank ? ValueKind::kLatents : ValueKind::kPlain;
     run.window = {of.num_tokens, of.first_position, of.min_lag, of.max_lag};
     if (run.is_turned()) {
       run.cos = rope.cos + of.first_position * rope.half;

@@ -77,11 +77,9 @@ class DeviceLayer {
   // What queries of the last chunk read, for kernels: runs of all heads, appended. The rows must
   // have been flushed. Valid until the layer changes.
   void list_runs(const DeviceRope& rope, std::vector<CudaRun>& runs) const;
-  // Of values that are latents, one per KV head; else empty.
-  std::span<const CudaLatents> latents() const {
-    return plan_->value ? std::span<const CudaLatents>(plan_->value->latents)
-                        : std::span<const CudaLatents>();
-  }
+  // Of values that are latents, one per KV head; else empty. And of keys.
+  std::span<const CudaLatents> latents() const { return latents_of(plan_->value); }
+  std::span<const CudaLatents> key_latents() const { return latents_of(plan_->key); }
 
   // The same with tables on the host, for tests.
   struct View {
@@ -97,6 +95,9 @@ class DeviceLayer {
   View view() const;
 
  private:
+  static std::span<const CudaLatents> latents_of(const std::optional<DeviceNuqPlan>& plan) {
+    return plan ? std::span<const CudaLatents>(plan->latents) : std::span<const CudaLatents>();
+  }
   struct Side {
     std::optional<DeviceDenseSide> dense;
     std::optional<DeviceNuqSide> nuq;

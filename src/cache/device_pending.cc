@@ -1,7 +1,6 @@
 #include "cache/device_pending.h"
 
 #include <cassert>
-#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -73,13 +72,11 @@ void DevicePending::place_outliers(std::vector<Encoded>& encoded) {
   }
 }
 
-DeviceRows DevicePending::widen(const Entry& entry, const DeviceEncodeTools& tools) const {
+DeviceRows DevicePending::widen(const Entry& entry, int64_t first_token,
+                                const DeviceEncodeTools& tools) const {
   tools.rows.reserve_discarding(entry.num_rows * row_size());
   device_.run(CudaWiden{entry.rows, tools.rows.data(), entry.num_rows, row_size()});
-  if (entry.side->takes_rotated()) {
-    device_.run(CudaHadamard{tools.rows.data(), entry.num_rows, num_heads_, head_dim_,
-                             1 / std::sqrt(static_cast<float>(head_dim_))});
-  }
+  entry.side->transform(tools.rows.data(), entry.num_rows, first_token, tools.encoder);
   return {tools.rows.data(), entry.num_rows};
 }
 
@@ -99,7 +96,7 @@ std::vector<Half> DevicePending::read(const Entry& entry, bool with_kept) const 
 void DevicePending::begin(const Entry& entry, Encoded& encoded,
                           const DeviceEncodeTools& tools) const {
   DeviceNuqSide& side = *entry.side;
-  DeviceRows rows = widen(entry, tools);
+  DeviceRows rows = widen(entry, side.num_tokens(), tools);
   if (side.is_fitted() && !encoded.has_drifted) {
     side.begin_append(rows, encoded.outliers, tools.encoder);
     encoded.is_halfway = side.has_outliers();
@@ -140,7 +137,9 @@ void DevicePending::encode(const DeviceEncodeTools& tools,
     guard(entries_[i], [&] {
       const auto own = std::span(counts).subspan(static_cast<size_t>(of.first_count),
                                                  static_cast<size_t>(of.num_counts));
-      entries_[i].side->end_append(widen(entries_[i], tools), of.outliers, own, tools.encoder);
+      const Entry& entry = entries_[i];
+      const int64_t first_token = entry.side->num_tokens() - entry.num_rows;
+      entry.side->end_append(widen(entry, first_token, tools), of.outliers, own, tools.encoder);
     });
   }
   entries_.clear();

@@ -55,7 +55,8 @@ class DevicePending {
   int64_t row_size() const { return num_heads_ * head_dim_; }
   void find_drift(std::vector<Encoded>& encoded);
   void place_outliers(std::vector<Encoded>& encoded);
-  DeviceRows widen(const Entry& entry, const DeviceEncodeTools& tools) const;
+  // The first row being that of token first_token of the side.
+  DeviceRows widen(const Entry& entry, int64_t first_token, const DeviceEncodeTools& tools) const;
   std::vector<Half> read(const Entry& entry, bool with_kept) const;
   void begin(const Entry& entry, Encoded& encoded, const DeviceEncodeTools& tools) const;
   template <class Fn>

@@ -98,6 +98,8 @@ DeviceNuqPlan DevicePlace::upload_side(const NuqPlan& plan) {
   }
   out.feedback = upload(std::span<const RoundingFeedback>(feedback));
   upload_latents(plan, out);
+  out.cos = rope_.cos;
+  out.sin = rope_.sin;
   return out;
 }
 
@@ -130,7 +132,7 @@ int64_t default_pool_bytes(const LayerPlan& plan, int64_t own_tokens, int64_t ma
     const NuqPlan& nuq = *side->nuq;
     total += num_blocks * pieces(nuq.layout.num_bytes);
     total += pieces(plan.sink * row_bytes) + pieces((plan.recent + kTileTokens) * row_bytes);
-    if (side == &plan.key && nuq.ranges.empty()) {  // segments, the old ones beside the new
+    if (nuq.side == KvSide::kKey && nuq.ranges.empty()) {  // segments, the old ones beside the new
       const int64_t num_segments = 2 + max_tokens / (KeySegments::kMinTiles * kTileTokens);
       total += 2 * pieces(num_segments * 4 * row_bytes);
     }

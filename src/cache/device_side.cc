@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
+#include <numeric>
 
 #include "formats/codec_table.h"
 
@@ -9,6 +11,7 @@ namespace kvquant {
 
 DeviceEncodeScratch::DeviceEncodeScratch(CudaDevice& device)
     : latents(device),
+      positions(device),
       ranges(device),
       scales(device),
       zeros(device),
@@ -22,9 +25,10 @@ DeviceEncodeScratch::DeviceEncodeScratch(CudaDevice& device)
       pages(device) {}
 
 int64_t DeviceEncodeScratch::num_bytes() const {
-  return latents.num_bytes() + dense_targets.num_bytes() + ranges.num_bytes() + scales.num_bytes() +
-         zeros.num_bytes() + marks.num_bytes() + masks.num_bytes() + counts.num_bytes() +
-         targets.num_bytes() + jobs.num_bytes() + outlier_jobs.num_bytes() + pages.num_bytes();
+  return latents.num_bytes() + positions.num_bytes() + dense_targets.num_bytes() +
+         ranges.num_bytes() + scales.num_bytes() + zeros.num_bytes() + marks.num_bytes() +
+         masks.num_bytes() + counts.num_bytes() + targets.num_bytes() + jobs.num_bytes() +
+         outlier_jobs.num_bytes() + pages.num_bytes();
 }
 
 DeviceNuqSide::DeviceNuqSide(const DeviceNuqPlan& plan)
@@ -144,6 +148,22 @@ const float* DeviceNuqSide::load_ranges(const DeviceEncoder& with) const {
   return with.scratch.ranges.data();
 }
 
+void DeviceNuqSide::transform(float* rows, int64_t num_rows, int64_t first_token,
+                              const DeviceEncoder& with) const {
+  const NuqPlan& plan = *plan_->host;
+  const int64_t num_heads = plan.shape.num_kv_heads, head_dim = plan.input_size() / num_heads;
+  if (plan.hadamard) {
+    with.device.run(CudaHadamard{rows, num_rows, num_heads, head_dim,
+                                 1 / std::sqrt(static_cast<float>(head_dim))});
+  }
+  if (plan.rope == nullptr) return;
+  std::vector<int64_t> positions(static_cast<size_t>(num_rows));
+  std::iota(positions.begin(), positions.end(), plan.first_position + first_token);
+  with.scratch.positions.assign(positions);
+  with.device.run(CudaRope{rows, plan.input_size(), with.scratch.positions.data(), plan_->cos,
+                           plan_->sin, num_rows, num_heads, head_dim});
+}
+
 const float* DeviceNuqSide::encode_latents(const float* rows, int64_t num_rows,
                                            const DeviceEncoder& with) const {
   const NuqPlan& plan = *plan_->host;
@@ -153,7 +173,7 @@ const float* DeviceNuqSide::encode_latents(const float* rows, int64_t num_rows,
   return with.scratch.latents.data();
 }
 
-// fp16 numbers in tiles of values.
+// fp16 numbers in tiles of their side.
 void DeviceNuqSide::store_latents(const Coded& coded, const DeviceEncoder& with) const {
   const NuqPlan& plan = *plan_->host;
   const int64_t width = plan.shape.head_dim;
@@ -165,6 +185,7 @@ void DeviceNuqSide::store_latents(const Coded& coded, const DeviceEncoder& with)
       target.row = coded.rows + i * plan.row_size() + head * width;
       target.tile = block_of(tile) + plan.layout.codes(head, in_block(tile));
       target.token = token % kTileTokens;
+      target.side = plan.rope != nullptr ? KvSide::kKey : KvSide::kValue;
       targets.push_back(target);
     }
   }

@@ -22,8 +22,10 @@ struct DeviceNuqPlan {
   const float* ranges = nullptr;               // calibrated keys: [4][row_size]; null: fitted
   const Half* half_ranges = nullptr;           // the same, as attention reads them
   const CudaLatentMap* maps = nullptr;         // one per KV head; null: no latents
-  std::vector<CudaLatents> latents{};          // the same, as attention reads them
-  const NuqCodebook* bands = nullptr;          // of latents of 4 and of 2 bits, in bands
+  const float* cos = nullptr;                  // of latents of keys: the tables of RoPE
+  const float* sin = nullptr;
+  std::vector<CudaLatents> latents{};  // the same, as attention reads them
+  const NuqCodebook* bands = nullptr;  // of latents of 4 and of 2 bits, in bands
 };
 
 // Scratch of appends on a device, of any side; grows to the largest need.
@@ -32,6 +34,7 @@ struct DeviceEncodeScratch {
   int64_t num_bytes() const;
 
   DeviceArray<float> latents;
+  DeviceArray<int64_t> positions;
   DeviceArray<float> ranges;  // of keys, as f32
   DeviceArray<float> scales, zeros;
   DeviceArray<uint8_t> marks;
@@ -52,8 +55,8 @@ struct DeviceEncoder {
   ThreadPool& pool;
 };
 
-// Rows to be encoded: fp16 numbers as f32 on the device, [num_rows, input_size] without gaps, and,
-// if ranges may be fitted to them, the same on the host.
+// Rows to be encoded: fp16 numbers as f32 on the device, transformed, [num_rows, input_size]
+// without gaps, and, if ranges may be fitted to them, the same on the host.
 struct DeviceRows {
   const float* rows = nullptr;
   int64_t num_rows = 0;
@@ -71,8 +74,10 @@ class DeviceNuqSide {
   bool needs_host_rows() const {
     return plan_->host->side == KvSide::kKey && plan_->host->ranges.empty();
   }
-  // Rows are rotated before they come (CudaHadamard).
-  bool takes_rotated() const { return plan_->host->hadamard; }
+  // Rows [num_rows, input_size], the first that of token first_token, before they come here:
+  // rotated in place where the codec says so, those of latents of keys by RoPE.
+  void transform(float* rows, int64_t num_rows, int64_t first_token,
+                 const DeviceEncoder& with) const;
   bool is_fitted() const { return !needs_host_rows() || !segments_.is_empty(); }
   void fit(const HalfRows& rows, const DeviceEncoder& with);
   // Encodes rows behind what is there, as NuqSide does. Waits for the device where there are

@@ -74,7 +74,9 @@ void DeviceAttention::attend(const DeviceAttendCall& call) {
       of_head.head = head;
       of_head.first_run = job.first_run;
       of_head.num_runs = job.num_runs;
-      if (!job.latents.empty()) of_head.latents = job.latents[static_cast<size_t>(head)];
+      const auto at = static_cast<size_t>(head);
+      if (!job.latents.empty()) of_head.latents = job.latents[at];
+      if (!job.key_latents.empty()) of_head.key_latents = job.key_latents[at];
       call_.jobs.push_back(of_head);
     }
   }

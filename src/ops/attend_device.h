@@ -20,6 +20,7 @@ struct DeviceAttendJob {
   int64_t first_run = 0;  // of the call's runs
   int64_t num_runs = 0;
   std::span<const CudaLatents> latents{};  // of values, one per KV head; empty: they are none
+  std::span<const CudaLatents> key_latents{};
 };
 
 struct DeviceAttendCall {

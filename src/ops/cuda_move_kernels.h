@@ -65,12 +65,13 @@ KVQUANT_DEVICE void run_call(const Block& block, const CudaDense& call) {
       const int64_t head = i / half, c = i % half;
       std::byte* tile = target.tile + head * tile_bytes;
       const float a = row[head * head_dim + c], b = row[head * head_dim + c + half];
-      if (target.cos == nullptr) {
+      if (target.side == KvSide::kValue) {
         store_number(tile, call.type, value_index(target.token, c, head_dim), a);
         store_number(tile, call.type, value_index(target.token, c + half, head_dim), b);
         continue;
       }
-      const float cos = target.cos[c], sin = target.sin[c];
+      const bool is_turned = target.cos != nullptr;
+      const float cos = is_turned ? target.cos[c] : 1.0f, sin = is_turned ? target.sin[c] : 0.0f;
       store_number(tile, call.type, key_index(target.token, c), std::fma(a, cos, -(b * sin)));
       store_number(tile, call.type, key_index(target.token, c + half), std::fma(b, cos, a * sin));
     }

@@ -170,11 +170,12 @@ struct CudaDenseTarget {
   const float* row = nullptr;  // [num_heads, head_dim]
   std::byte* tile = nullptr;   // of head 0; those of the others lie behind it
   int64_t token = 0;           // within the tile
-  const float* cos = nullptr;  // [head_dim / 2], of keys; null: values
+  KvSide side = KvSide::kValue;
+  const float* cos = nullptr;  // [head_dim / 2], of keys; null: nothing is rotated
   const float* sin = nullptr;
 };
 
-// Rows into dense tiles; keys are rotated first.
+// Rows into dense tiles; keys may be rotated first.
 struct CudaDense {
   const CudaDenseTarget* targets = nullptr;  // [num_rows]
   DenseType type = DenseType::kF16;
