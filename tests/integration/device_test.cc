@@ -169,7 +169,7 @@ TEST_F(OnADevice, EvalGivesTheScoresOfTheCpu) {
 )");
   // ubatch below the contexts: their beginnings are kept as forks.
   const auto [device, cpu] = run_both(
-      "eval -m embedded --tasks passkey,piqa --context-lengths 250 --limit 3 --ubatch 64 "
+      "eval -m embedded --tasks passkey,piqa --context-lengths 200 --limit 2 --ubatch 64 "
       "--batch-size 2 --precision f32 --kv nuq4-1%,block=64 --data " +
           path(""),
       "reference");
