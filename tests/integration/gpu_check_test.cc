@@ -45,7 +45,8 @@ class GpuCheck : public test::ProgramTest {
   }
 
   json target(const std::string& name) {
-    for (const json& row : result("summary.json")["targets"]) {
+    const json summary = result("summary.json");
+    for (const json& row : summary["targets"]) {
       if (row["target"] == name) return row;
     }
     ADD_FAILURE() << "no target " << name;
@@ -60,7 +61,8 @@ TEST_F(GpuCheck, SeesThatTheModelSaysTheSameAndTimesIt) {
   EXPECT_EQ(result("model.json")["wrong"], json::array());
   EXPECT_EQ(result("model.json")["perplexity"].size(), 3u);
   EXPECT_EQ(result("bench.json")["config"]["device_name"], "emulated by the CPU");
-  for (const auto& [step, code] : result("summary.json")["exit_codes"].items()) {
+  const json summary = result("summary.json");
+  for (const auto& [step, code] : summary["exit_codes"].items()) {
     EXPECT_EQ(code, 0) << step;
   }
 }
