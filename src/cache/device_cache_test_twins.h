@@ -79,9 +79,9 @@ class Twins {
         const auto* of = &memory[memory.size() - 4];
         cache_.append(layer, id, {of[0].data(), of[1].data(), kTwinRowSize, count});
         asked.push_back({id, of[2].data(), of[3].data(), kTwinWidth, count});
-        const auto view3 = [&](const std::vector<float>& x) {
+        const auto view3 = [n = count](const std::vector<float>& x) {
           return row_major<const float, 3>(x.data(),
-                                           {count, kTwinShape.num_kv_heads, kTwinShape.head_dim});
+                                           {n, kTwinShape.num_kv_heads, kTwinShape.head_dim});
         };
         host_.append(layer, host_ids_[id], view3(keys.back()), view3(values.back()));
         expected.push_back(attend_host(layer, id, queries.back(), count));

@@ -438,7 +438,7 @@ CudaSide DeviceNuqSide::cuda_side() const {
 
 CodedSide DeviceNuqSide::coded_side(int64_t head) const {
   const NuqPlan& plan = *plan_->host;
-  CodedSide side{.codebook = &plan.codebook(head),
+  CodedSide side{.codebook = plan.codebooks.empty() ? nullptr : &plan.codebook(head),
                  .shape = plan.shape,
                  .layout = plan.layout,
                  .head = head,

@@ -56,16 +56,16 @@ class Device final : public CudaDevice {
   Device(ThreadPool& pool, int64_t max_bytes) : pool_(pool), max_bytes_(max_bytes) {}
 
   void copy_in(void* to, const void* from, int64_t num_bytes) override {
-    std::memcpy(to, from, static_cast<size_t>(num_bytes));
+    copy(to, from, num_bytes);
   }
   void copy_out(void* to, const void* from, int64_t num_bytes) override {
-    std::memcpy(to, from, static_cast<size_t>(num_bytes));
+    copy(to, from, num_bytes);
   }
   void copy(void* to, const void* from, int64_t num_bytes) override {
-    std::memcpy(to, from, static_cast<size_t>(num_bytes));
+    if (num_bytes > 0) std::memcpy(to, from, static_cast<size_t>(num_bytes));  // null: of nothing
   }
   void clear(void* to, int64_t num_bytes) override {
-    std::memset(to, 0, static_cast<size_t>(num_bytes));
+    if (num_bytes > 0) std::memset(to, 0, static_cast<size_t>(num_bytes));
   }
 
   void run(const CudaCall& call) override {
